@@ -1,0 +1,57 @@
+# Every target sets up what it needs; nothing is done twice. `make` alone lists them.
+
+PYTHON ?= python3
+# resnet18 (the assignment's), efficientnet-lite0, or auto: resnet18 if its weights are there or can be had, else the other
+MODEL ?= auto
+# the picture of `make run`; none: the two in images/
+IMAGE ?=
+
+bin := .venv/bin
+photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run serve test lint format photos clean FORCE
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: classifier.onnx  ## convert, start a server, classify both pictures, or IMAGE=path/to/picture
+	@env -u BANANA_MODEL_URL $(bin)/python test_server.py $(if $(IMAGE),"$(IMAGE)",images/*.jpeg)
+
+serve: classifier.onnx  ## serve on http://127.0.0.1:8000 until Ctrl-C
+	@exec $(bin)/python server.py
+
+test: classifier.onnx  ## run every test
+	$(bin)/python -m pytest
+
+lint: .venv/installed  ## check style and format
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+format: .venv/installed  ## format the code as lint wants it
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+photos: $(photos)  ## fetch the assignment's own photographs, which the preset tests then take in
+
+clean:  ## remove everything that make has made
+	rm -rf .venv .make classifier.onnx images/photos
+
+.venv/installed: requirements.txt requirements-tester.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(bin)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# Changes only when MODEL does, so that another model is converted and the same one is not.
+.make/model: FORCE
+	@mkdir -p .make
+	@echo '$(MODEL)' | cmp -s - $@ || echo '$(MODEL)' > $@
+
+classifier.onnx: .venv/installed .make/model convert_to_onnx.py pytorch_model.py model.py imagenet_classes.txt $(wildcard pytorch_model_weights.pth)
+	$(bin)/python convert_to_onnx.py --model $(MODEL) --output $@
+	@touch $@
+
+$(photos) &: .venv/installed
+	$(bin)/python download.py

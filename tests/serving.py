@@ -1,0 +1,97 @@
+"""Run the real server.py as a process of its own, on a real socket, for the tests beside this file."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from endpoint import free_port
+
+ROOT = Path(__file__).parent.parent
+TENCH = ROOT / "images" / "n01440764_tench.jpeg"
+NEWT = ROOT / "images" / "n01632777_axolotl.jpeg"
+DEADLINE_S = 60  # for anything that is waited for: it fails a hung test, it measures nothing
+
+
+@dataclass
+class Served:
+    """A server process and where it listens."""
+
+    process: subprocess.Popen
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """The base URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def post(self, path: str = "/", **arguments) -> requests.Response:
+        """POST with `requests`, on a connection of its own."""
+        return requests.post(self.url + path, timeout=DEADLINE_S, **arguments)
+
+    def get(self, path: str, **arguments) -> requests.Response:
+        """GET with `requests`, on a connection of its own."""
+        return requests.get(self.url + path, timeout=DEADLINE_S, **arguments)
+
+    def terminate(self) -> int:
+        """Send SIGTERM, wait for the end, return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(DEADLINE_S)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Return as soon as `condition` holds; fail where it never does."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"never happened: {what}")
+        time.sleep(0.01)
+
+
+@contextmanager
+def serving(folder: Path, stub: bool = False, **environment: str) -> Iterator[Served]:
+    """Run server.py with `environment` while the context lasts, from the moment that it listens.
+
+    With `stub`, tests/stub/app.py stands in for app.py, and $STUB_DIR is `folder`.
+    """
+    port = free_port()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BANANA_")}
+    environment = clean | {"HOST": "127.0.0.1", "PORT": str(port), "STUB_DIR": str(folder)} | environment
+    command = [sys.executable, "server.py"]
+    if stub:
+        # -P leaves the script's own folder out, so that the stub's comes first.
+        command = [sys.executable, "-P", "server.py"]
+        environment["PYTHONPATH"] = f"{ROOT / 'tests' / 'stub'}{os.pathsep}{ROOT}"
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    served = Served(process, port, log)
+    try:
+        wait_until(lambda: listens(served), "the server listens")
+        yield served
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listens(served: Served) -> bool:
+    """Return whether the server takes connections; fail where it has ended instead."""
+    assert served.process.poll() is None, served.log.read_text()
+    try:
+        served.get("/_k/status")
+    except requests.ConnectionError:
+        return False
+    return True
+
+
+def is_ready(served: Served) -> bool:
+    """Return whether the server says that it is healthy."""
+    return served.get("/healthcheck").ok

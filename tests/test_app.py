@@ -1,0 +1,68 @@
+"""app.py: what Banana's contract takes and gives, without HTTP."""
+
+import ast
+import base64
+import json
+
+import pytest
+
+import app
+from tests.serving import NEWT, ROOT, TENCH
+
+
+@pytest.fixture(scope="module", autouse=True)
+def initialized():
+    app.init()
+
+
+def test_bytes_and_base64_text_are_the_same_picture():
+    example = json.loads((ROOT / "banana_config.json").read_text())["example_input"]
+    by_bytes = app.inference({**example, "image": base64.b64decode(example["image"])})
+    by_text = app.inference(example)
+    assert by_bytes["predictions"] == by_text["predictions"]
+
+
+def test_the_example_of_banana_config_is_true():
+    config = json.loads((ROOT / "banana_config.json").read_text())
+    expected = config["example_output"]
+    answer = app.inference(config["example_input"])
+    assert answer.keys() == expected.keys()
+    assert (answer["class_id"], answer["class_name"]) == (expected["class_id"], expected["class_name"])
+    assert answer["timing_ms"].keys() == expected["timing_ms"].keys()
+    if app.status()["model"] == "efficientnet-lite0":  # the model that gave the example's numbers
+        for got, want in zip(answer["predictions"], expected["predictions"], strict=True):
+            assert got == {**want, "probability": pytest.approx(want["probability"], abs=0.05)}
+
+
+def test_class_0_is_a_class_like_any_other():
+    answer = app.inference({"image": TENCH.read_bytes()})
+    assert (answer["class_id"], answer["predictions"][0]["class_id"]) == (0, 0)
+
+
+def test_top_k_over_the_number_of_classes_names_them_all():
+    predictions = app.inference({"image": TENCH.read_bytes(), "top_k": 5000})["predictions"]
+    assert sorted(prediction["class_id"] for prediction in predictions) == list(range(1000))
+
+
+def test_a_list_of_one_comes_back_as_a_list():
+    answer = app.inference({"images": [NEWT.read_bytes()]})
+    assert [result["class_id"] for result in answer["results"]] == [26]
+
+
+@pytest.mark.parametrize("inputs", [None, 7, "text", [], {}, {"image": None}, {"image": ["x"]}, {"images": "x"}])
+def test_anything_else_is_refused(inputs):
+    with pytest.raises(app.InvalidInput):
+        app.inference(inputs)
+
+
+def test_what_serves_imports_no_torch_and_each_file_keeps_to_its_own():
+    def imports(name):
+        nodes = list(ast.walk(ast.parse((ROOT / name).read_text())))
+        modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+        return {module.split(".")[0] for module in modules}
+
+    for name in ("model.py", "app.py", "server.py", "settings.py"):
+        assert not imports(name) & {"torch", "onnx", "pytorch_model", "convert_to_onnx"}
+    assert not imports("app.py") & {"sanic", "server"}
+    assert not imports("server.py") & {"onnxruntime", "PIL", "numpy"}
