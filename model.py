@@ -74,6 +74,16 @@ class InvalidModel(ValueError):
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A picture at the model's size, uint8 [height, width, 3], and what it was before."""
+
+    pixels: np.ndarray
+    format: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class ImagePreprocessor:
     """Turns a picture into the pixels that a classifier takes: the reference that the ONNX graph is held to.
 
@@ -88,11 +98,16 @@ class ImagePreprocessor:
 
     def __call__(self, picture: Picture) -> np.ndarray:
         """Return the picture at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidImage."""
-        return self.resize(self._rgb(picture))
+        return self.prepare(picture).pixels
+
+    def prepare(self, picture: Picture) -> Prepared:
+        """Return the picture at the model's size, with its own size and format. Raises InvalidImage."""
+        image = self._open(picture)
+        return Prepared(self.resize(self._rgb(image)), image.format or "pixels", *image.size)
 
     def decode(self, picture: Picture) -> np.ndarray:
         """Return the picture at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidImage."""
-        return np.asarray(self._rgb(picture))
+        return np.asarray(self._rgb(self._open(picture)))
 
     def resize(self, picture: Image.Image | np.ndarray) -> np.ndarray:
         """Squash RGB pixels of any size to the model's size with Pillow's antialiased bilinear filter.
@@ -109,8 +124,7 @@ class ImagePreprocessor:
         normalized = (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return normalized.transpose(0, 3, 1, 2)
 
-    def _rgb(self, picture: Picture) -> Image.Image:
-        image = picture if isinstance(picture, Image.Image) else self._open(picture)
+    def _rgb(self, image: Image.Image) -> Image.Image:
         width, height = image.size
         if width * height > self.max_pixels or max(width, height) > MAX_SIDE:
             raise InvalidImage(
@@ -122,7 +136,9 @@ class ImagePreprocessor:
         except DECODE_ERRORS as error:
             raise InvalidImage(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
-    def _open(self, picture: bytes | str | os.PathLike) -> Image.Image:
+    def _open(self, picture: Picture) -> Image.Image:
+        if isinstance(picture, Image.Image):
+            return picture
         if not isinstance(picture, bytes):
             picture = self._read(Path(picture))
         self._check_length(len(picture))
@@ -189,6 +205,7 @@ class OnnxClassifier:
             metadata = self.session.get_modelmeta().custom_metadata_map
             preprocessing = json.loads(metadata["preprocessing"])
             self.model_name = metadata["model"]
+            self.weights_digest = metadata["weights_digest"]
             self.class_names = json.loads(metadata["class_names"])
             self.preprocessor = ImagePreprocessor(
                 size=tuple(preprocessing["size"]),

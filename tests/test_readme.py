@@ -24,9 +24,9 @@ def test_every_setting_is_in_the_table(name):
     assert f"| `{name}` |" in README
 
 
-@pytest.mark.parametrize(("method", "route"), found(r'@server\.(get|post)\("([^"]+)"', "server.py"))
+@pytest.mark.parametrize(("method", "route"), found(r'@server\.(route|post)\("([^"]+)"', "server.py"))
 def test_every_route_is_in_the_table(method, route):
-    assert f"| `{method.upper()} {route}` |" in README
+    assert f"| `{method.upper().replace('ROUTE', 'GET')} {route}` |" in README
 
 
 @pytest.mark.parametrize("script", ["convert_to_onnx.py", "test_server.py"])

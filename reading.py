@@ -1,0 +1,171 @@
+"""Reading a request: in bounded time and memory, and whichever way the picture was sent.
+
+    python -c "import reading; print(reading.inputs_of('application/json', b'{\\"image\\": \\"aGk=\\"}', {}))"
+
+Knows nothing of pictures but their Content-Type.
+"""
+
+import asyncio
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from sanic import Request
+from sanic.http import Stage
+from sanic.server.protocols.http_protocol import HttpProtocol
+
+MAX_FORM_PARTS = 16
+BODIES_IN_MEMORY = 8  # of the largest size, over all connections
+
+
+class InvalidBody(ValueError):
+    """The body holds no inputs; the message says what to send instead."""
+
+
+class BodyTooLarge(ValueError):
+    """The body is over the limit of one request."""
+
+
+class TooManyBodies(Exception):
+    """The bodies of all connections together are over what may be in memory."""
+
+
+class DeadlineProtocol(HttpProtocol):
+    """Sanic's HTTP, with time-outs that a trickle of bytes does not put off.
+
+    Sanic starts them anew with every byte received. Here they run from the first byte of a request, and, once it is
+    answered, from the answer.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what the client has sent."""
+        http = self.http
+        under_way = http is not None and (http.stage is not Stage.IDLE or http.request_body)
+        started = self._time if under_way else None
+        super().data_received(data)
+        if under_way:
+            self._time = started
+
+
+class BodyReader:
+    """Reads bodies of at most `limit` bytes, and of BODIES_IN_MEMORY times that over all connections."""
+
+    def __init__(self, limit: int, timeout_s: float) -> None:
+        self.limit = limit
+        self.timeout_s = timeout_s
+        self.held = 0  # bytes, over all connections
+
+    async def read(self, request: Request) -> bytes:
+        """Return the body; `release` it afterwards. Raises BodyTooLarge, TooManyBodies or TimeoutError.
+
+        Too large is known from the header where the length is there, and else as soon as it is.
+        """
+        length = request.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self.limit:
+            raise BodyTooLarge
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                async for chunk in request.stream:
+                    size += len(chunk)
+                    self.held += len(chunk)
+                    if size > self.limit:
+                        raise BodyTooLarge
+                    if self.held > self.limit * BODIES_IN_MEMORY:
+                        raise TooManyBodies
+                    chunks.append(chunk)
+        except BaseException:
+            self.held -= size
+            raise
+        return b"".join(chunks)
+
+    def release(self, body: bytes) -> None:
+        """Say that the body is no longer needed."""
+        self.held -= len(body)
+
+
+class _Inputs(msgspec.Struct):
+    """The fields of a JSON body that are read; any other is skipped without being built in memory."""
+
+    image: bytes | msgspec.UnsetType = msgspec.UNSET
+    images: list[bytes] | msgspec.UnsetType = msgspec.UNSET
+    top_k: int | msgspec.UnsetType = msgspec.UNSET
+    probabilities: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class _TextInputs(_Inputs):
+    """The same with pictures as they stand: base64 in a data URL or broken into lines is for app.py to read."""
+
+    image: str | msgspec.UnsetType = msgspec.UNSET
+    images: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode = msgspec.json.Decoder(_Inputs | str).decode
+_decode_text = msgspec.json.Decoder(_TextInputs).decode
+
+
+def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
+    """Return a call's inputs as app.inference takes them. Raises InvalidBody.
+
+    A picture's own bytes are known by their Content-Type; anything else that is no form is taken for JSON.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return {"image": body} | _options(query)
+    if kind == "multipart/form-data":
+        return _options(query) | _form(content_type, body)
+    try:
+        return _json(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
+        why = str(error).replace("`bytes`", "base64")
+        hint = 'send {"image": "<base64>"}, or the bytes of the picture with its Content-Type'
+        raise InvalidBody(f"{what} ({why}): {hint}") from error
+
+
+def _json(body: bytes) -> dict:
+    try:
+        inputs = _decode(body)
+        if isinstance(inputs, str):  # some of Banana's callers encode twice
+            body = inputs.encode(errors="replace")
+            inputs = _decode(body)
+    except msgspec.ValidationError as error:
+        if "base64" not in str(error):
+            raise
+        inputs = _decode_text(body)
+    if isinstance(inputs, str):
+        raise msgspec.ValidationError("a text")
+    return {name: value for name, value in msgspec.structs.asdict(inputs).items() if value is not msgspec.UNSET}
+
+
+def _form(content_type: str, body: bytes) -> dict:
+    from multipart import MultipartError, MultipartParser, parse_options_header
+
+    boundary = parse_options_header(content_type)[1].get("boundary", "")
+    whole = len(body) + 1  # nothing is spooled to disk
+    try:
+        parts = list(
+            MultipartParser(
+                io.BytesIO(body), boundary, part_limit=MAX_FORM_PARTS, spool_limit=whole, memory_limit=whole
+            )
+        )
+        pictures = [part.raw for part in parts if part.name == "image"]
+        options = _options({part.name: part.value for part in parts if part.name != "image"})
+    except (MultipartError, ValueError, LookupError) as error:
+        raise InvalidBody(f"not a form that can be read: {error}") from error
+    if len(pictures) != 1:
+        raise InvalidBody("expected a form with one file in the field `image`")
+    return {"image": pictures[0]} | options
+
+
+def _options(fields: Mapping[str, Any]) -> dict:
+    """Return the options among a query's or a form's fields, which are all text, as JSON would have them."""
+    options: dict[str, Any] = {}
+    for name in ("top_k", "probabilities"):
+        if name in fields:
+            text = fields.get(name)
+            is_number = text.isascii() and text.isdigit() and len(text) < 10
+            options[name] = int(text) if is_number else {"true": True, "false": False}.get(text, text)
+    return options
