@@ -8,14 +8,16 @@ Knows nothing of pictures but their Content-Type.
 import asyncio
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from sanic import Request
-from sanic.http import Stage
+from sanic.exceptions import BadURL
+from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 MAX_FORM_PARTS = 16
+OPTIONS = ("top_k", "probabilities")
 BODIES_IN_MEMORY = 8  # of the largest size, over all connections
 
 
@@ -31,6 +33,21 @@ class TooManyBodies(Exception):
     """The bodies of all connections together are over what may be in memory."""
 
 
+class AnsweringHttp(Http):
+    """Sanic's HTTP, for a request that Sanic would leave without an answer or without an end."""
+
+    # There are no WebSockets here, and Sanic sets no time-out for a request that only says it wants one.
+    upgrade_websocket = property(lambda self: False, lambda self, value: None)
+
+    def create_empty_request(self) -> None:
+        """Make the request that an error is answered to; Sanic fails once more over a URL that cannot be read."""
+        try:
+            super().create_empty_request()
+        except BadURL:
+            self.url = None
+            super().create_empty_request()
+
+
 class DeadlineProtocol(HttpProtocol):
     """Sanic's HTTP, with time-outs that a trickle of bytes does not put off.
 
@@ -38,14 +55,37 @@ class DeadlineProtocol(HttpProtocol):
     answered, from the answer.
     """
 
+    HTTP_CLASS = AnsweringHttp
+    everyone: ClassVar[set] = set()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Begin with a client."""
+        super().connection_made(transport)
+        self.everyone.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End with a client."""
+        self.everyone.discard(self)
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         """Take in what the client has sent."""
-        http = self.http
-        under_way = http is not None and (http.stage is not Stage.IDLE or http.request_body)
-        started = self._time if under_way else None
+        started = self._time if self.under_way else None
         super().data_received(data)
-        if under_way:
+        if started is not None:
             self._time = started
+
+    def check_timeouts(self) -> None:
+        """End what takes too long. Sanic looks no more once it has answered 503, though a body may trickle on."""
+        scheduled = self._callback_check_timeouts
+        super().check_timeouts()
+        if self._task and self._callback_check_timeouts is scheduled:
+            self._callback_check_timeouts = self.loop.call_later(1, self.check_timeouts)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a request is arriving, is worked on, or waits for its client to read the answer."""
+        return self.http is not None and (self.http.stage is not Stage.IDLE or bool(self.http.request_body))
 
 
 class BodyReader:
@@ -64,22 +104,22 @@ class BodyReader:
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.limit:
             raise BodyTooLarge
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()  # a list of chunks would be many times as large where each is a byte or two
         try:
             async with asyncio.timeout(self.timeout_s):
                 async for chunk in request.stream:
-                    size += len(chunk)
+                    body += chunk
                     self.held += len(chunk)
-                    if size > self.limit:
+                    if len(body) > self.limit:
                         raise BodyTooLarge
                     if self.held > self.limit * BODIES_IN_MEMORY:
                         raise TooManyBodies
-                    chunks.append(chunk)
         except BaseException:
-            self.held -= size
+            self.held -= len(body)
             raise
-        return b"".join(chunks)
+        if not request.transport.is_closing():
+            request.transport.resume_reading()  # Sanic may have paused it, and would not see the client go
+        return bytes(body)
 
     def release(self, body: bytes) -> None:
         """Say that the body is no longer needed."""
@@ -118,7 +158,7 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
         return _options(query) | _form(content_type, body)
     try:
         return _json(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
         why = str(error).replace("`bytes`", "base64")
         hint = 'send {"image": "<base64>"}, or the bytes of the picture with its Content-Type'
@@ -152,18 +192,19 @@ def _form(content_type: str, body: bytes) -> dict:
             )
         )
         pictures = [part.raw for part in parts if part.name == "image"]
-        options = _options({part.name: part.value for part in parts if part.name != "image"})
-    except (MultipartError, ValueError, LookupError) as error:
+        # Not part.value, which heeds a charset that the caller names: of Punycode a megabyte takes minutes.
+        fields = {part.name: part.raw.decode(errors="replace") for part in parts if part.name in OPTIONS}
+    except (MultipartError, ValueError) as error:
         raise InvalidBody(f"not a form that can be read: {error}") from error
     if len(pictures) != 1:
         raise InvalidBody("expected a form with one file in the field `image`")
-    return {"image": pictures[0]} | options
+    return {"image": pictures[0]} | _options(fields)
 
 
 def _options(fields: Mapping[str, Any]) -> dict:
     """Return the options among a query's or a form's fields, which are all text, as JSON would have them."""
     options: dict[str, Any] = {}
-    for name in ("top_k", "probabilities"):
+    for name in OPTIONS:
         if name in fields:
             text = fields.get(name)
             is_number = text.isascii() and text.isdigit() and len(text) < 10

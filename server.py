@@ -15,10 +15,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, perf_counter
+from uuid import uuid4
 
 import msgspec
 from sanic import HTTPResponse, Request, Sanic
-from sanic.exceptions import SanicException
+from sanic.exceptions import RequestCancelled, SanicException
 
 import app
 from app import InvalidInput, Outcome
@@ -44,6 +45,7 @@ SHUTDOWN_GRACE_S = integer("SHUTDOWN_GRACE_S", 10, 0, 3600)  # seconds that work
 # MODEL_PATH, MAX_IMAGES and MAX_PIXELS are in app.py.
 # ------------------------------------------------------------------------------------------------------------------
 
+BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
 QUIET_S = 0.5  # without a call, after which a server that is stopping takes its clients to have gone
 
 ERROR_TYPES = {
@@ -83,6 +85,7 @@ server.config.update(
     # BodyReader has the limit: Sanic's own closes the connection on a client that is still sending, which then never
     # reads the 413. What is left of a refused body is read and dropped, within IDLE_TIMEOUT_S.
     REQUEST_MAX_SIZE=sys.maxsize,
+    GRACEFUL_SHUTDOWN_TIMEOUT=1,  # seconds for the sockets to close: `drain` has waited for the requests by then
 )
 
 
@@ -129,16 +132,16 @@ async def start(server: Sanic) -> None:
 async def load(server: Sanic) -> None:
     """Make the server ready, or stop it if the model cannot be loaded."""
     state = server.ctx.state
-    try:
-        await state.queue.run(app.init)
-    except InvalidModel as error:
-        logger.error("%s", error)
+    [result] = await asyncio.gather(state.queue.run(app.init), return_exceptions=True)
+    if isinstance(result, Exception):
+        # A traceback is for what nobody foresaw.
+        known = isinstance(result, InvalidModel)
+        logger.error("%s", result if known else "the model cannot be loaded", exc_info=None if known else result)
         state.failed = True
-        await leave(server)
-    else:
-        MODEL.info({name: str(value) for name, value in app.status().items()})
-        state.ready = True
-        logger.info("ready", extra={"fields": app.status()})
+        return await leave(server)
+    MODEL.info({name: str(value) for name, value in app.status().items()})
+    state.ready = True
+    logger.info("ready", extra={"fields": app.status()})
 
 
 @server.after_server_start
@@ -146,6 +149,7 @@ async def obey_signals(server: Sanic) -> None:
     """Stop on SIGTERM and Ctrl-C. Not earlier: Sanic sets both to be ignored just before."""
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop, server)
+    logger.info("listening", extra={"fields": {"host": HOST, "port": PORT}})
 
 
 def stop(server: Sanic) -> None:
@@ -165,7 +169,11 @@ async def drain(server: Sanic) -> None:
     """
     state = server.ctx.state
     deadline = monotonic() + SHUTDOWN_GRACE_S
-    while monotonic() < deadline and (state.queue.pending or monotonic() < state.last_call + QUIET_S):
+    while monotonic() < deadline and (
+        state.queue.pending
+        or any(client.under_way for client in DeadlineProtocol.everyone)
+        or monotonic() < state.last_call + QUIET_S
+    ):
         await asyncio.sleep(0.02)
     await leave(server)
 
@@ -196,8 +204,8 @@ async def classify(request: Request) -> HTTPResponse:
         raise Refusal(f"the request took over {REQUEST_TIMEOUT_S} s to arrive: send it again", 408) from error
     except (QueueFull, TooManyBodies) as error:
         raise Unavailable(error or "too many large requests are arriving") from error
-    require_ready(request)
     try:
+        require_ready(request)
         state.last_change = monotonic()
         done = await state.queue.run(answer, request, body)
     except QueueFull as error:
@@ -212,7 +220,7 @@ async def classify(request: Request) -> HTTPResponse:
     return respond(to_json(done.result.answer))
 
 
-@server.route("/healthcheck", methods=["GET", "HEAD"])
+@server.route("/healthcheck", methods=["GET", "HEAD"], ignore_body=True)
 async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's probe: 200 with what runs here while the model answers, else 503."""
     state = request.app.ctx.state
@@ -232,7 +240,7 @@ async def warmup(request: Request) -> HTTPResponse:
     return respond(to_json({"warm": True}))
 
 
-@server.route("/_k/status", methods=["GET", "HEAD"])
+@server.route("/_k/status", methods=["GET", "HEAD"], ignore_body=True)
 async def status(request: Request) -> HTTPResponse:
     """Potassium's status: whether a call would start at once, how many were answered, and for how long idle or busy."""
     state = request.app.ctx.state
@@ -247,7 +255,7 @@ async def status(request: Request) -> HTTPResponse:
     return respond(to_json(answer))
 
 
-@server.route("/metrics", methods=["GET", "HEAD"])
+@server.route("/metrics", methods=["GET", "HEAD"], ignore_body=True)
 async def metrics(request: Request) -> HTTPResponse:
     """Prometheus' metrics."""
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -255,7 +263,7 @@ async def metrics(request: Request) -> HTTPResponse:
     return HTTPResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
 
-@server.route("/openapi.json", methods=["GET", "HEAD"])
+@server.route("/openapi.json", methods=["GET", "HEAD"], ignore_body=True)
 async def openapi(request: Request) -> HTTPResponse:
     """The description of all this for machines."""
     return respond(OPENAPI.read_bytes())
@@ -274,10 +282,19 @@ async def authenticate(request: Request) -> None:
         raise Refusal("send the API key of this endpoint as X-Banana-API-Key", 401)
 
 
-@server.exception(Exception)
+@server.on_request
+async def drop_body(request: Request) -> None:
+    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
+    if request.route and request.route.extra.ignore_body:
+        async for _ in request.stream:
+            pass
+
+
+@server.exception(Exception, RequestCancelled)
 async def on_error(request: Request, error: Exception) -> HTTPResponse:
     """Answer any error as JSON. Never 400: banana-dev takes that for "over quota" and repeats the call for minutes."""
-    code = getattr(error, "status_code", 500)
+    gone = isinstance(error, RequestCancelled)
+    code = 499 if gone else getattr(error, "status_code", 500)  # 499 is for the log only, as with nginx
     headers = dict(getattr(error, "headers", {}))
     if request.method == "OPTIONS" and code == 405:
         return HTTPResponse(None, 204, headers)
@@ -291,6 +308,7 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
         message = f"{request.method} {request.path} is not served here: POST a picture to /"
     if code == 503:
         headers["Retry-After"] = "1"
+    message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are no text
     return respond(to_json({"error": {"type": ERROR_TYPES.get(code, "error"), "message": message}}), code, headers)
 
 
@@ -322,15 +340,12 @@ def suspect(server: Sanic) -> None:
     """Find out, once at a time, whether the model still answers: a bug in one call need not be its failure."""
 
     async def check(state: State) -> None:
-        try:
-            await state.queue.run(app.warm_up)
-        except QueueFull:
+        [result] = await asyncio.gather(state.queue.run(app.warm_up), return_exceptions=True)
+        if isinstance(result, QueueFull):
             return  # others are being answered, or will be found to be stuck
-        except RuntimeError as error:
-            state.failing = True
-            logger.error("the model fails on its warm-up picture", exc_info=error)
-        else:
-            state.failing = False
+        state.failing = isinstance(result, Exception)
+        if state.failing:
+            logger.error("the model fails on its warm-up picture", exc_info=result)
 
     tasks = server.ctx.state.tasks
     if "check" not in tasks or tasks["check"].done():
@@ -339,8 +354,10 @@ def suspect(server: Sanic) -> None:
 
 def id_of(request: Request) -> str:
     """Return the caller's X-Banana-Request-ID if it is fit to be shown, else one made for the request."""
-    given = request.headers.get("X-Banana-Request-ID", "")
-    return given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else str(request.id)
+    if not hasattr(request.ctx, "id"):
+        given = request.headers.get("X-Banana-Request-ID", "")
+        request.ctx.id = given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else str(uuid4())
+    return request.ctx.id
 
 
 def respond(body: bytes, code: int = 200, headers: dict | None = None) -> HTTPResponse:
@@ -369,7 +386,9 @@ def main() -> None:
         raise BadSetting(f"CORS_ORIGIN={CORS_ORIGIN!r}: expected * or one origin such as https://example.com")
     log_to_stderr(LOG_FORMAT == "json")
     try:
-        server.run(HOST, PORT, single_process=True, register_sys_signals=False, protocol=DeadlineProtocol)
+        server.run(
+            HOST, PORT, single_process=True, register_sys_signals=False, protocol=DeadlineProtocol, backlog=BACKLOG
+        )
     except OSError as error:
         sys.exit(f"server.py: cannot listen on {HOST}:{PORT}: {error.strerror}")
     state = server.ctx.state

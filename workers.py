@@ -67,11 +67,13 @@ class WorkQueue:
         self.require_room()
         loop = asyncio.get_running_loop()
         self.pending += 1
-        future = self._pool.submit(self._work, perf_counter(), work, arguments)
-        future.add_done_callback(lambda future: self._leave(loop, future))
+        job = [work, arguments]
+        future = self._pool.submit(self._work, perf_counter(), job)
+        future.add_done_callback(lambda future: self._leave(loop, future, job))
         return await asyncio.wrap_future(future)
 
-    def _work(self, submitted: float, work: Callable, arguments: tuple) -> Done:
+    def _work(self, submitted: float, job: list) -> Done:
+        work, arguments = job
         queued_s = perf_counter() - submitted
         self._began[get_ident()] = monotonic()
         try:
@@ -79,8 +81,9 @@ class WorkQueue:
         finally:
             del self._began[get_ident()]
 
-    def _leave(self, loop: asyncio.AbstractEventLoop, future: Future) -> None:
+    def _leave(self, loop: asyncio.AbstractEventLoop, future: Future, job: list) -> None:
         if future.cancelled():
+            job.clear()  # the pool keeps it until a thread is free, and it may be large
             self._count_down()
         else:
             loop.call_soon_threadsafe(self._count_down)

@@ -1,7 +1,7 @@
 """Stands in for the repository's app.py, so that a test decides when a call ends and how.
 
 `init` waits for the file `loaded` in $STUB_DIR; a call waits for `release` and answers what is in `answer.json`, if
-that is there. A picture of `fail` makes a call fail, and the file `broken` the model.
+that is there. A picture of `fail` makes a call fail, and the file `broken` the model, at its start too.
 """
 
 import json
@@ -25,6 +25,10 @@ class InvalidInput(ValueError):
     """As in app.py."""
 
 
+class ModelError(Exception):
+    """As ONNX Runtime's errors, which are no RuntimeError."""
+
+
 def wait_for(name: str) -> None:
     """Return when the file `name` is there."""
     while not (FOLDER / name).exists():
@@ -34,12 +38,13 @@ def wait_for(name: str) -> None:
 def init() -> None:
     """Load, once the test says so."""
     wait_for("loaded")
+    warm_up()
 
 
 def warm_up() -> None:
     """Answer the warm-up picture, unless the test has broken the model."""
     if (FOLDER / "broken").exists():
-        raise RuntimeError("the model is broken")
+        raise ModelError("the model is broken")
 
 
 def classify(model_inputs: dict) -> Outcome:
