@@ -226,6 +226,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
+    if image.mode == "P" and image.palette is None:
+        raise ValueError("its palette is missing")
     if image.mode in ("I", "F"):
         raise ValueError("32 bits a pixel have no agreed white: save it with 8 or 16")
     if image.mode.startswith("I;16"):

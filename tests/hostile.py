@@ -61,9 +61,9 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png_with(*chunks: bytes) -> bytes:
-    """Return a PNG of one pixel with more chunks in front of that."""
-    header, pixel = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0), zlib.compress(b"\0\0\0\0")
+def png_with(*chunks: bytes, kind: int = 2) -> bytes:
+    """Return a PNG of one pixel, of PNG's colour type `kind`, with more chunks in front of that."""
+    header, pixel = struct.pack(">IIBBBBB", 1, 1, 8, kind, 0, 0, 0), zlib.compress(b"\0\0\0\0")
     whole = [png_chunk(b"IHDR", header), *chunks, png_chunk(b"IDAT", pixel), png_chunk(b"IEND", b"")]
     return PNG_SIGNATURE + b"".join(whole)
 
@@ -186,6 +186,7 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "JPEG of 40 scans": (200, lambda: jpeg_of_many_scans(30)),
     "JPEG of 50,000 pieces of EXIF": (200, lambda: jpeg_with(b"\xff\xe1\x00\x0cExif\0\0abcd" * 50_000)),
     "JPEG of 100,000 comments": (200, lambda: jpeg_with(b"\xff\xfe\x00\x02" * 100_000)),
+    "PNG without its palette": (422, lambda: png_with(kind=3)),
     "PNG with 80 compressed texts": (422, lambda: png_with(zipped(b"zTXt", 999_000) * 80)),
     "PNG with a large compressed text": (422, lambda: png_with(zipped(b"zTXt", 1_100_000))),
     "PNG with a large colour profile": (422, lambda: png_with(zipped(b"iCCP", 1_100_000))),
