@@ -11,7 +11,7 @@ photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run serve test lint format photos clean FORCE
+.PHONY: help run serve test fuzz lint format photos clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ serve: classifier.onnx  ## serve on http://127.0.0.1:8000 until Ctrl-C
 
 test: classifier.onnx  ## run every test
 	$(bin)/python -m pytest
+
+fuzz: classifier.onnx .venv/fuzz  ## send a server random input for some minutes
+	FUZZ_SCALE=20 $(bin)/python -m pytest tests/test_hostile_input.py
+	$(bin)/python -m tests.fuzz_openapi
 
 lint: .venv/installed  ## check style and format
 	$(bin)/ruff check .
@@ -42,6 +46,10 @@ clean:  ## remove everything that make has made
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(bin)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.venv/fuzz: .venv/installed requirements-fuzz.txt
+	$(bin)/pip install --quiet --disable-pip-version-check -r requirements-fuzz.txt
 	@touch $@
 
 # Changes only when MODEL does, so that another model is converted and the same one is not.

@@ -13,7 +13,7 @@ from time import perf_counter
 
 import numpy as np
 
-from model import InvalidImage, OnnxClassifier
+from model import InvalidImage, OnnxClassifier, Prepared
 from settings import integer
 
 # -- settings, from the environment --------------------------------------------------------------------------------
@@ -22,6 +22,7 @@ MAX_IMAGES = integer("MAX_IMAGES", 16, 1, 1024)  # pictures in one call
 MAX_PIXELS = integer("MAX_PIXELS", 25_000_000, 1, 1_000_000_000)  # width x height of one picture
 # ------------------------------------------------------------------------------------------------------------------
 
+VERSION = "1.0.0"  # of this server
 DEFAULT_TOP_K = 5
 
 classifier: OnnxClassifier | None = None
@@ -29,6 +30,14 @@ classifier: OnnxClassifier | None = None
 
 class InvalidInput(ValueError):
     """The caller sent something that cannot be classified; the message says what to do about it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer to a call, and what its pictures were, such as `JPEG 500x375`."""
+
+    answer: dict
+    pictures: list[str]
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,14 @@ class Inputs:
 def init() -> None:
     """Load the model of MODEL_PATH and let it answer once. Raises model.InvalidModel."""
     global classifier
-    loaded = OnnxClassifier(MODEL_PATH, max_pixels=MAX_PIXELS)
-    height, width = loaded.preprocessor.size
-    loaded.predict(np.zeros((1, height, width, 3), np.uint8))
-    classifier = loaded
+    classifier = OnnxClassifier(MODEL_PATH, max_pixels=MAX_PIXELS)
+    warm_up()
+
+
+def warm_up() -> None:
+    """Let the model answer an empty picture. Raises what ONNX Runtime raises where it cannot."""
+    height, width = classifier.preprocessor.size
+    classifier.predict(np.zeros((1, height, width, 3), np.uint8))
 
 
 def inference(model_inputs: dict) -> dict:
@@ -56,22 +69,35 @@ def inference(model_inputs: dict) -> dict:
     `top_k` (default 5) says how many classes to name, `probabilities` whether to return the whole array too.
     Raises InvalidInput.
     """
+    return classify(model_inputs).answer
+
+
+def classify(model_inputs: dict) -> Outcome:
+    """Do what `inference` does, and return what the pictures were beside the answer. Raises InvalidInput."""
     started = perf_counter()
     inputs = _check(model_inputs)
-    pixels = np.stack([_decode(picture, n, inputs) for n, picture in enumerate(inputs.pictures)])
+    pictures = [_prepare(picture, n, inputs) for n, picture in enumerate(inputs.pictures)]
+    pixels = np.stack([picture.pixels for picture in pictures])
     decoded = perf_counter()
     probabilities = classifier.predict(pixels)
     ran = perf_counter()
     answers = [_answer(row, inputs) for row in probabilities]
     timing = {"decode": decoded - started, "model": ran - decoded, "total": perf_counter() - started}
     answer = {"results": answers} if inputs.several else answers[0]
-    return answer | {"timing_ms": {name: round(seconds * 1e3, 3) for name, seconds in timing.items()}}
+    answer["timing_ms"] = {name: round(seconds * 1e3, 3) for name, seconds in timing.items()}
+    return Outcome(answer, [f"{picture.format} {picture.width}x{picture.height}" for picture in pictures])
 
 
 def status() -> dict:
-    """Return what runs here: the model's name, the execution provider really in use, and whether that is a GPU's."""
+    """Return what runs here: the model and its weights' digest, the execution provider really in use, the version."""
     provider = classifier.execution_provider
-    return {"model": classifier.model_name, "execution_provider": provider, "gpu": provider.startswith("CUDA")}
+    return {
+        "model": classifier.model_name,
+        "weights": classifier.weights_digest,
+        "execution_provider": provider,
+        "gpu": provider.startswith("CUDA"),
+        "version": VERSION,
+    }
 
 
 def _check(model_inputs: dict) -> Inputs:
@@ -100,14 +126,14 @@ def _bytes(picture: object) -> bytes:
     if picture.startswith("data:"):
         picture = picture.partition(",")[2]
     try:
-        return base64.b64decode(picture, validate=True)
+        return base64.b64decode("".join(picture.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidInput(f"a picture is not base64: {error}") from error
 
 
-def _decode(picture: bytes, position: int, inputs: Inputs) -> np.ndarray:
+def _prepare(picture: bytes, position: int, inputs: Inputs) -> Prepared:
     try:
-        return classifier.preprocessor(picture)
+        return classifier.preprocessor.prepare(picture)
     except InvalidImage as error:
         raise InvalidInput(f"images[{position}]: {error}" if inputs.several else str(error)) from error
 

@@ -9,21 +9,23 @@ import io
 import json
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import thread_time
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import STRIPOFFSETS, TILEOFFSETS, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 # The formats that people send. No other decoder of Pillow's is ever tried.
@@ -36,6 +38,31 @@ Image.MAX_IMAGE_PIXELS = None
 # JPEG's own limit. Resampling needs a table in proportion to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
+# Scans of a progressive JPEG. Encoders write 10, or 18 of CMYK. A scan may say of 25 million pixels in 42 bytes that
+# none changes, which takes 14 ms.
+MAX_SCANS = 64
+
+# Strips or tiles of a TIFF: rows of one pixel, in four planes. Pillow takes 350 bytes for each.
+MAX_STRIPS = 4 * MAX_SIDE
+
+# Seconds of one processor for reading a picture piece by piece, of which much is written in Python in Pillow. No
+# picture that was not made to be slow takes more than 1.
+MAX_READ_S = 3
+
+# What EXIF says of a picture that does not lie upright, and what puts it right.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow warns of every field that it skips, in words of the file: two lines in the log, and an entry kept for ever.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 # What Pillow's decoders are known to raise for a file that is damaged, or that lies about itself.
 DECODE_ERRORS = (
     OSError,  # and with it UnidentifiedImageError
@@ -43,8 +70,9 @@ DECODE_ERRORS = (
     ValueError,
     TypeError,
     LookupError,
+    AttributeError,
     EOFError,
-    OverflowError,
+    ArithmeticError,
     MemoryError,
     RuntimeError,
     struct.error,
@@ -74,6 +102,16 @@ class InvalidModel(ValueError):
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A picture at the model's size, uint8 [height, width, 3], and what it was before."""
+
+    pixels: np.ndarray
+    format: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class ImagePreprocessor:
     """Turns a picture into the pixels that a classifier takes: the reference that the ONNX graph is held to.
 
@@ -88,11 +126,16 @@ class ImagePreprocessor:
 
     def __call__(self, picture: Picture) -> np.ndarray:
         """Return the picture at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidImage."""
-        return self.resize(self._rgb(picture))
+        return self.prepare(picture).pixels
+
+    def prepare(self, picture: Picture) -> Prepared:
+        """Return the picture at the model's size, with its own size and format. Raises InvalidImage."""
+        image = self._open(picture)
+        return Prepared(self.resize(self._rgb(image)), image.format or "pixels", *image.size)
 
     def decode(self, picture: Picture) -> np.ndarray:
         """Return the picture at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidImage."""
-        return np.asarray(self._rgb(picture))
+        return np.asarray(self._rgb(self._open(picture)))
 
     def resize(self, picture: Image.Image | np.ndarray) -> np.ndarray:
         """Squash RGB pixels of any size to the model's size with Pillow's antialiased bilinear filter.
@@ -109,8 +152,7 @@ class ImagePreprocessor:
         normalized = (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return normalized.transpose(0, 3, 1, 2)
 
-    def _rgb(self, picture: Picture) -> Image.Image:
-        image = picture if isinstance(picture, Image.Image) else self._open(picture)
+    def _rgb(self, image: Image.Image) -> Image.Image:
         width, height = image.size
         if width * height > self.max_pixels or max(width, height) > MAX_SIDE:
             raise InvalidImage(
@@ -122,12 +164,17 @@ class ImagePreprocessor:
         except DECODE_ERRORS as error:
             raise InvalidImage(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
-    def _open(self, picture: bytes | str | os.PathLike) -> Image.Image:
+    def _open(self, picture: Picture) -> Image.Image:
+        if isinstance(picture, Image.Image):
+            return picture
         if not isinstance(picture, bytes):
             picture = self._read(Path(picture))
         self._check_length(len(picture))
+        # The first two bytes of a JPEG, and the marker of a scan, which its data cannot contain.
+        if picture.startswith(b"\xff\xd8") and picture.count(b"\xff\xda\x00") > MAX_SCANS:
+            raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans: save it anew")
         try:
-            return Image.open(io.BytesIO(picture), formats=FORMATS)
+            return Image.open(_Patience(picture), formats=FORMATS)
         except UnidentifiedImageError as error:
             raise InvalidImage(f"not a picture: send one of {', '.join(FORMATS)}") from error
         except DECODE_ERRORS as error:
@@ -145,10 +192,42 @@ class ImagePreprocessor:
             raise InvalidImage(f"the picture has {length} bytes; at most {self.max_bytes} are taken: send it smaller")
 
 
+class _Patience(io.BytesIO):
+    """A picture's bytes, as long as reading them does not take more than MAX_READ_S."""
+
+    def __init__(self, picture: bytes) -> None:
+        super().__init__(picture)
+        self.deadline = thread_time() + MAX_READ_S
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes. Raises OSError."""
+        if thread_time() > self.deadline:
+            raise OSError("reading it takes too long: save it anew")
+        return super().read(size)
+
+
+class _FewStrips(TiffImageFile):
+    """A TIFF, unless it has more strips or tiles than MAX_STRIPS."""
+
+    def _setup(self) -> None:
+        # Later is too late: what Pillow makes of them takes 170 times the file.
+        if max(len(self.tag_v2.get(tag, ())) for tag in (STRIPOFFSETS, TILEOFFSETS)) > MAX_STRIPS:
+            raise OSError(f"it has more than {MAX_STRIPS} strips or tiles")
+        super()._setup()
+
+
+Image.register_open(TiffImageFile.format, _FewStrips, Image.OPEN[TiffImageFile.format][1])
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the first frame as RGB: upright as its EXIF says, transparency on white, 16 bits cut to the upper 8."""
     image.load()
-    image = ImageOps.exif_transpose(image)
+    # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that fails or takes seconds where EXIF is odd.
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    if image.mode == "P" and image.palette is None:
+        raise ValueError("its palette is missing")
     if image.mode in ("I", "F"):
         raise ValueError("32 bits a pixel have no agreed white: save it with 8 or 16")
     if image.mode.startswith("I;16"):
@@ -189,6 +268,7 @@ class OnnxClassifier:
             metadata = self.session.get_modelmeta().custom_metadata_map
             preprocessing = json.loads(metadata["preprocessing"])
             self.model_name = metadata["model"]
+            self.weights_digest = metadata["weights_digest"]
             self.class_names = json.loads(metadata["class_names"])
             self.preprocessor = ImagePreprocessor(
                 size=tuple(preprocessing["size"]),

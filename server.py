@@ -1,4 +1,4 @@
-"""HTTP around app.py: routes, limits, authentication, health, shutdown.
+"""HTTP around app.py: routes, limits, authentication, health, start and shutdown.
 
     python server.py                      # http://127.0.0.1:8000
     PORT=9000 BANANA_API_KEY=secret python server.py
@@ -8,35 +8,44 @@ Knows nothing of ONNX or of image formats. A call's work is done in a thread, so
 
 import asyncio
 import hmac
-import logging
 import os
+import re
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from time import monotonic
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, perf_counter
+from uuid import uuid4
 
-import orjson
+import msgspec
 from sanic import HTTPResponse, Request, Sanic
-from sanic.exceptions import SanicException
+from sanic.exceptions import RequestCancelled, SanicException
 
 import app
-from app import InvalidInput
+from app import InvalidInput, Outcome
 from model import InvalidModel
-from settings import integer
+from observing import MODEL, Seen, log_to_stderr, logger, record, watch
+from reading import BodyReader, BodyTooLarge, DeadlineProtocol, InvalidBody, TooManyBodies, inputs_of
+from settings import BadSetting, choice, integer
+from workers import Done, QueueFull, WorkQueue
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 HOST = os.environ.get("HOST") or "0.0.0.0"  # the address to listen on
 PORT = integer("PORT", 8000, 1, 65_535)
 BANANA_API_KEY = os.environ.get("BANANA_API_KEY")  # what callers have to send; unset: open to everyone
+CORS_ORIGIN = os.environ.get("CORS_ORIGIN")  # the web page's origin that browsers let call, or *; unset: none
+LOG_FORMAT = choice("LOG_FORMAT", "text", ("text", "json"))
+THREADS = integer("THREADS", 1, 1, 1024)  # calls in work at a time
+MAX_QUEUE = integer("MAX_QUEUE", 64, 0, 100_000)  # calls that may wait beside those in work
 MAX_BODY_MB = integer("MAX_BODY_MB", 20, 1, 1024)  # of one request, in units of 1,000,000 bytes
-MAX_QUEUE = integer("MAX_QUEUE", 64, 0, 100_000)  # calls that may wait while another is in work
+REQUEST_TIMEOUT_S = integer("REQUEST_TIMEOUT_S", 30, 1, 3600)  # seconds from a request's first byte to its last
+ANSWER_TIMEOUT_S = integer("ANSWER_TIMEOUT_S", 60, 1, 3600)  # seconds from a request's first byte to its answer
+IDLE_TIMEOUT_S = integer("IDLE_TIMEOUT_S", 75, 1, 3600)  # seconds that a connection is kept between requests
 SHUTDOWN_GRACE_S = integer("SHUTDOWN_GRACE_S", 10, 0, 3600)  # seconds that work may take to finish after SIGTERM
+# MODEL_PATH, MAX_IMAGES and MAX_PIXELS are in app.py.
 # ------------------------------------------------------------------------------------------------------------------
 
-BODY_TIMEOUT_S = 30  # from a request's first byte to its last
-ANSWER_TIMEOUT_S = 60  # from a request's first byte to its answer
-IDLE_TIMEOUT_S = 15  # of a connection between requests
+BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
 QUIET_S = 0.5  # without a call, after which a server that is stopping takes its clients to have gone
 
 ERROR_TYPES = {
@@ -49,17 +58,35 @@ ERROR_TYPES = {
     500: "internal_error",
     503: "unavailable",
 }
+SAFE_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+CORS_HEADERS = {
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Banana-API-Key, X-Banana-Request-ID",
+    "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS, POST",
+    "Access-Control-Expose-Headers": "Retry-After, X-Request-ID",
+    "Access-Control-Max-Age": "600",
+    "Vary": "Origin",
+}
+OPENAPI = Path(__file__).parent / "openapi.json"
 
-logger = logging.getLogger("server")
+to_json = msgspec.json.Encoder().encode
+
 server = Sanic("classifier", configure_logging=False)
-server.config.MOTD = False
-server.config.ACCESS_LOG = False
-server.config.REQUEST_TIMEOUT = BODY_TIMEOUT_S
-server.config.RESPONSE_TIMEOUT = ANSWER_TIMEOUT_S
-server.config.KEEP_ALIVE_TIMEOUT = IDLE_TIMEOUT_S
-# read_body has the limit: Sanic's own closes the connection on a client that is still sending, which then never
-# reads the 413. What is left of a refused body is read and dropped until IDLE_TIMEOUT_S.
-server.config.REQUEST_MAX_SIZE = sys.maxsize
+server.config.update(
+    MOTD=False,
+    ACCESS_LOG=False,
+    REQUEST_TIMEOUT=REQUEST_TIMEOUT_S,
+    RESPONSE_TIMEOUT=ANSWER_TIMEOUT_S,
+    KEEP_ALIVE_TIMEOUT=IDLE_TIMEOUT_S,
+    # BodyReader has the limit: Sanic's own closes the connection on a client that is still sending, which then never
+    # reads the 413. What is left of a refused body is read and dropped, within IDLE_TIMEOUT_S.
+    REQUEST_MAX_SIZE=sys.maxsize,
+    GRACEFUL_SHUTDOWN_TIMEOUT=1,  # seconds for the sockets to close: `drain` has waited for the requests by then
+)
 
 
 class Refusal(SanicException):
@@ -71,29 +98,50 @@ class Refusal(SanicException):
 class Unavailable(Refusal):
     """The server cannot take the call now."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(f"{message}: try again", 503, headers={"Retry-After": "1"})
+    def __init__(self, reason: object) -> None:
+        super().__init__(f"{reason}: try again", 503)
 
 
 @dataclass
 class State:
     """What the routes tell each other; touched in the event loop only."""
 
-    pool: ThreadPoolExecutor
+    queue: WorkQueue = field(default_factory=lambda: WorkQueue(THREADS, MAX_QUEUE))
+    bodies: BodyReader = field(default_factory=lambda: BodyReader(MAX_BODY_MB * 1_000_000, REQUEST_TIMEOUT_S))
     ready: bool = False  # the model has answered its first picture
     failed: bool = False  # the model cannot be loaded
+    failing: bool = False  # the model has failed on its own warm-up picture since
     stopping: bool = False  # new work is refused
-    pending: int = 0  # calls in work or waiting
     answered: int = 0
     last_call: float = 0.0  # monotonic seconds at which one last came in
-    last_change: float = 0.0  # monotonic seconds at which one last was taken on or answered
+    last_change: float = field(default_factory=monotonic)  # at which one last was taken on or answered
+    tasks: dict[str, asyncio.Task] = field(default_factory=dict)  # by name, so that none is lost or started twice
+
+
+# -- start and shutdown ---------------------------------------------------------------------------------------------
 
 
 @server.before_server_start
 async def start(server: Sanic) -> None:
     """Load the model in a thread: the port answers 503 until it is there."""
-    server.ctx.state = State(ThreadPoolExecutor(1, "inference"), last_change=monotonic())
-    server.ctx.loading = asyncio.create_task(load(server))
+    server.ctx.state = state = State()
+    watch(state.queue)
+    state.tasks["load"] = asyncio.create_task(load(server))
+
+
+async def load(server: Sanic) -> None:
+    """Make the server ready, or stop it if the model cannot be loaded."""
+    state = server.ctx.state
+    [result] = await asyncio.gather(state.queue.run(app.init), return_exceptions=True)
+    if isinstance(result, Exception):
+        # A traceback is for what nobody foresaw.
+        known = isinstance(result, InvalidModel)
+        logger.error("%s", result if known else "the model cannot be loaded", exc_info=None if known else result)
+        state.failed = True
+        return await leave(server)
+    MODEL.info({name: str(value) for name, value in app.status().items()})
+    state.ready = True
+    logger.info("ready", extra={"fields": app.status()})
 
 
 @server.after_server_start
@@ -101,20 +149,7 @@ async def obey_signals(server: Sanic) -> None:
     """Stop on SIGTERM and Ctrl-C. Not earlier: Sanic sets both to be ignored just before."""
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop, server)
-
-
-async def load(server: Sanic) -> None:
-    """Make the server ready, or stop it if the model cannot be loaded."""
-    state = server.ctx.state
-    try:
-        await asyncio.get_running_loop().run_in_executor(state.pool, app.init)
-    except InvalidModel as error:
-        logger.error("%s", error)
-        state.failed = True
-        await leave(server)
-    else:
-        state.ready = True
-        logger.info("ready: %s", app.status())
+    logger.info("listening", extra={"fields": {"host": HOST, "port": PORT}})
 
 
 def stop(server: Sanic) -> None:
@@ -123,8 +158,8 @@ def stop(server: Sanic) -> None:
     if state.stopping:
         server.stop()
     state.stopping = True
-    logger.info("stopping: %d calls to finish", state.pending)
-    server.ctx.draining = asyncio.create_task(drain(server))
+    logger.info("stopping", extra={"fields": {"pending": state.queue.pending}})
+    state.tasks["drain"] = asyncio.create_task(drain(server))
 
 
 async def drain(server: Sanic) -> None:
@@ -134,7 +169,11 @@ async def drain(server: Sanic) -> None:
     """
     state = server.ctx.state
     deadline = monotonic() + SHUTDOWN_GRACE_S
-    while monotonic() < deadline and (state.pending or monotonic() < state.last_call + QUIET_S):
+    while monotonic() < deadline and (
+        state.queue.pending
+        or any(client.under_way for client in DeadlineProtocol.everyone)
+        or monotonic() < state.last_call + QUIET_S
+    ):
         await asyncio.sleep(0.02)
     await leave(server)
 
@@ -146,14 +185,7 @@ async def leave(server: Sanic) -> None:
     server.stop()
 
 
-@server.on_request
-async def authenticate(request: Request) -> None:
-    """Refuse a call without the key, where one is set; /healthcheck is for probes, which have none."""
-    if not BANANA_API_KEY or request.path == "/healthcheck":
-        return
-    given = request.headers.get("X-Banana-API-Key") or request.token or ""
-    if not hmac.compare_digest(given.encode(errors="replace"), BANANA_API_KEY.encode()):
-        raise Refusal("send the API key of this endpoint as X-Banana-API-Key", 401)
+# -- routes ---------------------------------------------------------------------------------------------------------
 
 
 @server.post("/", stream=True)
@@ -162,65 +194,170 @@ async def classify(request: Request) -> HTTPResponse:
     state = request.app.ctx.state
     state.last_call = monotonic()
     require_ready(request)
-    body = await read_body(request)
-    require_ready(request)
-    if state.pending > MAX_QUEUE:
-        raise Unavailable(f"{MAX_QUEUE} calls are waiting already")
-    state.pending += 1
-    state.last_change = monotonic()
     try:
-        work = asyncio.get_running_loop().run_in_executor(state.pool, answer, request, body)
-        return respond(await work)
-    except InvalidInput as error:
+        state.queue.require_room()
+        body = await state.bodies.read(request)
+    except BodyTooLarge as error:
+        raise Refusal(f"the request is over {MAX_BODY_MB} MB: send a smaller picture", 413) from error
+    except TimeoutError as error:
+        request.stream.keep_alive = False
+        raise Refusal(f"the request took over {REQUEST_TIMEOUT_S} s to arrive: send it again", 408) from error
+    except (QueueFull, TooManyBodies) as error:
+        raise Unavailable(error or "too many large requests are arriving") from error
+    try:
+        require_ready(request)
+        state.last_change = monotonic()
+        done = await state.queue.run(answer, request, body)
+    except QueueFull as error:
+        raise Unavailable(error) from error
+    except (InvalidInput, InvalidBody) as error:
         raise Refusal(str(error), 422) from error
     finally:
-        state.pending -= 1
+        state.bodies.release(body)
         state.answered += 1
         state.last_change = monotonic()
+    request.ctx.done = done
+    return respond(to_json(done.result.answer))
 
 
-@server.get("/healthcheck")
+@server.route("/healthcheck", methods=["GET", "HEAD"], ignore_body=True)
 async def healthcheck(request: Request) -> HTTPResponse:
-    """Banana's probe: 200 when the model answers, with what runs here."""
+    """Banana's probe: 200 with what runs here while the model answers, else 503."""
+    state = request.app.ctx.state
     require_ready(request)
-    return respond(orjson.dumps({"state": "healthy"} | app.status()))
+    if state.queue.longest_s > ANSWER_TIMEOUT_S:
+        raise Unavailable(f"a call has been in work for {state.queue.longest_s:.0f} s")
+    if state.failing:
+        suspect(request.app)
+        raise Unavailable("the model fails on its own warm-up picture")
+    return respond(to_json({"state": "healthy"} | app.status()))
 
 
 @server.post("/_k/warmup", ignore_body=True)
 async def warmup(request: Request) -> HTTPResponse:
     """What banana_dev's Client.warmup() calls: the model is loaded and warm, or this is a 503."""
     require_ready(request)
-    return respond(orjson.dumps({"warm": True}))
+    return respond(to_json({"warm": True}))
 
 
-@server.get("/_k/status")
+@server.route("/_k/status", methods=["GET", "HEAD"], ignore_body=True)
 async def status(request: Request) -> HTTPResponse:
     """Potassium's status: whether a call would start at once, how many were answered, and for how long idle or busy."""
     state = request.app.ctx.state
     since_ms = int((monotonic() - state.last_change) * 1e3)
-    busy = state.pending > 0
+    busy = state.queue.pending > 0
     answer = {
-        "gpu_available": state.ready and not busy,
+        "gpu_available": state.ready and state.queue.pending < THREADS,
         "sequence_number": state.answered,
         "idle_time": 0 if busy else since_ms,
         "inference_time": since_ms if busy else 0,
     }
-    return respond(orjson.dumps(answer))
+    return respond(to_json(answer))
 
 
-@server.exception(Exception)
+@server.route("/metrics", methods=["GET", "HEAD"], ignore_body=True)
+async def metrics(request: Request) -> HTTPResponse:
+    """Prometheus' metrics."""
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+    return HTTPResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+
+@server.route("/openapi.json", methods=["GET", "HEAD"], ignore_body=True)
+async def openapi(request: Request) -> HTTPResponse:
+    """The description of all this for machines."""
+    return respond(OPENAPI.read_bytes())
+
+
+# -- every request --------------------------------------------------------------------------------------------------
+
+
+@server.on_request
+async def authenticate(request: Request) -> None:
+    """Refuse a call without the key, where one is set; probes and browsers' preflights have none."""
+    if not BANANA_API_KEY or request.path == "/healthcheck" or request.method == "OPTIONS":
+        return
+    given = request.headers.get("X-Banana-API-Key") or request.token or ""
+    if not hmac.compare_digest(given.encode(errors="replace"), BANANA_API_KEY.encode()):
+        raise Refusal("send the API key of this endpoint as X-Banana-API-Key", 401)
+
+
+@server.on_request
+async def drop_body(request: Request) -> None:
+    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
+    if request.route and request.route.extra.ignore_body:
+        async for _ in request.stream:
+            pass
+
+
+@server.exception(Exception, RequestCancelled)
 async def on_error(request: Request, error: Exception) -> HTTPResponse:
     """Answer any error as JSON. Never 400: banana-dev takes that for "over quota" and repeats the call for minutes."""
-    code = getattr(error, "status_code", 500)
+    gone = isinstance(error, RequestCancelled)
+    code = 499 if gone else getattr(error, "status_code", 500)  # 499 is for the log only, as with nginx
+    headers = dict(getattr(error, "headers", {}))
+    if request.method == "OPTIONS" and code == 405:
+        return HTTPResponse(None, 204, headers)
     code = 422 if code == 400 else code
     message = str(error)
     if code == 500:
-        logger.error("%s %s failed", request.method, request.path, exc_info=error)
+        logger.error("failed", exc_info=error, extra={"fields": {"id": id_of(request)}})
         message = "the server failed; its log says why"
+        suspect(request.app)
     if code in (404, 405):
         message = f"{request.method} {request.path} is not served here: POST a picture to /"
-    body = {"error": {"type": ERROR_TYPES.get(code, "error"), "message": message}}
-    return respond(orjson.dumps(body), code, getattr(error, "headers", None))
+    if code == 503:
+        headers["Retry-After"] = "1"
+    message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are no text
+    return respond(to_json({"error": {"type": ERROR_TYPES.get(code, "error"), "message": message}}), code, headers)
+
+
+@server.on_response
+async def finish(request: Request, response: HTTPResponse) -> None:
+    """Add the headers that every answer has, count it, and write its line in the log."""
+    response.headers.update(SAFE_HEADERS)
+    response.headers["X-Request-ID"] = id_of(request)
+    if CORS_ORIGIN:
+        response.headers.update(CORS_HEADERS | {"Access-Control-Allow-Origin": CORS_ORIGIN})
+    length = request.headers.get("content-length", "0")
+    seen = Seen(
+        id=id_of(request),
+        method=request.method,
+        path=request.path,
+        status=response.status,
+        bytes=int(length) if length.isascii() and length.isdigit() else 0,
+        total_ms=round((perf_counter() - (request.stream.perft0 or perf_counter())) * 1e3, 1),
+    )
+    done: Done | None = getattr(request.ctx, "done", None)
+    if done is not None:
+        timing = done.result.answer["timing_ms"]
+        seen.pictures = done.result.pictures
+        seen.queue_ms, seen.decode_ms, seen.model_ms = round(done.queued_s * 1e3, 1), timing["decode"], timing["model"]
+    record(seen)
+
+
+def suspect(server: Sanic) -> None:
+    """Find out, once at a time, whether the model still answers: a bug in one call need not be its failure."""
+
+    async def check(state: State) -> None:
+        [result] = await asyncio.gather(state.queue.run(app.warm_up), return_exceptions=True)
+        if isinstance(result, QueueFull):
+            return  # others are being answered, or will be found to be stuck
+        state.failing = isinstance(result, Exception)
+        if state.failing:
+            logger.error("the model fails on its warm-up picture", exc_info=result)
+
+    tasks = server.ctx.state.tasks
+    if "check" not in tasks or tasks["check"].done():
+        tasks["check"] = asyncio.create_task(check(server.ctx.state))
+
+
+def id_of(request: Request) -> str:
+    """Return the caller's X-Banana-Request-ID if it is fit to be shown, else one made for the request."""
+    if not hasattr(request.ctx, "id"):
+        given = request.headers.get("X-Banana-Request-ID", "")
+        request.ctx.id = given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else str(uuid4())
+    return request.ctx.id
 
 
 def respond(body: bytes, code: int = 200, headers: dict | None = None) -> HTTPResponse:
@@ -238,70 +375,25 @@ def require_ready(request: Request) -> None:
         raise Unavailable("the model is loading")
 
 
-async def read_body(request: Request) -> bytes:
-    """Return the request's body. Raises Refusal as soon as it is known to be over the limit."""
-    limit = MAX_BODY_MB * 1_000_000
-    length = request.headers.get("content-length", "0")
-    chunks, received = [], int(length) if length.isdigit() else 0
-    if received <= limit:
-        received = 0
-        async for chunk in request.stream:
-            chunks.append(chunk)
-            received += len(chunk)
-            if received > limit:
-                break
-    if received > limit:
-        raise Refusal(f"the request is over {MAX_BODY_MB} MB: send a smaller picture", 413)
-    return b"".join(chunks)
-
-
-def answer(request: Request, body: bytes) -> bytes:
-    """Return the JSON answer to a call, in the worker's thread. Raises InvalidInput."""
-    return orjson.dumps(app.inference(inputs_of(request, body)))
-
-
-def inputs_of(request: Request, body: bytes) -> dict:
-    """Return a call's inputs, whichever way they were sent. Raises InvalidInput."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind.startswith("image/") or kind == "application/octet-stream":
-        return {"image": body} | options_of(request.args)
-    if kind == "multipart/form-data":
-        request.body = body
-        files = request.files.getlist("image") or []
-        if len(files) != 1:
-            raise InvalidInput("expected a form with one file in the field `image`")
-        return {"image": files[0].body} | options_of(request.args) | options_of(request.form)
-    try:
-        inputs = orjson.loads(body)
-        # Some of Banana's callers encode twice.
-        return orjson.loads(inputs) if isinstance(inputs, str) else inputs
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(
-            f'not JSON ({error}): send {{"image": "<base64>"}}, or the bytes of the picture with its Content-Type'
-        ) from error
-
-
-def options_of(fields: dict) -> dict:
-    """Return the options among a query's or a form's fields, which are all text, as JSON would have them."""
-    options = {}
-    for name in ("top_k", "probabilities"):
-        if name in fields:
-            text = fields.get(name)
-            options[name] = int(text) if text.isdigit() else {"true": True, "false": False}.get(text, text)
-    return options
+def answer(request: Request, body: bytes) -> Outcome:
+    """Return the outcome of a call, in a thread. Raises InvalidBody or InvalidInput."""
+    return app.classify(inputs_of(request.headers.get("content-type", ""), body, request.args))
 
 
 def main() -> None:
     """Serve until SIGTERM; exit 1 if the model cannot be loaded, or if work was left unfinished."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("sanic").setLevel(logging.WARNING)
+    if CORS_ORIGIN and not re.fullmatch(r"\*|https?://[^/\s,]+", CORS_ORIGIN):
+        raise BadSetting(f"CORS_ORIGIN={CORS_ORIGIN!r}: expected * or one origin such as https://example.com")
+    log_to_stderr(LOG_FORMAT == "json")
     try:
-        server.run(HOST, PORT, single_process=True, access_log=False, register_sys_signals=False)
+        server.run(
+            HOST, PORT, single_process=True, register_sys_signals=False, protocol=DeadlineProtocol, backlog=BACKLOG
+        )
     except OSError as error:
         sys.exit(f"server.py: cannot listen on {HOST}:{PORT}: {error.strerror}")
     state = server.ctx.state
-    if state.pending:
-        logger.error("%d calls were not finished within %d s", state.pending, SHUTDOWN_GRACE_S)
+    if state.queue.pending:
+        logger.error("not finished", extra={"fields": {"pending": state.queue.pending, "grace_s": SHUTDOWN_GRACE_S}})
         os._exit(1)  # sys.exit would wait for the thread that is still at work
     sys.exit(1 if state.failed else 0)
 

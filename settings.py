@@ -21,3 +21,14 @@ def integer(name: str, default: int, minimum: int, maximum: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20) or not minimum <= int(text) <= maximum:
         raise BadSetting(f"{name}={text!r}: expected a whole number from {minimum} to {maximum}")
     return int(text)
+
+
+def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
+    """Return the environment variable `name`, or `default` where it is unset or empty.
+
+    Raises BadSetting for anything that is not among `allowed`.
+    """
+    text = os.environ.get(name) or default
+    if text not in allowed:
+        raise BadSetting(f"{name}={text!r}: expected one of {', '.join(allowed)}")
+    return text

@@ -2,12 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import requests
@@ -27,6 +28,7 @@ class Served:
     process: subprocess.Popen
     port: int
     log: Path
+    connections: list[socket.socket] = field(default_factory=list)  # closed with the server
 
     @property
     def url(self) -> str:
@@ -40,6 +42,22 @@ class Served:
     def get(self, path: str, **arguments) -> requests.Response:
         """GET with `requests`, on a connection of its own."""
         return requests.get(self.url + path, timeout=DEADLINE_S, **arguments)
+
+    def metric(self, name: str, headers: dict | None = None) -> float:
+        """Return a number of /metrics; 0 where it has none of that name."""
+        lines = self.get("/metrics", headers=headers).text.splitlines()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+    def connect(self) -> socket.socket:
+        """Return a connection of which the test decides every byte."""
+        self.connections.append(socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S))
+        return self.connections[-1]
+
+    def raw(self, request: bytes) -> bytes:
+        """Send the bytes, on a connection of their own, and return all that comes back until the server closes it."""
+        with self.connect() as connection:
+            connection.sendall(request)
+            return b"".join(iter(lambda: connection.recv(65_536), b""))
 
     def terminate(self) -> int:
         """Send SIGTERM, wait for the end, return the exit code."""
@@ -57,12 +75,12 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextmanager
-def serving(folder: Path, stub: bool = False, **environment: str) -> Iterator[Served]:
+def serving(folder: Path, stub: bool = False, port: int | None = None, **environment: str) -> Iterator[Served]:
     """Run server.py with `environment` while the context lasts, from the moment that it listens.
 
     With `stub`, tests/stub/app.py stands in for app.py, and $STUB_DIR is `folder`.
     """
-    port = free_port()
+    port = port or free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BANANA_")}
     environment = clean | {"HOST": "127.0.0.1", "PORT": str(port), "STUB_DIR": str(folder)} | environment
     command = [sys.executable, "server.py"]
@@ -80,6 +98,8 @@ def serving(folder: Path, stub: bool = False, **environment: str) -> Iterator[Se
     finally:
         process.kill()
         process.wait()
+        for connection in served.connections:
+            connection.close()
 
 
 def listens(served: Served) -> bool:

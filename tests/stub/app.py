@@ -1,19 +1,32 @@
 """Stands in for the repository's app.py, so that a test decides when a call ends and how.
 
 `init` waits for the file `loaded` in $STUB_DIR; a call waits for `release` and answers what is in `answer.json`, if
-that is there; {"fail": true} makes a call fail.
+that is there. A picture of `fail` makes a call fail, and the file `broken` the model, at its start too.
 """
 
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(os.environ["STUB_DIR"])
 
 
+@dataclass
+class Outcome:
+    """As in app.py."""
+
+    answer: dict
+    pictures: list[str]
+
+
 class InvalidInput(ValueError):
     """As in app.py."""
+
+
+class ModelError(Exception):
+    """As ONNX Runtime's errors, which are no RuntimeError."""
 
 
 def wait_for(name: str) -> None:
@@ -25,16 +38,24 @@ def wait_for(name: str) -> None:
 def init() -> None:
     """Load, once the test says so."""
     wait_for("loaded")
+    warm_up()
 
 
-def inference(model_inputs: dict) -> dict:
+def warm_up() -> None:
+    """Answer the warm-up picture, unless the test has broken the model."""
+    if (FOLDER / "broken").exists():
+        raise ModelError("the model is broken")
+
+
+def classify(model_inputs: dict) -> Outcome:
     """Answer, once the test says so."""
-    if model_inputs.get("fail"):
+    if model_inputs.get("image") == b"fail":
         raise RuntimeError("a bug, with a secret in it")
     (FOLDER / f"began-{time.monotonic_ns()}").touch()
     wait_for("release")
     answer = FOLDER / "answer.json"
-    return json.loads(answer.read_text()) if answer.exists() else {"class_id": 0}
+    answer = json.loads(answer.read_text()) if answer.exists() else {"class_id": 0}
+    return Outcome(answer | {"timing_ms": {"decode": 0, "model": 0, "total": 0}}, [])
 
 
 def status() -> dict:

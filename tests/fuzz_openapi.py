@@ -1,0 +1,38 @@
+"""Hold the real server to openapi.json with Schemathesis, which `make fuzz` installs.
+
+python -m tests.fuzz_openapi [any option of `schemathesis run`]
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from endpoint import local_server
+from tests.serving import ROOT
+
+OPTIONS = [
+    "--max-time=60",  # seconds
+    "--request-timeout=10",  # seconds
+    # A schema can say base64, but not that it is a picture: most of what fits it is refused. And not that the query
+    # counts only where the body does not say the same: some of what does not fit is taken.
+    "--exclude-checks=positive_data_acceptance,negative_data_rejection",
+]
+
+
+def main() -> int:
+    """Return Schemathesis' exit code; what it needs to repeat a failure stays in .make/."""
+    folder = ROOT / ".make"
+    folder.mkdir(exist_ok=True)
+    with local_server(timeout_s=60) as url:
+        command = [
+            Path(sys.executable).with_name("schemathesis"),
+            "run",
+            f"{url}/openapi.json",
+            *OPTIONS,
+            *sys.argv[1:],
+        ]
+        return subprocess.run(command, cwd=folder).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Picture files made to do harm: small, lying about themselves, or valid and enormous."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+SIDE = 5_000  # squared, exactly the default of MAX_PIXELS
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def encoded(image: Image.Image, file_format: str, **options) -> bytes:
+    """Return the image as a file of that format."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def small_pictures() -> dict[str, list[bytes]]:
+    """Return valid little files by format, of many kinds: what mutations start from."""
+    ramp, disc = Image.linear_gradient("L"), Image.radial_gradient("L")
+    photo = Image.merge("RGB", (ramp, disc, ramp.rotate(90))).resize((24, 18))
+    clear = photo.copy()
+    clear.putalpha(128)
+    grey, dots, bits = photo.convert("L"), photo.quantize(16), photo.convert("1")
+    deep = Image.new("I;16", (24, 18), 40_000)
+    exif = Image.Exif()
+    exif[274], exif[270], exif[282] = 6, "hello", (72, 1)
+    text = PngInfo()
+    text.add_text("a", "b" * 50, zip=True)
+    text.add_itxt("XML:com.adobe.xmp", "<tiff:Orientation>3</tiff:Orientation>")
+    more = {"save_all": True, "append_images": [photo]}
+    tiffs = [(photo, name) for name in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "lzma", "zstd")]
+    tiffs += [(bits, name) for name in ("group3", "group4")] + [(deep, "raw"), (dots, "raw"), (clear, "tiff_lzw")]
+    kinds: dict[str, list[tuple[Image.Image, dict]]] = {
+        "JPEG": [(photo, {"exif": exif}), (photo, {"progressive": True, "icc_profile": b"x" * 99}), (grey, {})],
+        "PNG": [
+            (clear, {"exif": exif, "pnginfo": text, "icc_profile": b"x" * 99}),
+            (deep, {}),
+            (bits, {}),
+            (photo, more),
+        ],
+        "WEBP": [(photo, {"exif": exif}), (clear, {}), (clear, {"lossless": True}), (photo, more)],
+        "GIF": [(grey, {}), (dots, {"transparency": 1, "comment": b"hi"}), (dots, more)],
+        "BMP": [(bits, {}), (dots, {}), (photo, {}), (clear, {})],
+        "TIFF": [(image, {"compression": name}) for image, name in tiffs] + [(photo, {"big_tiff": True, "exif": exif})],
+        "AVIF": [(photo, {"exif": exif}), (clear, {}), (photo, more)],
+    }
+    files = {name: [encoded(image, name, **options) for image, options in kind] for name, kind in kinds.items()}
+    files["JPEG"] += [encoded(photo.convert("CMYK"), "JPEG"), encoded(photo, "MPO", **more)]
+    files["PNG"].append(encoded(dots, "PNG", transparency=3))
+    files["BMP"].append(bmp_rle(9, 9, b"\5\1\0\0\3\2\0\2\1\1\0\4abcd\0\1"))
+    return files
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a PNG chunk with its right length and checksum."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(*chunks: bytes, kind: int = 2) -> bytes:
+    """Return a PNG of one pixel, of PNG's colour type `kind`, with more chunks in front of that."""
+    header, pixel = struct.pack(">IIBBBBB", 1, 1, 8, kind, 0, 0, 0), zlib.compress(b"\0\0\0\0")
+    whole = [png_chunk(b"IHDR", header), *chunks, png_chunk(b"IDAT", pixel), png_chunk(b"IEND", b"")]
+    return PNG_SIGNATURE + b"".join(whole)
+
+
+def with_right_checksums(png: bytes) -> bytes:
+    """Return a damaged PNG with checksums that hide the damage."""
+    fixed, at = bytearray(png), len(PNG_SIGNATURE)
+    while at + 12 <= len(fixed) and (end := at + 8 + int.from_bytes(fixed[at : at + 4], "big")) + 4 <= len(fixed):
+        fixed[end : end + 4] = struct.pack(">I", zlib.crc32(fixed[at + 4 : end]))
+        at = end + 4
+    return bytes(fixed)
+
+
+def bmp_rle(width: int, height: int, runs: bytes) -> bytes:
+    """Return a run-length encoded BMP of 256 colours."""
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    start = 14 + len(header) + 1024
+    return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + header + bytes(1024) + runs
+
+
+def tiff(*entries: tuple[int, int, int, int], tail: bytes = b"") -> bytes:
+    """Return a TIFF of grey pixels with these (tag, type, count, value) among its fields, and `tail` at its end."""
+    fields = {tag: (4, 1, value) for tag, value in ((256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 8))}
+    fields |= {tag: rest for tag, *rest in entries}
+    packed = b"".join(struct.pack("<HHII", tag, *fields[tag]) for tag in sorted(fields))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + packed + bytes(4) + tail
+
+
+def jpeg_with(*segments: bytes) -> bytes:
+    """Return a small JPEG with more segments at its start."""
+    jpeg = encoded(Image.new("RGB", (8, 8)), "JPEG")
+    return jpeg[:2] + b"".join(segments) + jpeg[2:]
+
+
+def jpeg_of_many_scans(count: int) -> bytes:
+    """Return a progressive JPEG of 25 million pixels that repeats its last scan, which changes nothing."""
+    jpeg = encoded(Image.new("RGB", (SIDE, SIDE)), "JPEG", progressive=True)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + last * count + jpeg[-2:]
+
+
+def huge(file_format: str, width: int, height: int) -> bytes:
+    """Return a valid file of one colour: a few kilobytes, or for BMP megabytes."""
+    mode = {"GIF": "L", "BMP": "1", "PNG": "RGBA", "WEBP": "RGBA", "TIFF": "RGBA"}.get(file_format, "RGB")
+    image = Image.new(mode, (width, height))
+    fast = {"WEBP": {"lossless": True, "method": 0}, "AVIF": {"speed": 10}, "TIFF": {"compression": "zstd"}}
+    return encoded(image, file_format, **fast.get(file_format, {}))
+
+
+def sizes_in_header(file_format: str, data: bytes) -> list[tuple[int, str]]:
+    """Return where a small picture's header has its width and height, and how struct writes them."""
+    if file_format == "JPEG":
+        start = next(at for at in range(len(data)) if data[at] == 0xFF and data[at + 1] in (0xC0, 0xC2))
+        return [(start + 7, ">H"), (start + 5, ">H")]
+    if file_format == "WEBP":
+        return [(24, "<H"), (27, "<H")] if data[12:16] == b"VP8X" else [(26, "<H"), (28, "<H")]
+    if file_format == "TIFF":
+        start = int.from_bytes(data[4:8], "little") + 2
+        fields = {struct.unpack_from("<H", data, at)[0]: at for at in range(start, start + 36, 12)}
+        return [(fields[256] + 8, "<H"), (fields[257] + 8, "<H")]
+    if file_format == "AVIF":
+        start = data.index(b"ispe") + 8
+        return [(start, ">I"), (start + 4, ">I")]
+    return {"PNG": [(16, ">I"), (20, ">I")], "GIF": [(6, "<H"), (8, "<H")], "BMP": [(18, "<i"), (22, "<i")]}[
+        file_format
+    ]
+
+
+def lying(file_format: str, data: bytes, width: int, height: int) -> bytes:
+    """Return the picture with another size in its header, as near as the header's own width lets it."""
+    patched = bytearray(data)
+    for (at, kind), value in zip(sizes_in_header(file_format, data), (width, height), strict=True):
+        bits = 8 * struct.calcsize(kind) - (kind[1] == "i")
+        struct.pack_into(kind, patched, at, min(value, 2**bits - 1))
+    return with_right_checksums(bytes(patched)) if file_format == "PNG" else bytes(patched)
+
+
+def webp_canvas(width: int, height: int) -> bytes:
+    """Return a WebP of one pixel on a canvas of that size."""
+    pixel = encoded(Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:]
+    canvas = bytes([0, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    chunks = b"WEBPVP8X" + struct.pack("<I", len(canvas)) + canvas + pixel
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+def gif_of_frames(count: int) -> bytes:
+    """Return a GIF of so many frames, each another grey."""
+    frames = [Image.new("L", (9, 9), n % 256) for n in range(count)]
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+def zipped(kind: bytes, size: int) -> bytes:
+    """Return a PNG chunk that holds so many zeros compressed, a thousandth of their size."""
+    return png_chunk(kind, b"x\0\0" + zlib.compress(bytes(size), 9))
+
+
+def png_with_fractions(count: int) -> bytes:
+    """Return a PNG that lies on its side and whose EXIF has a field of so many fractions."""
+    return png_with(png_chunk(b"eXIf", tiff((274, 3, 1, 6), (300, 5, count, 0), tail=bytes([0, 0, 0, 1] * 2 * count))))
+
+
+def tiff_of_tiles(side: int) -> bytes:
+    """Return a TIFF of side x side pixels, each a tile of its own."""
+    sizes = [(256, 4, 1, side), (257, 4, 1, side), (322, 4, 1, 1), (323, 4, 1, 1)]
+    return tiff(*sizes, (324, 3, side * side, 0), tail=bytes(2 * side * side))
+
+
+def avif_without_ticks() -> bytes:
+    """Return an animated AVIF whose clock has 0 ticks a second."""
+    frames = [Image.new("L", (9, 9), grey) for grey in (0, 99)]
+    avif = bytearray(encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:]))
+    start = avif.index(b"mdhd") + 24
+    avif[start : start + 4] = bytes(4)
+    return bytes(avif)
+
+
+# What makes them, by what they are, with the status that they get.
+BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
+    "JPEG of 500 scans": (422, lambda: jpeg_of_many_scans(500)),
+    "JPEG of 40 scans": (200, lambda: jpeg_of_many_scans(30)),
+    "JPEG of 50,000 pieces of EXIF": (200, lambda: jpeg_with(b"\xff\xe1\x00\x0cExif\0\0abcd" * 50_000)),
+    "JPEG of 100,000 comments": (200, lambda: jpeg_with(b"\xff\xfe\x00\x02" * 100_000)),
+    "PNG without its palette": (422, lambda: png_with(kind=3)),
+    "PNG with 80 compressed texts": (422, lambda: png_with(zipped(b"zTXt", 999_000) * 80)),
+    "PNG with a large compressed text": (422, lambda: png_with(zipped(b"zTXt", 1_100_000))),
+    "PNG with a large colour profile": (422, lambda: png_with(zipped(b"iCCP", 1_100_000))),
+    "PNG with 200 colour profiles": (200, lambda: png_with(zipped(b"iCCP", 999_000) * 200)),
+    "PNG of 50,000 chunks": (200, lambda: png_with(png_chunk(b"teST", b"") * 50_000)),
+    "PNG with EXIF of 500,000 fractions": (200, lambda: png_with_fractions(500_000)),
+    "WebP canvas of 16 million squared": (422, lambda: webp_canvas(2**24, 2**24)),
+    "GIF of 1,000 frames": (200, lambda: gif_of_frames(1_000)),
+    "GIF canvas of 65,535 squared": (422, lambda: lying("GIF", encoded(Image.new("L", (1, 1)), "GIF"), 2**16, 2**16)),
+    "BMP of rows that end at once": (200, lambda: bmp_rle(60_000, 100, b"\1\0\0\0" * 100)),
+    "BMP of 100,000 runs of nothing": (422, lambda: bmp_rle(SIDE, SIDE, b"\1\0" * 100_000)),
+    "TIFF with a strip of 4 GB": (200, lambda: tiff((278, 4, 1, 8), (279, 4, 1, 2**32 - 1))),
+    "TIFF of 60,000 fields": (200, lambda: tiff(*((tag, 2, 900_000, 8) for tag in range(1_000, 61_000)))),
+    "TIFF of a million tiles": (422, lambda: tiff_of_tiles(1_000)),
+    "AVIF without ticks": (422, avif_without_ticks),
+    "AVIF of 25 million pixels that says 64": (200, lambda: lying("AVIF", huge("AVIF", SIDE, SIDE), 8, 8)),
+}
