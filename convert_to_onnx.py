@@ -25,7 +25,7 @@ from onnx import compose, helper, parser, utils
 from torch import nn
 
 import pytorch_model
-from model import ImagePreprocessor, OnnxClassifier
+from model import ImagePreprocessor, InvalidModel, OnnxClassifier
 from pytorch_model import KNOWN_MODELS, KnownModel, TrainedModel, WeightsError
 
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning
@@ -250,7 +250,7 @@ def main() -> None:
     try:
         name = choose_model() if given.model == "auto" else given.model
         agreement = convert(name, given.weights, given.output)
-    except (ConversionError, WeightsError, OSError) as error:
+    except (ConversionError, InvalidModel, WeightsError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")
     print(f"{name}: {agreement}\n{name}: {given.output}, {given.output.stat().st_size / 1e6:.1f} MB")
 

@@ -25,6 +25,7 @@ import app
 from app import InvalidInput, Outcome
 from model import InvalidModel
 from observing import MODEL, Seen, log_to_stderr, logger, record, watch
+from providers import ProviderUnavailable
 from reading import BodyReader, BodyTooLarge, DeadlineProtocol, InvalidBody, TooManyBodies, inputs_of
 from settings import BadSetting, choice, integer
 from workers import Done, QueueFull, WorkQueue
@@ -35,14 +36,13 @@ PORT = integer("PORT", 8000, 1, 65_535)
 BANANA_API_KEY = os.environ.get("BANANA_API_KEY")  # what callers have to send; unset: open to everyone
 CORS_ORIGIN = os.environ.get("CORS_ORIGIN")  # the web page's origin that browsers let call, or *; unset: none
 LOG_FORMAT = choice("LOG_FORMAT", "text", ("text", "json"))
-THREADS = integer("THREADS", 1, 1, 1024)  # calls in work at a time
 MAX_QUEUE = integer("MAX_QUEUE", 64, 0, 100_000)  # calls that may wait beside those in work
 MAX_BODY_MB = integer("MAX_BODY_MB", 20, 1, 1024)  # of one request, in units of 1,000,000 bytes
 REQUEST_TIMEOUT_S = integer("REQUEST_TIMEOUT_S", 30, 1, 3600)  # seconds from a request's first byte to its last
 ANSWER_TIMEOUT_S = integer("ANSWER_TIMEOUT_S", 60, 1, 3600)  # seconds from a request's first byte to its answer
 IDLE_TIMEOUT_S = integer("IDLE_TIMEOUT_S", 75, 1, 3600)  # seconds that a connection is kept between requests
 SHUTDOWN_GRACE_S = integer("SHUTDOWN_GRACE_S", 10, 0, 3600)  # seconds that work may take to finish after SIGTERM
-# MODEL_PATH, MAX_IMAGES and MAX_PIXELS are in app.py.
+# MODEL_PATH, EXECUTION_PROVIDER, PRECISION, THREADS, MAX_IMAGES and MAX_PIXELS are in app.py.
 # ------------------------------------------------------------------------------------------------------------------
 
 BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
@@ -106,7 +106,7 @@ class Unavailable(Refusal):
 class State:
     """What the routes tell each other; touched in the event loop only."""
 
-    queue: WorkQueue = field(default_factory=lambda: WorkQueue(THREADS, MAX_QUEUE))
+    queue: WorkQueue = field(default_factory=lambda: WorkQueue(app.WORKERS, MAX_QUEUE))
     bodies: BodyReader = field(default_factory=lambda: BodyReader(MAX_BODY_MB * 1_000_000, REQUEST_TIMEOUT_S))
     ready: bool = False  # the model has answered its first picture
     failed: bool = False  # the model cannot be loaded
@@ -135,7 +135,7 @@ async def load(server: Sanic) -> None:
     [result] = await asyncio.gather(state.queue.run(app.init), return_exceptions=True)
     if isinstance(result, Exception):
         # A traceback is for what nobody foresaw.
-        known = isinstance(result, InvalidModel)
+        known = isinstance(result, InvalidModel | ProviderUnavailable)
         logger.error("%s", result if known else "the model cannot be loaded", exc_info=None if known else result)
         state.failed = True
         return await leave(server)
@@ -247,7 +247,7 @@ async def status(request: Request) -> HTTPResponse:
     since_ms = int((monotonic() - state.last_change) * 1e3)
     busy = state.queue.pending > 0
     answer = {
-        "gpu_available": state.ready and state.queue.pending < THREADS,
+        "gpu_available": state.ready and state.queue.pending < app.WORKERS,
         "sequence_number": state.answered,
         "idle_time": 0 if busy else since_ms,
         "inference_time": since_ms if busy else 0,
@@ -377,7 +377,8 @@ def require_ready(request: Request) -> None:
 
 def answer(request: Request, body: bytes) -> Outcome:
     """Return the outcome of a call, in a thread. Raises InvalidBody or InvalidInput."""
-    return app.classify(inputs_of(request.headers.get("content-type", ""), body, request.args))
+    inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
+    return app.classify(inputs, alone=request.app.ctx.state.queue.pending == 1)
 
 
 def main() -> None:

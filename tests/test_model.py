@@ -13,10 +13,11 @@ import pytest
 from onnx import parser
 from PIL import Image, ImageDraw
 
-import model
-from model import FORMATS, ImagePreprocessor, InvalidImage, InvalidModel, OnnxClassifier
+import decoding
+from decoding import FORMATS
+from model import ImagePreprocessor, InvalidImage, InvalidModel, OnnxClassifier
 
-ROOT = Path(model.__file__).parent
+ROOT = Path(decoding.__file__).parent
 MODEL_PATH = os.environ.get("MODEL_PATH") or ROOT / "classifier.onnx"
 TENCH, NEWT = (ROOT / "images" / f"{name}.jpeg" for name in ("n01440764_tench", "n01632777_axolotl"))
 BEST = {
@@ -205,6 +206,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch, quarte
 
     data = encoded(quarters, file_format)
     monkeypatch.setattr(type(Image.open(io.BytesIO(data))), "load", decode)
+    monkeypatch.setattr(decoding, "decode_jpeg", decode)
     with pytest.raises(InvalidImage, match="48x32 pixels; at most 1535 are taken"):
         ImagePreprocessor(max_pixels=48 * 32 - 1)(data)
     with pytest.raises(Decoded):
