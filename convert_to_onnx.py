@@ -150,8 +150,9 @@ def prove(path: Path, network: nn.Module, preprocessor: ImagePreprocessor) -> Ag
     named = {file.name: preprocessor.decode(file) for file in files}
     named |= {f"generated {p.shape[1]}x{p.shape[0]}": p for p in generated_pictures()}
     classifier = OnnxClassifier(path)
-    if classifier.preprocessor != preprocessor:
-        raise ConversionError(f"the file describes {classifier.preprocessor}, the model wants {preprocessor}")
+    described, wanted = ((p.size, p.mean, p.std) for p in (classifier.preprocessor, preprocessor))
+    if described != wanted:
+        raise ConversionError(f"the file describes size, mean and std as {described}, the model wants {wanted}")
     graph_pixels = pixels_of(path)
     levels = same_pixels = resized = 0.0
     for name, picture in named.items():
