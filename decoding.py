@@ -42,7 +42,7 @@ MAX_STRIPS = 4 * MAX_SIDE
 
 # Seconds of one processor for reading a picture piece by piece, of which much is written in Python in Pillow. No
 # picture that was not made to be slow takes more than 1.
-MAX_READ_S = 3
+MAX_READ_S = 1.5
 
 # What EXIF says of a picture that does not lie upright, and what puts it right.
 UPRIGHT = {
@@ -66,7 +66,6 @@ DECODE_ERRORS = (
     TypeError,
     LookupError,
     AttributeError,
-    AssertionError,
     EOFError,
     ArithmeticError,
     MemoryError,
@@ -98,13 +97,16 @@ def to_rgb(image: Image.Image, least_side: int = 0) -> Image.Image:
 
     With `least_side` a JPEG is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidImage.
     """
-    kind = image.format or "picture"
     try:
+        decoded = image
         if isinstance(image, JpegImageFile) and image.mode == "RGB" and isinstance(image.fp, _Patience):
-            image = _decode_with_turbo(image, least_side)
-        return _upright_rgb(image)
+            decoded = _decode_with_turbo(image, least_side)
+        decoded.load()
+        orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
+        # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
+        return _opaque_rgb(decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded)
     except DECODE_ERRORS as error:
-        raise InvalidImage(f"the {kind} is damaged or of an unusual kind: {error}") from error
+        raise InvalidImage(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
 
 class _Patience(io.BytesIO):
@@ -144,17 +146,19 @@ def _decode_with_turbo(image: JpegImageFile, least_side: int) -> Image.Image:
         pixels = decode_jpeg(image.fp.getvalue(), "RGB", **scale)
     except ValueError:
         return image
-    decoded = Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "RGB", 0, 1)
-    decoded.info["exif"] = image.info.get("exif", b"")  # for the orientation
-    return decoded
+    return Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "RGB", 0, 1)
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that fails or takes seconds where EXIF is odd.
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except DECODE_ERRORS:
+        return None  # EXIF that cannot be read says nothing, and many a camera writes such
+
+
+def _opaque_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "P" and image.palette is None:
+        raise ValueError("its palette is missing")
     if image.mode in ("I", "F"):
         raise ValueError("32 bits a pixel have no agreed white: save it with 8 or 16")
     if image.mode.startswith("I;16"):

@@ -346,3 +346,9 @@ def test_an_absent_file_is_refused_with_what_makes_it(tmp_path):
 def test_serving_does_not_import_pytorch():
     code = "import model, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_whose_exif_cannot_be_read_is_taken_as_it_lies(quarters, file_format):
+    data = encoded(quarters, file_format, exif=b"Exif\0\0this is not EXIF")
+    np.testing.assert_allclose(ImagePreprocessor().decode(data), np.asarray(quarters), atol=12)
