@@ -11,7 +11,7 @@ photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run serve test fuzz lint format photos clean FORCE
+.PHONY: help run serve test fuzz lint format photos bench bench-peers clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,8 +39,14 @@ format: .venv/installed  ## format the code as lint wants it
 
 photos: $(photos)  ## fetch the assignment's own photographs, which the preset tests then take in
 
+bench: classifier.onnx  ## measure how fast the server is here, beside PyTorch and the limit of the machine
+	$(bin)/python benchmarks/bench.py
+
+bench-peers: classifier.onnx .venv-peers/installed  ## the same, with LitServe and FastAPI behind the same load
+	$(bin)/python benchmarks/bench.py --peers
+
 clean:  ## remove everything that make has made
-	rm -rf .venv .make classifier.onnx images/photos
+	rm -rf .venv .venv-peers .make classifier.onnx images/photos
 
 .venv/installed: requirements.txt requirements-tester.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
@@ -50,6 +56,11 @@ clean:  ## remove everything that make has made
 
 .venv/fuzz: .venv/installed requirements-fuzz.txt
 	$(bin)/pip install --quiet --disable-pip-version-check -r requirements-fuzz.txt
+	@touch $@
+
+.venv-peers/installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # Changes only when MODEL does, so that another model is converted and the same one is not.

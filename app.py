@@ -14,15 +14,19 @@ from time import perf_counter
 import numpy as np
 
 from model import InvalidImage, OnnxClassifier, Prepared
-from settings import integer
+from settings import available_cpus, choice, integer
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 MODEL_PATH = os.environ.get("MODEL_PATH") or "classifier.onnx"  # the file that convert_to_onnx.py wrote
+EXECUTION_PROVIDER = choice("EXECUTION_PROVIDER", "auto", ("auto", "cuda", "openvino", "cpu"))
+PRECISION = choice("PRECISION", "auto", ("auto", "f32"))  # auto: bfloat16 or TF32 where the hardware has it; f32: exact
+THREADS = integer("THREADS", available_cpus(), 1, 1024)  # of the model; by default what the container may use
 MAX_IMAGES = integer("MAX_IMAGES", 16, 1, 1024)  # pictures in one call
 MAX_PIXELS = integer("MAX_PIXELS", 25_000_000, 1, 1_000_000_000)  # width x height of one picture
 # ------------------------------------------------------------------------------------------------------------------
 
 VERSION = "1.0.0"  # of this server
+WORKERS = THREADS + 1  # calls to work on at a time: a picture is decoded while each thread has another in the model
 DEFAULT_TOP_K = 5
 
 classifier: OnnxClassifier | None = None
@@ -53,7 +57,7 @@ class Inputs:
 def init() -> None:
     """Load the model of MODEL_PATH and let it answer once. Raises model.InvalidModel."""
     global classifier
-    classifier = OnnxClassifier(MODEL_PATH, max_pixels=MAX_PIXELS)
+    classifier = OnnxClassifier(MODEL_PATH, EXECUTION_PROVIDER, PRECISION, THREADS, MAX_PIXELS)
     warm_up()
 
 
@@ -72,14 +76,17 @@ def inference(model_inputs: dict) -> dict:
     return classify(model_inputs).answer
 
 
-def classify(model_inputs: dict) -> Outcome:
-    """Do what `inference` does, and return what the pictures were beside the answer. Raises InvalidInput."""
+def classify(model_inputs: dict, alone: bool = True) -> Outcome:
+    """Do what `inference` does, and return what the pictures were beside the answer. Raises InvalidInput.
+
+    `alone` says that no other call is in work or waiting.
+    """
     started = perf_counter()
     inputs = _check(model_inputs)
     pictures = [_prepare(picture, n, inputs) for n, picture in enumerate(inputs.pictures)]
     pixels = np.stack([picture.pixels for picture in pictures])
     decoded = perf_counter()
-    probabilities = classifier.predict(pixels)
+    probabilities = classifier.predict(pixels, alone)
     ran = perf_counter()
     answers = [_answer(row, inputs) for row in probabilities]
     timing = {"decode": decoded - started, "model": ran - decoded, "total": perf_counter() - started}
@@ -90,12 +97,13 @@ def classify(model_inputs: dict) -> Outcome:
 
 def status() -> dict:
     """Return what runs here: the model and its weights' digest, the execution provider really in use, the version."""
-    provider = classifier.execution_provider
+    runner = classifier.runner
     return {
         "model": classifier.model_name,
         "weights": classifier.weights_digest,
-        "execution_provider": provider,
-        "gpu": provider.startswith("CUDA"),
+        "execution_provider": runner.provider,
+        "precision": runner.precision,
+        "gpu": runner.provider == "CUDAExecutionProvider",
         "version": VERSION,
     }
 

@@ -25,7 +25,7 @@ from onnx import compose, helper, parser, utils
 from torch import nn
 
 import pytorch_model
-from model import ImagePreprocessor, OnnxClassifier
+from model import ImagePreprocessor, InvalidModel, OnnxClassifier
 from pytorch_model import KNOWN_MODELS, KnownModel, TrainedModel, WeightsError
 
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning
@@ -150,8 +150,9 @@ def prove(path: Path, network: nn.Module, preprocessor: ImagePreprocessor) -> Ag
     named = {file.name: preprocessor.decode(file) for file in files}
     named |= {f"generated {p.shape[1]}x{p.shape[0]}": p for p in generated_pictures()}
     classifier = OnnxClassifier(path)
-    if classifier.preprocessor != preprocessor:
-        raise ConversionError(f"the file describes {classifier.preprocessor}, the model wants {preprocessor}")
+    described, wanted = ((p.size, p.mean, p.std) for p in (classifier.preprocessor, preprocessor))
+    if described != wanted:
+        raise ConversionError(f"the file describes size, mean and std as {described}, the model wants {wanted}")
     graph_pixels = pixels_of(path)
     levels = same_pixels = resized = 0.0
     for name, picture in named.items():
@@ -250,7 +251,7 @@ def main() -> None:
     try:
         name = choose_model() if given.model == "auto" else given.model
         agreement = convert(name, given.weights, given.output)
-    except (ConversionError, WeightsError, OSError) as error:
+    except (ConversionError, InvalidModel, WeightsError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")
     print(f"{name}: {agreement}\n{name}: {given.output}, {given.output.stat().st_size / 1e6:.1f} MB")
 

@@ -1,4 +1,4 @@
-"""HTTP around app.py: routes, limits, authentication, health, start and shutdown.
+"""HTTP around app.py: routes, limits, authentication, errors.
 
     python server.py                      # http://127.0.0.1:8000
     PORT=9000 BANANA_API_KEY=secret python server.py
@@ -6,11 +6,9 @@
 Knows nothing of ONNX or of image formats. A call's work is done in a thread, so that the event loop always answers.
 """
 
-import asyncio
 import hmac
 import os
 import re
-import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +21,8 @@ from sanic.exceptions import RequestCancelled, SanicException
 
 import app
 from app import InvalidInput, Outcome
-from model import InvalidModel
-from observing import MODEL, Seen, log_to_stderr, logger, record, watch
+from lifecycle import Lifecycle
+from observing import Seen, log_to_stderr, logger, record, watch
 from reading import BodyReader, BodyTooLarge, DeadlineProtocol, InvalidBody, TooManyBodies, inputs_of
 from settings import BadSetting, choice, integer
 from workers import Done, QueueFull, WorkQueue
@@ -35,18 +33,16 @@ PORT = integer("PORT", 8000, 1, 65_535)
 BANANA_API_KEY = os.environ.get("BANANA_API_KEY")  # what callers have to send; unset: open to everyone
 CORS_ORIGIN = os.environ.get("CORS_ORIGIN")  # the web page's origin that browsers let call, or *; unset: none
 LOG_FORMAT = choice("LOG_FORMAT", "text", ("text", "json"))
-THREADS = integer("THREADS", 1, 1, 1024)  # calls in work at a time
 MAX_QUEUE = integer("MAX_QUEUE", 64, 0, 100_000)  # calls that may wait beside those in work
 MAX_BODY_MB = integer("MAX_BODY_MB", 20, 1, 1024)  # of one request, in units of 1,000,000 bytes
 REQUEST_TIMEOUT_S = integer("REQUEST_TIMEOUT_S", 30, 1, 3600)  # seconds from a request's first byte to its last
 ANSWER_TIMEOUT_S = integer("ANSWER_TIMEOUT_S", 60, 1, 3600)  # seconds from a request's first byte to its answer
 IDLE_TIMEOUT_S = integer("IDLE_TIMEOUT_S", 75, 1, 3600)  # seconds that a connection is kept between requests
 SHUTDOWN_GRACE_S = integer("SHUTDOWN_GRACE_S", 10, 0, 3600)  # seconds that work may take to finish after SIGTERM
-# MODEL_PATH, MAX_IMAGES and MAX_PIXELS are in app.py.
+# MODEL_PATH, EXECUTION_PROVIDER, PRECISION, THREADS, MAX_IMAGES and MAX_PIXELS are in app.py.
 # ------------------------------------------------------------------------------------------------------------------
 
 BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
-QUIET_S = 0.5  # without a call, after which a server that is stopping takes its clients to have gone
 
 ERROR_TYPES = {
     401: "unauthorized",
@@ -106,93 +102,35 @@ class Unavailable(Refusal):
 class State:
     """What the routes tell each other; touched in the event loop only."""
 
-    queue: WorkQueue = field(default_factory=lambda: WorkQueue(THREADS, MAX_QUEUE))
-    bodies: BodyReader = field(default_factory=lambda: BodyReader(MAX_BODY_MB * 1_000_000, REQUEST_TIMEOUT_S))
-    ready: bool = False  # the model has answered its first picture
-    failed: bool = False  # the model cannot be loaded
-    failing: bool = False  # the model has failed on its own warm-up picture since
-    stopping: bool = False  # new work is refused
+    queue: WorkQueue
+    life: Lifecycle
+    bodies: BodyReader
     answered: int = 0
-    last_call: float = 0.0  # monotonic seconds at which one last came in
-    last_change: float = field(default_factory=monotonic)  # at which one last was taken on or answered
-    tasks: dict[str, asyncio.Task] = field(default_factory=dict)  # by name, so that none is lost or started twice
-
-
-# -- start and shutdown ---------------------------------------------------------------------------------------------
+    last_change: float = field(default_factory=monotonic)  # monotonic seconds at which a call last began or ended
 
 
 @server.before_server_start
 async def start(server: Sanic) -> None:
     """Load the model in a thread: the port answers 503 until it is there."""
-    server.ctx.state = state = State()
-    watch(state.queue)
-    state.tasks["load"] = asyncio.create_task(load(server))
-
-
-async def load(server: Sanic) -> None:
-    """Make the server ready, or stop it if the model cannot be loaded."""
-    state = server.ctx.state
-    [result] = await asyncio.gather(state.queue.run(app.init), return_exceptions=True)
-    if isinstance(result, Exception):
-        # A traceback is for what nobody foresaw.
-        known = isinstance(result, InvalidModel)
-        logger.error("%s", result if known else "the model cannot be loaded", exc_info=None if known else result)
-        state.failed = True
-        return await leave(server)
-    MODEL.info({name: str(value) for name, value in app.status().items()})
-    state.ready = True
-    logger.info("ready", extra={"fields": app.status()})
+    queue = WorkQueue(app.WORKERS, MAX_QUEUE)
+    life = Lifecycle(queue, SHUTDOWN_GRACE_S, ANSWER_TIMEOUT_S)
+    server.ctx.state = State(queue, life, BodyReader(MAX_BODY_MB * 1_000_000, REQUEST_TIMEOUT_S))
+    watch(queue)
+    life.load(server)
 
 
 @server.after_server_start
-async def obey_signals(server: Sanic) -> None:
-    """Stop on SIGTERM and Ctrl-C. Not earlier: Sanic sets both to be ignored just before."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop, server)
+async def listening(server: Sanic) -> None:
+    """Say that signals are obeyed and that the port is open."""
+    server.ctx.state.life.obey_signals(server)
     logger.info("listening", extra={"fields": {"host": HOST, "port": PORT}})
-
-
-def stop(server: Sanic) -> None:
-    """Stop when all work is done; at a second signal, at once."""
-    state = server.ctx.state
-    if state.stopping:
-        server.stop()
-    state.stopping = True
-    logger.info("stopping", extra={"fields": {"pending": state.queue.pending}})
-    state.tasks["drain"] = asyncio.create_task(drain(server))
-
-
-async def drain(server: Sanic) -> None:
-    """Go on refusing calls until the work is finished and the callers have seen a 503 and gone; then stop.
-
-    A socket that is closed while a request is on its way resets that request.
-    """
-    state = server.ctx.state
-    deadline = monotonic() + SHUTDOWN_GRACE_S
-    while monotonic() < deadline and (
-        state.queue.pending
-        or any(client.under_way for client in DeadlineProtocol.everyone)
-        or monotonic() < state.last_call + QUIET_S
-    ):
-        await asyncio.sleep(0.02)
-    await leave(server)
-
-
-async def leave(server: Sanic) -> None:
-    """Stop serving. Sanic loses a stop that comes before it serves."""
-    while not server.state.is_running:
-        await asyncio.sleep(0.02)
-    server.stop()
-
-
-# -- routes ---------------------------------------------------------------------------------------------------------
 
 
 @server.post("/", stream=True)
 async def classify(request: Request) -> HTTPResponse:
     """Classify what the body holds: JSON, a picture's own bytes, or a form with the field `image`."""
     state = request.app.ctx.state
-    state.last_call = monotonic()
+    state.life.last_call = monotonic()
     require_ready(request)
     try:
         state.queue.require_room()
@@ -225,11 +163,8 @@ async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's probe: 200 with what runs here while the model answers, else 503."""
     state = request.app.ctx.state
     require_ready(request)
-    if state.queue.longest_s > ANSWER_TIMEOUT_S:
-        raise Unavailable(f"a call has been in work for {state.queue.longest_s:.0f} s")
-    if state.failing:
-        suspect(request.app)
-        raise Unavailable("the model fails on its own warm-up picture")
+    if why := state.life.why_unhealthy():
+        raise Unavailable(why)
     return respond(to_json({"state": "healthy"} | app.status()))
 
 
@@ -247,7 +182,7 @@ async def status(request: Request) -> HTTPResponse:
     since_ms = int((monotonic() - state.last_change) * 1e3)
     busy = state.queue.pending > 0
     answer = {
-        "gpu_available": state.ready and state.queue.pending < THREADS,
+        "gpu_available": state.life.ready and state.queue.pending < app.WORKERS,
         "sequence_number": state.answered,
         "idle_time": 0 if busy else since_ms,
         "inference_time": since_ms if busy else 0,
@@ -267,9 +202,6 @@ async def metrics(request: Request) -> HTTPResponse:
 async def openapi(request: Request) -> HTTPResponse:
     """The description of all this for machines."""
     return respond(OPENAPI.read_bytes())
-
-
-# -- every request --------------------------------------------------------------------------------------------------
 
 
 @server.on_request
@@ -303,7 +235,7 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
     if code == 500:
         logger.error("failed", exc_info=error, extra={"fields": {"id": id_of(request)}})
         message = "the server failed; its log says why"
-        suspect(request.app)
+        request.app.ctx.state.life.suspect()
     if code in (404, 405):
         message = f"{request.method} {request.path} is not served here: POST a picture to /"
     if code == 503:
@@ -336,22 +268,6 @@ async def finish(request: Request, response: HTTPResponse) -> None:
     record(seen)
 
 
-def suspect(server: Sanic) -> None:
-    """Find out, once at a time, whether the model still answers: a bug in one call need not be its failure."""
-
-    async def check(state: State) -> None:
-        [result] = await asyncio.gather(state.queue.run(app.warm_up), return_exceptions=True)
-        if isinstance(result, QueueFull):
-            return  # others are being answered, or will be found to be stuck
-        state.failing = isinstance(result, Exception)
-        if state.failing:
-            logger.error("the model fails on its warm-up picture", exc_info=result)
-
-    tasks = server.ctx.state.tasks
-    if "check" not in tasks or tasks["check"].done():
-        tasks["check"] = asyncio.create_task(check(server.ctx.state))
-
-
 def id_of(request: Request) -> str:
     """Return the caller's X-Banana-Request-ID if it is fit to be shown, else one made for the request."""
     if not hasattr(request.ctx, "id"):
@@ -367,17 +283,17 @@ def respond(body: bytes, code: int = 200, headers: dict | None = None) -> HTTPRe
 
 def require_ready(request: Request) -> None:
     """Raise Unavailable before the model has answered its first picture, and after SIGTERM."""
-    state = request.app.ctx.state
-    if state.stopping:
+    life = request.app.ctx.state.life
+    if life.stopping:
         request.stream.keep_alive = False
-        raise Unavailable("the server is stopping")
-    if not state.ready:
-        raise Unavailable("the model is loading")
+    if why := life.why_not():
+        raise Unavailable(why)
 
 
 def answer(request: Request, body: bytes) -> Outcome:
     """Return the outcome of a call, in a thread. Raises InvalidBody or InvalidInput."""
-    return app.classify(inputs_of(request.headers.get("content-type", ""), body, request.args))
+    inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
+    return app.classify(inputs, alone=request.app.ctx.state.queue.pending == 1)
 
 
 def main() -> None:
@@ -395,7 +311,7 @@ def main() -> None:
     if state.queue.pending:
         logger.error("not finished", extra={"fields": {"pending": state.queue.pending, "grace_s": SHUTDOWN_GRACE_S}})
         os._exit(1)  # sys.exit would wait for the thread that is still at work
-    sys.exit(1 if state.failed else 0)
+    sys.exit(1 if state.life.failed else 0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
 Each file has its settings in one block at its top, with their units and defaults.
 """
 
+import math
 import os
+from pathlib import Path
 
 
 class BadSetting(SystemExit):
@@ -32,3 +34,17 @@ def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
     if text not in allowed:
         raise BadSetting(f"{name}={text!r}: expected one of {', '.join(allowed)}")
     return text
+
+
+def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many CPUs this process may use, at least 1: its affinity, or its container's quota if that is less."""
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        if (cgroup / "cpu.max").exists():  # version 2: "<quota> <period>", in microseconds, or "max <period>"
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return cpus  # no control group that can be read, and so no quota to keep to
+    return cpus if quota in ("max", "-1") else max(1, min(cpus, math.ceil(int(quota) / int(period))))

@@ -11,7 +11,7 @@ from endpoint import local_server
 from tests.serving import ROOT
 
 OPTIONS = [
-    "--max-time=60",  # seconds
+    "--max-time=30",  # seconds
     "--request-timeout=10",  # seconds
     # A schema can say base64, but not that it is a picture: most of what fits it is refused. And not that the query
     # counts only where the body does not say the same: some of what does not fit is taken.

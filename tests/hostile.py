@@ -184,7 +184,7 @@ def avif_without_ticks() -> bytes:
 BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "JPEG of 500 scans": (422, lambda: jpeg_of_many_scans(500)),
     "JPEG of 40 scans": (200, lambda: jpeg_of_many_scans(30)),
-    "JPEG of 50,000 pieces of EXIF": (200, lambda: jpeg_with(b"\xff\xe1\x00\x0cExif\0\0abcd" * 50_000)),
+    "JPEG of 5,000 pieces of EXIF": (200, lambda: jpeg_with(b"\xff\xe1\x00\x0cExif\0\0abcd" * 5_000)),
     "JPEG of 100,000 comments": (200, lambda: jpeg_with(b"\xff\xfe\x00\x02" * 100_000)),
     "PNG without its palette": (422, lambda: png_with(kind=3)),
     "PNG with 80 compressed texts": (422, lambda: png_with(zipped(b"zTXt", 999_000) * 80)),

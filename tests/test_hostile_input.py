@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import model
+import decoding
+from model import ImagePreprocessor
 from tests.hostile import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, small_pictures, with_right_checksums
 from tests.serving import Served
 
@@ -189,7 +190,7 @@ def edited(data: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("file_format", model.FORMATS)
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
 @examples(110)
 @given(data=st.data(), edits=edits, checksums=st.booleans())
 def test_pictures_with_any_edits(ask, file_format, data, edits, checksums):
@@ -197,7 +198,7 @@ def test_pictures_with_any_edits(ask, file_format, data, edits, checksums):
     ask(with_right_checksums(picture) if checksums and picture.startswith(PNG_SIGNATURE) else picture)
 
 
-@pytest.mark.parametrize("file_format", model.FORMATS)
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
 def test_pictures_that_end_early_or_have_one_wrong_bit(ask, file_format):
     picture = SMALL[file_format][0]
     for at in range(0, len(picture) - 1, max(1, len(picture) // 20)):
@@ -206,7 +207,7 @@ def test_pictures_that_end_early_or_have_one_wrong_bit(ask, file_format):
     assert ask(picture[: len(picture) // 4]) == 422
 
 
-@pytest.mark.parametrize("file_format", model.FORMATS)
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
 def test_pictures_that_lie_about_their_size(ask, file_format):
     picture = SMALL[file_format][0]
     for size in [(0, 0), (1, 1), (8, 8), (24, 0), (0, 18), (25, 19), (5_000, 5_000), (24, 65_535), (65_535, 1)]:
@@ -214,7 +215,7 @@ def test_pictures_that_lie_about_their_size(ask, file_format):
     assert ask(lying(file_format, picture, 2**32, 2**32)) == 422
 
 
-@pytest.mark.parametrize("file_format", model.FORMATS)
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
 def test_small_files_of_huge_pictures(ask, file_format):
     assert ask(huge(file_format, SIDE, SIDE)) == 200
     assert ask(huge(file_format, SIDE + 1, SIDE)) == 422
@@ -227,17 +228,17 @@ def test_bombs(ask, what):
 
 
 def test_reading_a_picture_has_an_end(monkeypatch):
-    monkeypatch.setattr(model, "MAX_READ_S", -1)
-    with pytest.raises(model.InvalidImage, match="too long"):
-        model.ImagePreprocessor()(SMALL["PNG"][0])
+    monkeypatch.setattr(decoding, "MAX_READ_S", -1)
+    with pytest.raises(decoding.InvalidImage, match="too long"):
+        ImagePreprocessor()(SMALL["PNG"][0])
 
 
 # -- afterwards ------------------------------------------------------------------------------------------------------
 
 
 def test_the_server_is_as_large_afterwards_as_after_the_first_of_each_kind(served, ask):
-    everything = [make() for _, make in BOMBS.values()] + [huge(name, 2_000, 2_000) for name in model.FORMATS]
-    everything += [lying(name, SMALL[name][0], 9, 9) for name in model.FORMATS] + [b"no picture", b""]
+    everything = [make() for _, make in BOMBS.values()] + [huge(name, 2_000, 2_000) for name in decoding.FORMATS]
+    everything += [lying(name, SMALL[name][0], 9, 9) for name in decoding.FORMATS] + [b"no picture", b""]
 
     def size_after(rounds: int) -> int:
         for _ in range(rounds):

@@ -13,10 +13,11 @@ import pytest
 from onnx import parser
 from PIL import Image, ImageDraw
 
-import model
-from model import FORMATS, ImagePreprocessor, InvalidImage, InvalidModel, OnnxClassifier
+import decoding
+from decoding import FORMATS
+from model import ImagePreprocessor, InvalidImage, InvalidModel, OnnxClassifier
 
-ROOT = Path(model.__file__).parent
+ROOT = Path(decoding.__file__).parent
 MODEL_PATH = os.environ.get("MODEL_PATH") or ROOT / "classifier.onnx"
 TENCH, NEWT = (ROOT / "images" / f"{name}.jpeg" for name in ("n01440764_tench", "n01632777_axolotl"))
 BEST = {
@@ -205,6 +206,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch, quarte
 
     data = encoded(quarters, file_format)
     monkeypatch.setattr(type(Image.open(io.BytesIO(data))), "load", decode)
+    monkeypatch.setattr(decoding, "decode_jpeg", decode)
     with pytest.raises(InvalidImage, match="48x32 pixels; at most 1535 are taken"):
         ImagePreprocessor(max_pixels=48 * 32 - 1)(data)
     with pytest.raises(Decoded):
@@ -344,3 +346,9 @@ def test_an_absent_file_is_refused_with_what_makes_it(tmp_path):
 def test_serving_does_not_import_pytorch():
     code = "import model, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_whose_exif_cannot_be_read_is_taken_as_it_lies(quarters, file_format):
+    data = encoded(quarters, file_format, exif=b"Exif\0\0this is not EXIF")
+    np.testing.assert_allclose(ImagePreprocessor().decode(data), np.asarray(quarters), atol=12)

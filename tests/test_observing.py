@@ -173,7 +173,7 @@ def test_a_call_is_one_line_of_json_with_all_that_is_known_of_it_but_the_picture
         served.post(json={"image": "not base64!"}, headers={"X-Banana-Request-ID": "bad"})
         lines = [json.loads(line) for line in served.log.read_text().splitlines()]
         events = [line["event"] for line in lines]
-        assert {"listening", "ready", "request"} == set(events)
+        assert {"listening", "ready", "request"} <= set(events)
         [good] = [line for line in lines if line.get("id") == "good"]
         assert (good["method"], good["path"], good["status"], good["level"]) == ("POST", "/", 200, "info")
         assert len(PICTURE) < good["bytes"] < len(PICTURE) + 1000

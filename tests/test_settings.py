@@ -1,8 +1,10 @@
 """settings.integer: what an environment variable may hold, and what happens when it holds something else."""
 
+import os
+
 import pytest
 
-from settings import BadSetting, integer
+from settings import BadSetting, available_cpus, choice, integer
 
 
 def test_the_default_counts_where_the_variable_is_unset(monkeypatch):
@@ -45,3 +47,33 @@ def test_anything_else_ends_the_program_with_a_sentence(monkeypatch, text):
         integer("PORT", 8000, 1, 65535)
     # SystemExit prints a code that is a string, and exits with 1.
     assert stopped.value.code == f"PORT={text!r}: expected a whole number from 1 to 65535"
+
+
+def test_a_choice_is_one_of_those_allowed(monkeypatch):
+    monkeypatch.setenv("FORMAT", "json")
+    assert choice("FORMAT", "text", ("text", "json")) == "json"
+    monkeypatch.setenv("FORMAT", "")
+    assert choice("FORMAT", "text", ("text", "json")) == "text"
+    monkeypatch.setenv("FORMAT", "xml")
+    with pytest.raises(BadSetting, match="FORMAT='xml': expected one of text, json"):
+        choice("FORMAT", "text", ("text", "json"))
+
+
+@pytest.mark.parametrize(
+    ("files", "at_most"),
+    [
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "100000 100000"}, 1),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "5000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({}, None),
+    ],
+)
+def test_the_cpus_are_those_that_the_container_may_use(tmp_path, files, at_most):
+    (tmp_path / "cpu").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content + "\n")
+    mine = len(os.sched_getaffinity(0))
+    assert available_cpus(tmp_path) == min(mine, at_most or mine)

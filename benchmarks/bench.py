@@ -1,0 +1,224 @@
+"""How fast the server is on this machine, and how close to what the machine can do.
+
+    make bench                                            # this server, PyTorch behind it, and the limit
+    make bench-peers                                      # and LitServe and FastAPI behind the same load
+    python benchmarks/bench.py --rounds 3 --seconds 5 [--peers] [--output table.md]
+
+Every candidate is started anew in every round, the rounds interleave, and the table has medians. The load is a closed
+loop over kept connections: one preset picture of 500x375 as base64 JSON. The limit is no server at all: the same
+decoding, resizing and running in a bare loop, on as many threads as there are CPUs.
+"""
+
+import argparse
+import base64
+import json
+import os
+import platform
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from endpoint import free_port  # noqa: E402
+from model import OnnxClassifier  # noqa: E402
+from presets import presets  # noqa: E402
+from settings import available_cpus  # noqa: E402
+
+MODEL_PATH = Path(os.environ.get("MODEL_PATH") or ROOT / "classifier.onnx").resolve()
+PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+CLIENTS = 16
+START_TIMEOUT_S = 60
+
+
+@dataclass
+class Candidate:
+    """A server to measure, and what was measured in each round."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, figure: str, value: float) -> None:
+        """Keep one round's value of a figure."""
+        self.figures.setdefault(figure, []).append(value)
+
+
+def candidates(model: str, peers: bool) -> list[Candidate]:
+    """Return what is measured; `model` is the known model's name."""
+    server = [sys.executable, "server.py"]
+    eager = {"PYTHONPATH": f"{ROOT / 'benchmarks/pytorch_eager'}{os.pathsep}{ROOT}", "BENCH_MODEL": model}
+    found = [
+        Candidate("this server", server),
+        Candidate("this server, PRECISION=f32", server, {"PRECISION": "f32"}),
+        Candidate("this server, EXECUTION_PROVIDER=cpu", server, {"EXECUTION_PROVIDER": "cpu"}),
+        Candidate("PyTorch eager behind this server", [sys.executable, "-P", "server.py"], eager),
+    ]
+    if peers:
+        found.append(Candidate("LitServe, 2 workers", [str(PEERS_PYTHON), "benchmarks/peers/litserve_server.py"]))
+        found.append(Candidate("FastAPI", [str(PEERS_PYTHON), "benchmarks/peers/fastapi_server.py"]))
+    return found
+
+
+def request(port: int, body: bytes) -> bytes:
+    """Return the bytes of the HTTP request."""
+    head = f"POST / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+def exchange(connection: socket.socket, message: bytes) -> None:
+    """Send a request and read its answer. Raises RuntimeError for any status but 200."""
+    connection.sendall(message)
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        received = connection.recv(65536)
+        if not received:
+            raise RuntimeError("the server closed the connection")
+        answer += received
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(answer.decode(errors="replace"))
+    missing = int(re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)[1]) - len(rest)
+    while missing > 0:
+        missing -= len(connection.recv(65536))
+
+
+def load(port: int, message: bytes, clients: int, seconds: float) -> list[float]:
+    """Return how long each call took, in ms, with so many clients for so long."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+
+    def call_again_and_again() -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            while (began := time.perf_counter()) < end:
+                exchange(connection, message)
+                times.append((time.perf_counter() - began) * 1e3)
+
+    threads = [threading.Thread(target=call_again_and_again) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times
+
+
+def first_answer(port: int, message: bytes) -> None:
+    """Return once the server has answered a picture."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                return exchange(connection, message)
+        except (OSError, RuntimeError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def memory_mb(pid: int) -> float:
+    """Return the proportional memory of a process and its descendants, in MB."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    own = re.search(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    return int(own[1]) / 1024 + sum(memory_mb(int(child)) for child in children)
+
+
+def measure(candidate: Candidate, picture: bytes, seconds: float) -> None:
+    """Start a candidate, measure it, and stop it."""
+    port = free_port()
+    own = {"PORT": str(port), "HOST": "127.0.0.1", "MODEL_PATH": str(MODEL_PATH)}
+    message = request(port, json.dumps({"image": base64.b64encode(picture).decode()}).encode())
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        candidate.command,
+        cwd=ROOT,
+        env=os.environ | own | candidate.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        first_answer(port, message)
+        candidate.note("start s", time.perf_counter() - began)
+        load(port, message, CLIENTS, 1)  # to have everything warm
+        alone = load(port, message, 1, seconds)
+        candidate.note("1 client p50 ms", statistics.median(alone))
+        many = load(port, message, CLIENTS, seconds)
+        candidate.note("16 clients /s", len(many) / seconds)
+        candidate.note("p99 ms", statistics.quantiles(many, n=100)[98])
+        candidate.note("MB", memory_mb(process.pid))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def measure_limit(candidate: Candidate, classifier: OnnxClassifier, picture: bytes, seconds: float) -> None:
+    """Measure the bare loop: no server, no HTTP, no JSON."""
+    end = time.perf_counter() + seconds
+    counts = [0] * available_cpus()
+
+    def classify_again_and_again(thread: int) -> None:
+        while time.perf_counter() < end:
+            classifier.predict(classifier.preprocessor(picture)[None], alone=False)
+            counts[thread] += 1
+
+    threads = [threading.Thread(target=classify_again_and_again, args=(n,)) for n in range(len(counts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    candidate.note("16 clients /s", sum(counts) / seconds)
+
+
+def table(measured: list[Candidate], limit: Candidate, model: str) -> str:
+    """Return everything as Markdown."""
+    columns = ["16 clients /s", "p99 ms", "1 client p50 ms", "start s", "MB"]
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    lines = [
+        f"{model}, {date.today()}, {available_cpus()} CPUs ({cpu[1] if cpu else platform.machine()}):\n",
+        f"| | {' | '.join(columns)} | of the limit |",
+        f"|---|{'---|' * (len(columns) + 1)}",
+    ]
+    best = statistics.median(limit.figures["16 clients /s"])
+    for candidate in [*measured, limit]:
+        medians = {name: statistics.median(values) for name, values in candidate.figures.items()}
+        cells = [f"{medians[name]:.{2 if name == 'start s' else 1}f}" if name in medians else "" for name in columns]
+        lines.append(f"| {candidate.name} | {' | '.join(cells)} | {medians['16 clients /s'] / best:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, round by round, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each load in each round; default: %(default)s")
+    parser.add_argument("--peers", action="store_true", help="measure LitServe and FastAPI too")
+    parser.add_argument("--output", type=Path, help="write the table to this file as well")
+    given = parser.parse_args()
+    if given.peers and not PEERS_PYTHON.exists():
+        sys.exit("bench.py: the peers are not installed: use `make bench-peers`")
+    picture = presets()[0].path.read_bytes()
+    classifier = OnnxClassifier(MODEL_PATH, "auto", "auto")
+    classifier.predict(classifier.preprocessor(picture)[None], alone=False)
+    servers, limit = candidates(classifier.model_name, given.peers), Candidate("the limit: a bare loop", [])
+    for round_number in range(given.rounds):
+        # Every second round runs backwards, so that no one always follows the same one.
+        for candidate in servers if round_number % 2 == 0 else reversed(servers):
+            print(f"round {round_number + 1} of {given.rounds}: {candidate.name}", file=sys.stderr)
+            measure(candidate, picture, given.seconds)
+        measure_limit(limit, classifier, picture, given.seconds)
+    text = table(servers, limit, classifier.model_name)
+    print(text)
+    if given.output:
+        given.output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""FastAPI and uvicorn: a plain `def` handler, run by FastAPI in its thread pool.
+
+python benchmarks/bench.py --peers
+"""
+
+import common
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+app = FastAPI()
+session = common.load()
+
+
+class Inputs(BaseModel):
+    """The body of a call."""
+
+    image: str
+
+
+@app.post("/")
+def classify(inputs: Inputs) -> dict:
+    """Return the most probable class."""
+    return common.classify(session, inputs.image)
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=common.PORT, log_level="warning")

@@ -1,0 +1,117 @@
+"""The life of a server: loading, ready, suspected, stopping.
+
+    python -c "import lifecycle; help(lifecycle.Lifecycle)"
+
+server.py asks it whether a call can be taken. It knows nothing of requests but that a connection has one under way.
+"""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+
+from sanic import Sanic
+
+import app
+from model import InvalidModel
+from observing import MODEL, logger
+from providers import ProviderUnavailable
+from reading import DeadlineProtocol
+from workers import QueueFull, WorkQueue
+
+QUIET_S = 0.5  # without a call, after which a server that is stopping takes its clients to have gone
+POLL_S = 0.02
+
+
+@dataclass
+class Lifecycle:
+    """What state the server is in, and what brings it into the next; touched in the event loop only."""
+
+    queue: WorkQueue
+    grace_s: float  # that work may take to finish once the server is to stop
+    stuck_s: float  # in work, after which a call is taken to be stuck
+    ready: bool = False  # the model has answered its first picture
+    failed: bool = False  # the model cannot be loaded
+    failing: bool = False  # the model has failed on its own warm-up picture since
+    stopping: bool = False  # new work is refused
+    last_call: float = 0.0  # monotonic seconds at which one last came in
+    _tasks: dict[str, asyncio.Task] = field(default_factory=dict)  # by name, so that none is lost or started twice
+
+    def load(self, server: Sanic) -> None:
+        """Begin to load the model in a thread; stop the server if that is not possible."""
+        self._tasks["load"] = asyncio.create_task(self._load(server))
+
+    def obey_signals(self, server: Sanic) -> None:
+        """Stop on SIGTERM and Ctrl-C. Not before the server runs: until then Sanic sets both to be ignored."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.stop, server)
+
+    def stop(self, server: Sanic) -> None:
+        """Stop when all work is done; when told so again, at once."""
+        if self.stopping:
+            server.stop()
+        self.stopping = True
+        logger.info("stopping", extra={"fields": {"pending": self.queue.pending}})
+        self._tasks["drain"] = asyncio.create_task(self._drain(server))
+
+    def why_not(self) -> str | None:
+        """Return why no call can be taken, or None if one can."""
+        if self.stopping:
+            return "the server is stopping"
+        return None if self.ready else "the model is loading"
+
+    def why_unhealthy(self) -> str | None:
+        """Return what is wrong with a server that takes calls, or None. Looks again at a model that has failed."""
+        if self.queue.longest_s > self.stuck_s:
+            return f"a call has been in work for {self.queue.longest_s:.0f} s"
+        if self.failing:
+            self.suspect()
+            return "the model fails on its own warm-up picture"
+        return None
+
+    def suspect(self) -> None:
+        """Find out, once at a time, whether the model still answers: a bug in one call need not be its failure."""
+        if "check" not in self._tasks or self._tasks["check"].done():
+            self._tasks["check"] = asyncio.create_task(self._check())
+
+    async def _load(self, server: Sanic) -> None:
+        error = await self._error_of(app.init)
+        if error:
+            # A traceback is for what nobody foresaw.
+            known = isinstance(error, InvalidModel | ProviderUnavailable)
+            logger.error("%s", error if known else "the model cannot be loaded", exc_info=None if known else error)
+            self.failed = True
+            return await self._leave(server)
+        MODEL.info({name: str(value) for name, value in app.status().items()})
+        self.ready = True
+        logger.info("ready", extra={"fields": app.status()})
+
+    async def _check(self) -> None:
+        error = await self._error_of(app.warm_up)
+        if isinstance(error, QueueFull):
+            return  # others are being answered, or will be found to be stuck
+        self.failing = error is not None
+        if error:
+            logger.error("the model fails on its warm-up picture", exc_info=error)
+
+    async def _error_of(self, work: Callable[[], None]) -> Exception | None:
+        [result] = await asyncio.gather(self.queue.run(work), return_exceptions=True)
+        return result if isinstance(result, Exception) else None
+
+    async def _drain(self, server: Sanic) -> None:
+        # Go on refusing calls until the work is finished and the callers have seen a 503 and gone: a socket that is
+        # closed while a request is on its way resets that request.
+        deadline = monotonic() + self.grace_s
+        while monotonic() < deadline and (
+            self.queue.pending
+            or any(client.under_way for client in DeadlineProtocol.everyone)
+            or monotonic() < self.last_call + QUIET_S
+        ):
+            await asyncio.sleep(POLL_S)
+        await self._leave(server)
+
+    async def _leave(self, server: Sanic) -> None:
+        while not server.state.is_running:  # Sanic loses a stop that comes before it serves
+            await asyncio.sleep(POLL_S)
+        server.stop()
