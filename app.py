@@ -14,11 +14,12 @@ from time import perf_counter
 import numpy as np
 
 from model import InvalidImage, OnnxClassifier, Prepared
+from providers import OPENERS
 from settings import available_cpus, choice, integer
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 MODEL_PATH = os.environ.get("MODEL_PATH") or "classifier.onnx"  # the file that convert_to_onnx.py wrote
-EXECUTION_PROVIDER = choice("EXECUTION_PROVIDER", "auto", ("auto", "cuda", "openvino", "cpu"))
+EXECUTION_PROVIDER = choice("EXECUTION_PROVIDER", "auto", ("auto", *OPENERS))  # auto, cuda, openvino or cpu
 PRECISION = choice("PRECISION", "auto", ("auto", "f32"))  # auto: bfloat16 or TF32 where the hardware has it; f32: exact
 THREADS = integer("THREADS", available_cpus(), 1, 1024)  # of the model; by default what the container may use
 MAX_IMAGES = integer("MAX_IMAGES", 16, 1, 1024)  # pictures in one call

@@ -88,6 +88,13 @@ class DeadlineProtocol(HttpProtocol):
         return self.http is not None and (self.http.stage is not Stage.IDLE or bool(self.http.request_body))
 
 
+def content_length(request: Request) -> int:
+    """Return the length that the request's header gives, or 0 where it gives none; beyond 10^19, some such number."""
+    digits = request.headers.get("content-length", "")
+    # Python refuses to convert thousands of digits.
+    return int(digits.lstrip("0")[:20] or 0) if digits.isascii() and digits.isdigit() else 0
+
+
 class BodyReader:
     """Reads bodies of at most `limit` bytes, and of BODIES_IN_MEMORY times that over all connections."""
 
@@ -101,8 +108,7 @@ class BodyReader:
 
         Too large is known from the header where the length is there, and else as soon as it is.
         """
-        length = request.headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.limit:
+        if content_length(request) > self.limit:
             raise BodyTooLarge
         body = bytearray()  # a list of chunks would be many times as large where each is a byte or two
         try:

@@ -24,7 +24,7 @@ import app
 from app import InvalidInput, Outcome
 from lifecycle import Lifecycle
 from observing import Seen, log_to_stderr, logger, record, watch
-from reading import BodyReader, BodyTooLarge, DeadlineProtocol, InvalidBody, TooManyBodies, inputs_of
+from reading import BodyReader, BodyTooLarge, DeadlineProtocol, InvalidBody, TooManyBodies, content_length, inputs_of
 from settings import BadSetting, choice, integer
 from workers import Done, QueueFull, WorkQueue
 
@@ -255,13 +255,12 @@ async def finish(request: Request, response: HTTPResponse) -> None:
     response.headers["X-Request-ID"] = id_of(request)
     if CORS_ORIGIN:
         response.headers.update(CORS_HEADERS | {"Access-Control-Allow-Origin": CORS_ORIGIN})
-    length = request.headers.get("content-length", "0")
     seen = Seen(
         id=id_of(request),
         method=request.method,
         path=request.path,
         status=response.status,
-        bytes=int(length) if length.isascii() and length.isdigit() else 0,
+        bytes=content_length(request),
         total_ms=round((perf_counter() - (request.stream.perft0 or perf_counter())) * 1e3, 1),
     )
     done: Done | None = getattr(request.ctx, "done", None)

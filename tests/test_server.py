@@ -185,6 +185,13 @@ def test_a_request_that_is_no_http_is_not_answered_with_400(served):
             assert connection.recv(100).startswith(b"HTTP/1.1 422 ")
 
 
+def test_a_length_of_thousands_of_digits_is_refused_like_any_other(served):
+    for digits in (30, 5000):
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * digits + b"\r\n\r\n")
+            assert connection.recv(100)[:13] in (b"HTTP/1.1 413 ", b"HTTP/1.1 422 ")
+
+
 def test_401_without_the_key_or_with_another(tmp_path):
     with serving(tmp_path, BANANA_API_KEY="the key") as served:
         wait_until(lambda: is_ready(served), "health needs no key")
