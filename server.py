@@ -6,7 +6,6 @@
 Knows nothing of ONNX or of image formats. A call's work is done in a thread, so that the event loop always answers.
 """
 
-import ctypes
 import hmac
 import os
 import re
@@ -21,6 +20,7 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import RequestCancelled, SanicException
 
 import app
+import memory
 from app import InvalidInput, Outcome
 from lifecycle import Lifecycle
 from observing import Seen, log_to_stderr, logger, record, watch
@@ -44,9 +44,6 @@ SHUTDOWN_GRACE_S = integer("SHUTDOWN_GRACE_S", 10, 0, 3600)  # seconds that work
 # ------------------------------------------------------------------------------------------------------------------
 
 BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
-
-M_MMAP_THRESHOLD = -3  # as malloc.h has it
-LARGE_ALLOCATION = 2_000_000  # bytes; the pictures of most calls are smaller, and are not worth a system call each
 
 ERROR_TYPES = {
     401: "unauthorized",
@@ -299,22 +296,12 @@ def answer(request: Request, body: bytes) -> Outcome:
     return app.classify(inputs, alone=request.app.ctx.state.queue.pending == 1)
 
 
-def give_memory_back() -> None:
-    """Have glibc return what a large picture took to the system, not keep it for the next; elsewhere, do nothing.
-
-    Left to itself it keeps up to 32 MB in every thread once there has been a picture of that size (mallopt(3)).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(M_MMAP_THRESHOLD, LARGE_ALLOCATION)
-
-
 def main() -> None:
     """Serve until SIGTERM; exit 1 if the model cannot be loaded, or if work was left unfinished."""
     if CORS_ORIGIN and not re.fullmatch(r"\*|https?://[^/\s,]+", CORS_ORIGIN):
         raise BadSetting(f"CORS_ORIGIN={CORS_ORIGIN!r}: expected * or one origin such as https://example.com")
     log_to_stderr(LOG_FORMAT == "json")
-    give_memory_back()
+    memory.return_large()
     try:
         server.run(
             HOST, PORT, single_process=True, register_sys_signals=False, protocol=DeadlineProtocol, backlog=BACKLOG
