@@ -7,7 +7,6 @@ on a CPU there are two sessions, and every run takes the one that suits. On a GP
 """
 
 import json
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 import memory
+from logs import logger
 
 # ONNX Runtime's errors have no base class of their own.
 ONNX_ERRORS = (
@@ -32,8 +32,6 @@ ONNX_ERRORS = (
 )
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # a GPU plans anew for every size that it has not seen, so it sees these alone
-
-logger = logging.getLogger("server")
 
 
 class ProviderUnavailable(Exception):
