@@ -7,8 +7,10 @@ Where there is another libc, neither does anything.
 
 import ctypes
 
-M_MMAP_THRESHOLD = -3  # as malloc.h has it
+# As malloc.h has them. The first is set too, as setting the second has glibc forget how it would choose it.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGE = 2_000_000  # bytes; the pictures of most calls are smaller, and are not worth a system call each
+KEPT = 8_000_000  # bytes that may lie free at the end of a thread's heap
 
 _libc = ctypes.CDLL(None)
 
@@ -20,6 +22,7 @@ def return_large() -> None:
     """
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        _libc.mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def return_all() -> None:
