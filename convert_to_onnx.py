@@ -34,7 +34,8 @@ LEVELS_TOLERANCE = 1.01  # of 255, between the graph's pixels and Pillow's: one 
 RESIZED_TOLERANCE = 5e-3  # of a probability, where the graph has resized and Pillow has: 1 of 255 apart in places
 
 # The resize works on the uint8 pixels: in float, or with another setting here, it drifts from Pillow's by up to 105
-# of 255. On channels-last pixels, because transposing a large picture first costs more than resizing it.
+# of 255. On channels-last pixels, because transposing a large picture first costs more than resizing it. Pixels of the
+# model's size go past it: OpenVINO takes half a millisecond, a fifth of its time, to resize them to what they are.
 PREPROCESSING = """
 <ir_version: 10, opset_import: ["": {opset}]>
 preprocessing (uint8[batch, height, width, 3] image) => (float[batch, 3, {size[0]}, {size[1]}] pixels)
@@ -43,10 +44,21 @@ preprocessing (uint8[batch, height, width, 3] image) => (float[batch, 3, {size[0
     float[3] mean = {{{mean[0]!r}, {mean[1]!r}, {mean[2]!r}}}, float[3] std = {{{std[0]!r}, {std[1]!r}, {std[2]!r}}}
 >
 {{
-    resized = Resize <
-        mode = "linear", antialias = 1, exclude_outside = 1,
-        coordinate_transformation_mode = "half_pixel", axes = [1, 2]
-    > (image, , , size)
+    given = Shape <start = 1, end = 3> (image)
+    same_sides = Equal (given, size)
+    alike = Cast <to = 7> (same_sides)
+    both = ReduceMin <keepdims = 0> (alike)
+    is_resized = Cast <to = 9> (both)
+    resized = If (is_resized) <
+        then_branch = keep () => (uint8[batch, {size[0]}, {size[1]}, 3] kept) {{ kept = Identity (image) }},
+        else_branch = resize () => (uint8[batch, {size[0]}, {size[1]}, 3] squashed) {{
+            sides = Constant <value = int64[2] {{{size[0]}, {size[1]}}}> ()
+            squashed = Resize <
+                mode = "linear", antialias = 1, exclude_outside = 1,
+                coordinate_transformation_mode = "half_pixel", axes = [1, 2]
+            > (image, , , sides)
+        }}
+    >
     levels = Cast <to = 1> (resized)
     unit = Div (levels, white)
     centred = Sub (unit, mean)

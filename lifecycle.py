@@ -7,15 +7,16 @@ server.py asks it whether a call can be taken. It knows nothing of requests but 
 
 import asyncio
 import signal
-from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import monotonic
 
 from sanic import Sanic
 
 import app
+from logs import logger
 from model import InvalidModel
-from observing import MODEL, logger
+from observing import MODEL
 from providers import ProviderUnavailable
 from reading import DeadlineProtocol
 from workers import QueueFull, WorkQueue
@@ -29,6 +30,7 @@ class Lifecycle:
     """What state the server is in, and what brings it into the next; touched in the event loop only."""
 
     queue: WorkQueue
+    loading: Future  # of the model
     grace_s: float  # that work may take to finish once the server is to stop
     stuck_s: float  # in work, after which a call is taken to be stuck
     ready: bool = False  # the model has answered its first picture
@@ -38,9 +40,14 @@ class Lifecycle:
     last_call: float = 0.0  # monotonic seconds at which one last came in
     _tasks: dict[str, asyncio.Task] = field(default_factory=dict)  # by name, so that none is lost or started twice
 
-    def load(self, server: Sanic) -> None:
-        """Begin to load the model in a thread; stop the server if that is not possible."""
-        self._tasks["load"] = asyncio.create_task(self._load(server))
+    @property
+    def unfinished(self) -> int:
+        """How many pieces of work are not done, loading the model among them."""
+        return self.queue.pending + (not self.loading.done())
+
+    def await_model(self, server: Sanic) -> None:
+        """Be ready when the model is loaded; stop the server if that fails."""
+        self._tasks["load"] = asyncio.create_task(self._await_model(server))
 
     def obey_signals(self, server: Sanic) -> None:
         """Stop on SIGTERM and Ctrl-C. Not before the server runs: until then Sanic sets both to be ignored."""
@@ -52,7 +59,7 @@ class Lifecycle:
         if self.stopping:
             server.stop()
         self.stopping = True
-        logger.info("stopping", extra={"fields": {"pending": self.queue.pending}})
+        logger.info("stopping", extra={"fields": {"pending": self.unfinished}})
         self._tasks["drain"] = asyncio.create_task(self._drain(server))
 
     def why_not(self) -> str | None:
@@ -75,8 +82,8 @@ class Lifecycle:
         if "check" not in self._tasks or self._tasks["check"].done():
             self._tasks["check"] = asyncio.create_task(self._check())
 
-    async def _load(self, server: Sanic) -> None:
-        error = await self._error_of(app.init)
+    async def _await_model(self, server: Sanic) -> None:
+        [error] = await asyncio.gather(asyncio.wrap_future(self.loading), return_exceptions=True)
         if error:
             # A traceback is for what nobody foresaw.
             known = isinstance(error, InvalidModel | ProviderUnavailable)
@@ -88,23 +95,20 @@ class Lifecycle:
         logger.info("ready", extra={"fields": app.status()})
 
     async def _check(self) -> None:
-        error = await self._error_of(app.warm_up)
+        [result] = await asyncio.gather(self.queue.run(app.warm_up), return_exceptions=True)
+        error = result if isinstance(result, Exception) else None
         if isinstance(error, QueueFull):
             return  # others are being answered, or will be found to be stuck
         self.failing = error is not None
         if error:
             logger.error("the model fails on its warm-up picture", exc_info=error)
 
-    async def _error_of(self, work: Callable[[], None]) -> Exception | None:
-        [result] = await asyncio.gather(self.queue.run(work), return_exceptions=True)
-        return result if isinstance(result, Exception) else None
-
     async def _drain(self, server: Sanic) -> None:
         # Go on refusing calls until the work is finished and the callers have seen a 503 and gone: a socket that is
         # closed while a request is on its way resets that request.
         deadline = monotonic() + self.grace_s
         while monotonic() < deadline and (
-            self.queue.pending
+            self.unfinished
             or any(client.under_way for client in DeadlineProtocol.everyone)
             or monotonic() < self.last_call + QUIET_S
         ):

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from decoding import MAX_SIDE, InvalidImage, open_picture, to_rgb
+from onnx_file import read_metadata
 from providers import ONNX_ERRORS, BatchRunner, Runner, open_runner
 from settings import available_cpus
 
@@ -142,16 +143,15 @@ class OnnxClassifier:
         """
         if not Path(path).is_file():
             raise InvalidModel(f"{path} is not there: make it with `python convert_to_onnx.py`")
-        self.max_pixels = max_pixels
-        self.exact = precision == "f32"
         try:
-            open_runner(os.fspath(path), provider, precision, threads or available_cpus(), self._adopt)
+            self._describe(read_metadata(path), max_pixels, exact=precision == "f32")
+            self.runner = open_runner(
+                os.fspath(path), self.preprocessor.size, provider, precision, threads or available_cpus(), self._check
+            )
         except (*ONNX_ERRORS, ValueError) as error:
             raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote: {error}") from error
 
-    def _adopt(self, runner: Runner | BatchRunner) -> None:
-        """Take everything from the file's metadata, and let it answer once. Raises ValueError where that is wrong."""
-        metadata = runner.session.get_modelmeta().custom_metadata_map
+    def _describe(self, metadata: dict[str, str], max_pixels: int, exact: bool) -> None:
         try:
             preprocessing = json.loads(metadata["preprocessing"])
             self.model_name = metadata["model"]
@@ -162,13 +162,15 @@ class OnnxClassifier:
                 mean=tuple(preprocessing["mean"]),
                 std=tuple(preprocessing["std"]),
                 max_bytes=sys.maxsize,  # who takes pictures from afar has a limit for what is sent
-                max_pixels=self.max_pixels,
-                exact=self.exact,
+                max_pixels=max_pixels,
+                exact=exact,
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"its metadata lacks {error}") from error
-        self.runner = runner
-        rows = self.predict(np.full((1, *self.preprocessor.size, 3), 127, np.uint8))
+
+    def _check(self, runner: Runner | BatchRunner) -> None:
+        """Raise ValueError where what runs the model does not answer with probabilities."""
+        rows = runner.run(np.full((1, *self.preprocessor.size, 3), 127, np.uint8))
         if rows.shape != (1, len(self.class_names)) or not ((rows >= 0) & (rows <= 1.001)).all():
             raise ValueError(f"{runner.provider} does not give the probabilities of {len(self.class_names)} classes")
 

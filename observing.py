@@ -5,14 +5,11 @@
 server.py serves the one and calls `record` for the other.
 """
 
-import json
-import logging
-import sys
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
+from logs import logger
 from workers import WorkQueue
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -24,8 +21,6 @@ MODEL_SECONDS = Histogram("classifier_model_seconds", "Time that the model took 
 IN_WORK = Gauge("classifier_in_work", "Calls being worked on")
 QUEUED = Gauge("classifier_queued", "Calls waiting for a thread")
 MODEL = Info("classifier_model", "The model and the execution provider in use")
-
-logger = logging.getLogger("server")
 
 
 @dataclass
@@ -62,37 +57,3 @@ def record(seen: Seen) -> None:
             histogram.observe(milliseconds / 1e3)
     fields = {name: value for name, value in asdict(seen).items() if value not in (None, [])}
     logger.info("request", extra={"fields": fields})
-
-
-class LineFormatter(logging.Formatter):
-    """One line an event, as text or as a JSON object; line breaks in either are escaped."""
-
-    def __init__(self, as_json: bool) -> None:
-        super().__init__()
-        self.as_json = as_json
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        fields = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
-        fields |= getattr(record, "fields", {})
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        if self.as_json:
-            return json.dumps(fields)
-        values = [fields.pop("time"), fields.pop("level"), fields.pop("event").replace("\n", "\\n")]
-        return " ".join(values + [f"{name}={self._text(value)}" for name, value in fields.items()])
-
-    @staticmethod
-    def _text(value: object) -> str:
-        # Quoted wherever a caller's text could break the line or pass for another field.
-        plain = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
-        return str(value) if plain else json.dumps(value)
-
-
-def log_to_stderr(as_json: bool) -> None:
-    """Send every log line there, this server's own from INFO on."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(as_json))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logger.setLevel(logging.INFO)

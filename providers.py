@@ -7,7 +7,6 @@ on a CPU there are two sessions, and every run takes the one that suits. On a GP
 """
 
 import json
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+import memory
+from logs import logger
 
 # ONNX Runtime's errors have no base class of their own.
 ONNX_ERRORS = (
@@ -30,8 +32,6 @@ ONNX_ERRORS = (
 )
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # a GPU plans anew for every size that it has not seen, so it sees these alone
-
-logger = logging.getLogger("server")
 
 
 class ProviderUnavailable(Exception):
@@ -55,12 +55,18 @@ class Runner:
         self.provider = provider
         self.precision = precision
         self.any_size = any_size
-        self.session = self._for_many = open_session(1)
-        self._opening = threading.Thread(target=self._open_for_many, args=(open_session, threads))
+        self._open_session = open_session
+        self.session = self._for_many = self._open(1)
+        self._opening = threading.Thread(target=self._open_for_many, args=(threads,))
         self._to_open = threading.Semaphore(1 if threads > 1 else 0)
 
-    def _open_for_many(self, open_session: Callable[[int], onnxruntime.InferenceSession], threads: int) -> None:
-        self._for_many = open_session(threads)
+    def _open(self, streams: int) -> onnxruntime.InferenceSession:
+        session = self._open_session(streams)
+        memory.return_all()
+        return session
+
+    def _open_for_many(self, threads: int) -> None:
+        self._for_many = self._open(threads)
 
     def run(self, pixels: np.ndarray, alone: bool = True) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of uint8 [batch, height, width, 3].
@@ -129,28 +135,34 @@ class BatchRunner:
 
 
 def open_runner(
-    path: str, provider: str, precision: str, threads: int, check: Callable[[Runner | BatchRunner], None]
+    path: str,
+    size: tuple[int, int],
+    provider: str,
+    precision: str,
+    threads: int,
+    check: Callable[[Runner | BatchRunner], None],
 ) -> Runner | BatchRunner:
-    """Open the model on the provider named, or with `auto` on the first of cuda, openvino and cpu that works.
+    """Open the model, whose input has `size` (height, width), on a provider.
 
-    It works if `check` does not raise ValueError: a provider can load a model and then fail on it. With `precision`
-    auto OpenVINO may compute in bfloat16 and CUDA in TF32, with f32 neither. Raises ProviderUnavailable for a provider
-    that was named, and for a file that cannot be run at all what `check` raises or one of ONNX_ERRORS.
+    With `auto` it is the first of cuda, openvino and cpu that works, and it works if `check` does not raise ValueError:
+    a provider can load a model and then fail on it. With `precision` auto OpenVINO may compute in bfloat16 and CUDA in
+    TF32, with f32 neither. Raises ProviderUnavailable for a provider that was named, and for a file that cannot be run
+    at all what `check` raises or one of ONNX_ERRORS.
     """
     *preferred, last = ("cuda", "openvino", "cpu") if provider == "auto" else (provider,)
     for name in preferred:
         try:
-            runner = OPENERS[name](path, precision, threads)
+            runner = OPENERS[name](path, size, precision, threads)
             check(runner)
             return runner
         except (ProviderUnavailable, ValueError, *ONNX_ERRORS) as error:
             logger.info("execution provider not used", extra={"fields": {"provider": name, "reason": str(error)}})
-    runner = OPENERS[last](path, precision, threads)
+    runner = OPENERS[last](path, size, precision, threads)
     check(runner)
     return runner
 
 
-def _open_cpu(path: str, precision: str, threads: int) -> Runner:
+def _open_cpu(path: str, size: tuple[int, int], precision: str, threads: int) -> Runner:
     def open_session(streams: int) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads // streams
@@ -161,7 +173,7 @@ def _open_cpu(path: str, precision: str, threads: int) -> Runner:
     return Runner("CPUExecutionProvider", "f32", True, threads, open_session)
 
 
-def _open_openvino(path: str, precision: str, threads: int) -> Runner:
+def _open_openvino(path: str, size: tuple[int, int], precision: str, threads: int) -> Runner:
     name = "OpenVINOExecutionProvider"
     try:
         import onnxruntime_ep_openvino as plugin
@@ -184,7 +196,8 @@ def _open_openvino(path: str, precision: str, threads: int) -> Runner:
             config["INFERENCE_PRECISION_HINT"] = "f32"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        options.add_free_dimension_override_by_name("batch", 1)
+        for dimension, length in zip(("batch", "height", "width"), (1, *size), strict=True):
+            options.add_free_dimension_override_by_name(dimension, length)
         options.add_provider_for_devices(devices[:1], {"load_config": json.dumps({"CPU": config})})
         return onnxruntime.InferenceSession(path, options)
 
@@ -196,7 +209,7 @@ def _open_openvino(path: str, precision: str, threads: int) -> Runner:
     return runner
 
 
-def _open_cuda(path: str, precision: str, threads: int) -> BatchRunner:
+def _open_cuda(path: str, size: tuple[int, int], precision: str, threads: int) -> BatchRunner:
     name = "CUDAExecutionProvider"
     if name not in onnxruntime.get_available_providers():
         raise ProviderUnavailable("this build of ONNX Runtime has none: install onnxruntime-gpu")

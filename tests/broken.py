@@ -7,12 +7,15 @@ from onnx import helper, numpy_helper
 
 def swap_channels(graph):
     graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "bgr"))
-    graph.node[0].input[0] = "swapped"
-    graph.node.insert(0, helper.make_node("Gather", ["image", "bgr"], ["swapped"], axis=3))
+    position, cast = next((i, node) for i, node in enumerate(graph.node) if "preprocessing/resized" in node.input)
+    cast.input[0] = "swapped"
+    graph.node.insert(position, helper.make_node("Gather", ["preprocessing/resized", "bgr"], ["swapped"], axis=3))
 
 
 def drop_antialias(graph):
-    for attribute in graph.node[0].attribute:
+    branches = next(node for node in graph.node if node.op_type == "If").attribute
+    resize = next(node for branch in branches for node in branch.g.node if node.op_type == "Resize")
+    for attribute in resize.attribute:
         if attribute.name in ("antialias", "exclude_outside"):  # ONNX Runtime refuses the second without the first
             attribute.i = 0
 

@@ -61,7 +61,7 @@ def test_what_serves_imports_no_torch_and_each_file_keeps_to_its_own():
         modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
         return {module.split(".")[0] for module in modules}
 
-    for name in ("model.py", "app.py", "server.py", "settings.py"):
+    for name in ("model.py", "app.py", "server.py", "routes.py", "settings.py"):
         assert not imports(name) & {"torch", "onnx", "pytorch_model", "convert_to_onnx"}
     assert not imports("app.py") & {"sanic", "server"}
     assert not imports("server.py") & {"onnxruntime", "PIL", "numpy"}

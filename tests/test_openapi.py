@@ -7,7 +7,7 @@ import pytest
 import requests
 
 import app
-from server import server
+from routes import server
 from tests.serving import DEADLINE_S, ROOT, TENCH, serving
 
 API = json.loads((ROOT / "openapi.json").read_text())

@@ -84,10 +84,10 @@ def test_a_provider_asked_for_by_name_is_an_error_where_it_does_not_work():
 
 
 def test_auto_passes_over_a_provider_that_answers_nonsense_and_says_so(monkeypatch, caplog):
-    def nonsense(path, precision, threads):
-        runner = providers._open_cpu(path, precision, threads)
+    def nonsense(*arguments):
+        runner = providers._open_cpu(*arguments)
         runner.provider = "NonsenseExecutionProvider"
-        monkeypatch.setattr(runner, "run", lambda pixels, alone: np.full((1, 1000), np.nan, np.float32))
+        monkeypatch.setattr(runner, "run", lambda pixels, alone=True: np.full((1, 1000), np.nan, np.float32))
         return runner
 
     monkeypatch.setitem(providers.OPENERS, "openvino", nonsense)
