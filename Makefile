@@ -5,13 +5,18 @@ PYTHON ?= python3
 MODEL ?= auto
 # the picture of `make run`; none: the two in images/
 IMAGE ?=
+# what `make docker` builds and `make docker-run` runs: cpu or gpu; PORT is where it listens
+TARGET ?= cpu
+PORT ?= 8000
+# more options for `docker build` and `docker run`, such as --network=host
+DOCKER_FLAGS ?=
 
 bin := .venv/bin
 photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run serve test fuzz lint format photos bench bench-peers clean FORCE
+.PHONY: help run serve test fuzz lint format photos bench bench-peers docker docker-run clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,10 +50,18 @@ bench: classifier.onnx  ## measure how fast the server is here, beside PyTorch a
 bench-peers: classifier.onnx .venv-peers/installed  ## the same, with LitServe and FastAPI behind the same load
 	$(bin)/python benchmarks/bench.py --peers
 
+docker:  ## build the image: TARGET=cpu, or gpu
+	docker build --target $(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(DOCKER_FLAGS) \
+	    --tag classifier:$(TARGET) .
+
+docker-run: docker  ## serve from the image on http://127.0.0.1:8000, read-only, until Ctrl-C
+	docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges --env BANANA_API_KEY \
+	    --env PORT=$(PORT) --publish $(PORT):$(PORT) $(DOCKER_FLAGS) classifier:$(TARGET)
+
 clean:  ## remove everything that make has made
 	rm -rf .venv .venv-peers .make classifier.onnx images/photos
 
-.venv/installed: requirements.txt requirements-tester.txt requirements-dev.txt
+.venv/installed: requirements.txt requirements-serve.txt requirements-convert.txt requirements-tester.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(bin)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
