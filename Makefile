@@ -5,13 +5,20 @@ PYTHON ?= python3
 MODEL ?= auto
 # the picture of `make run`; none: the two in images/
 IMAGE ?=
+# where `make test` writes a report in JUnit's format; none: nowhere
+REPORT ?=
+# what `make docker` builds and `make docker-run` runs: cpu or gpu; PORT is where it listens
+TARGET ?= cpu
+PORT ?= 8000
+# more options for `docker build` and `docker run`, such as --network=host
+DOCKER_FLAGS ?=
 
 bin := .venv/bin
 photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run serve test fuzz lint format photos bench bench-peers clean FORCE
+.PHONY: help run serve test fuzz lint format photos bench bench-peers docker docker-run clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,15 +30,21 @@ serve: classifier.onnx  ## serve on http://127.0.0.1:8000 until Ctrl-C
 	@exec $(bin)/python server.py
 
 test: classifier.onnx  ## run every test
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest $(if $(REPORT),--junitxml="$(REPORT)")
 
 fuzz: classifier.onnx .venv/fuzz  ## send a server random input for some minutes
 	FUZZ_SCALE=20 $(bin)/python -m pytest tests/test_hostile_input.py
 	$(bin)/python -m tests.fuzz_openapi
 
-lint: .venv/installed  ## check style and format
+lint: .venv/installed  ## check style and format, the workflows, the Dockerfile and the shell scripts
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+	$(bin)/zizmor --offline --pedantic --quiet .github
+	$(bin)/actionlint -shellcheck $(bin)/shellcheck .github/workflows/*.yml
+	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(bin)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(bin)/hadolint Dockerfile
+	$(bin)/shellcheck $(shell grep -lr '^#!/usr/bin/env bash' .ci)
 
 format: .venv/installed  ## format the code as lint wants it
 	$(bin)/ruff check --fix .
@@ -45,10 +58,18 @@ bench: classifier.onnx  ## measure how fast the server is here, beside PyTorch a
 bench-peers: classifier.onnx .venv-peers/installed  ## the same, with LitServe and FastAPI behind the same load
 	$(bin)/python benchmarks/bench.py --peers
 
-clean:  ## remove everything that make has made
-	rm -rf .venv .venv-peers .make classifier.onnx images/photos
+docker:  ## build the image: TARGET=cpu, or gpu
+	docker build --target $(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(DOCKER_FLAGS) \
+	    --tag classifier:$(TARGET) .
 
-.venv/installed: requirements.txt requirements-tester.txt requirements-dev.txt
+docker-run: docker  ## serve from the image on http://127.0.0.1:8000, read-only, until Ctrl-C
+	docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges --env BANANA_API_KEY \
+	    --env PORT=$(PORT) --publish $(PORT):$(PORT) $(DOCKER_FLAGS) classifier:$(TARGET)
+
+clean:  ## remove everything that make has made
+	rm -rf .venv .venv-peers .venv-tester .make classifier.onnx images/photos reports
+
+.venv/installed: requirements.txt requirements-serve.txt requirements-convert.txt requirements-tester.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(bin)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
@@ -61,6 +82,11 @@ clean:  ## remove everything that make has made
 .venv-peers/installed: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venv-tester/installed: requirements-tester.txt
+	$(PYTHON) -m venv .venv-tester
+	.venv-tester/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # Changes only when MODEL does, so that another model is converted and the same one is not.

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import compose, helper, parser, utils
 from torch import nn
 
 import pytorch_model
 from model import ImagePreprocessor, InvalidModel, OnnxClassifier
+from providers import onnxruntime  # as it is set up there
 from pytorch_model import KNOWN_MODELS, KnownModel, TrainedModel, WeightsError
 
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning

@@ -6,13 +6,18 @@ What is fastest for one caller, all threads on one picture, is not what is faste
 on a CPU there are two sessions, and every run takes the one that suits. On a GPU the runs that wait become one batch.
 """
 
+import ctypes
 import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+# Before the import, at which ONNX Runtime begins to report to its maker, under an identifier that it keeps on the disk.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
@@ -213,12 +218,23 @@ def _open_cuda(path: str, size: tuple[int, int], precision: str, threads: int) -
     name = "CUDAExecutionProvider"
     if name not in onnxruntime.get_available_providers():
         raise ProviderUnavailable("this build of ONNX Runtime has none: install onnxruntime-gpu")
+    _require_gpu()
     onnxruntime.preload_dlls()
     # HEURISTIC does without half a second of search for every new shape.
     options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0" if precision == "f32" else "1"}
     session = onnxruntime.InferenceSession(path, providers=[(name, options), "CPUExecutionProvider"])
     _require(session, name)
     return BatchRunner(name, "f32" if precision == "f32" else "tf32", session)
+
+
+def _require_gpu() -> None:
+    # ONNX Runtime would find out as well, but say so in ten lines of its own.
+    try:
+        status = ctypes.CDLL("libcuda.so.1").cuInit(0)
+    except OSError as error:
+        raise ProviderUnavailable(f"there is no GPU with its driver here: {error}") from error
+    if status:
+        raise ProviderUnavailable(f"the driver finds no GPU that it can use: cuInit returns {status}")
 
 
 def _require(session: onnxruntime.InferenceSession, name: str) -> None:

@@ -85,7 +85,10 @@ class TestOnnx(unittest.TestCase):
         classifier = OnnxClassifier(MODEL_PATH)
         for name, check in checks().items():
             with self.subTest(name):
-                check(classifier)
+                try:
+                    check(classifier)
+                except AssertionError as error:
+                    self.fail(f"{name}: {error}")  # pytest's report leaves the name of a subtest out
 
 
 def main() -> None:

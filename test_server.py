@@ -150,7 +150,10 @@ class TestEndpoint(unittest.TestCase):
         with endpoint_of(BANANA_MODEL_URL, BANANA_API_KEY) as endpoint:
             for name, check in checks().items():
                 with self.subTest(name):
-                    check(endpoint)
+                    try:
+                        check(endpoint)
+                    except AssertionError as error:
+                        self.fail(f"{name}: {error}")  # pytest's report leaves the name of a subtest out
 
 
 def arguments() -> argparse.Namespace:

@@ -1,8 +1,13 @@
 """providers.py: the provider that is picked, that each gives the model's answers, and batching for a GPU."""
 
+import ctypes
 import io
 import logging
+import os
+import subprocess
+import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -12,7 +17,7 @@ from PIL import Image
 import providers
 from model import LARGE_PIXELS, ImagePreprocessor, InvalidModel, OnnxClassifier
 from providers import BatchRunner, ProviderUnavailable
-from tests.serving import NEWT, TENCH, wait_until
+from tests.serving import NEWT, ROOT, TENCH, wait_until
 from tests.test_test_onnx import MODEL_PATH
 
 OPENVINO = "OpenVINOExecutionProvider"
@@ -81,6 +86,34 @@ def test_a_provider_asked_for_by_name_is_an_error_where_it_does_not_work():
         pytest.skip("this build of ONNX Runtime has CUDA")
     with pytest.raises(ProviderUnavailable, match="install onnxruntime-gpu"):
         OnnxClassifier(MODEL_PATH, "cuda")
+
+
+class Driver:
+    def __init__(self, status):
+        self.status = status
+
+    def cuInit(self, flags):
+        return self.status
+
+
+@pytest.mark.parametrize(
+    ("load", "why"),
+    [(lambda name: ctypes.CDLL(f"no-{name}"), "no GPU with its driver"), (lambda name: Driver(100), "returns 100")],
+)
+def test_a_gpu_that_is_not_there_is_known_before_onnx_runtime_is_asked(monkeypatch, load, why):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(providers, "ctypes", SimpleNamespace(CDLL=load))
+    with pytest.raises(ProviderUnavailable, match=why):
+        OnnxClassifier(MODEL_PATH, "cuda")
+
+
+@pytest.mark.parametrize("module", ["server", "convert_to_onnx", "test_onnx"])
+def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path, module):
+    # What it would report by, it writes into the home folder as soon as it is imported.
+    clean = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment = clean | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, env=environment, check=True)
+    assert [path for path in tmp_path.rglob("*") if path.name in ("deviceid", "onnxruntime.db")] == []
 
 
 def test_auto_passes_over_a_provider_that_answers_nonsense_and_says_so(monkeypatch, caplog):

@@ -1,0 +1,89 @@
+# The server as an image: it works as any user, read-only and without capabilities, and listens on $PORT.
+#
+#     docker build --target cpu --tag classifier:cpu .
+#
+# The last target, gpu, is what is built where none is named, as Banana's "Deploy from GitHub" does; without a GPU it
+# computes on the CPU. An image with a model that fails its test cannot be built.
+
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+# -- the ONNX file -------------------------------------------------------------------------------------------------
+FROM ${BASE_IMAGE} AS converter
+# PyTorch for the CPU: what PyPI has for Linux is for GPUs, and several gigabytes.
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+WORKDIR /convert
+COPY requirements.txt requirements-serve.txt requirements-convert.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --root-user-action=ignore -r requirements-convert.txt
+COPY images/ images/
+# The brackets: where the weights are not there, they are downloaded.
+COPY convert_to_onnx.py decoding.py download.py imagenet_classes.txt logs.py memory.py model.py onnx_file.py presets.py \
+     providers.py pytorch_model.py pytorch_model_weights.pt[h] settings.py test_onnx.py ./
+
+FROM converter AS convert
+ARG MODEL=resnet18
+RUN python convert_to_onnx.py --model "${MODEL}" && python test_onnx.py
+
+# -- the packages, without what serving never loads ----------------------------------------------------------------
+FROM ${BASE_IMAGE} AS packages
+WORKDIR /opt/venv
+COPY requirements-serve.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip . \
+    && pip --python bin/python install --no-compile -r requirements-serve.txt \
+    && find lib \( -path '*/onnxruntime_ep_openvino/libopenvino_intel_[gn]pu_plugin.so' \
+        -o -path '*/onnxruntime_ep_openvino/cache.json' \
+        -o -path '*/onnxruntime_ep_openvino/*_openvino_plugin.so.*' \
+        -o -path '*/numpy/*/tests' -o -path '*/numpy/distutils' -o -path '*/numpy/f2py' \
+        -o -name '*.pyi' \) -prune -exec rm -r {} +
+
+FROM packages AS packages-cpu
+COPY requirements.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python bin/python install --no-compile -r requirements.txt \
+    && pip --python bin/python uninstall --yes setuptools \
+    && find lib \( -path '*/onnxruntime/capi/libonnxruntime.so.*' \
+        -o -path '*/onnxruntime/quantization' \
+        -o -path '*/onnxruntime/tools' \
+        -o -path '*/onnxruntime/transformers' \) -prune -exec rm -r {} +
+
+FROM packages AS packages-gpu
+COPY requirements-gpu.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python bin/python install --no-compile -r requirements-gpu.txt \
+    && pip --python bin/python uninstall --yes setuptools
+
+# -- the server ----------------------------------------------------------------------------------------------------
+FROM ${BASE_IMAGE} AS serve
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1
+WORKDIR /app
+EXPOSE 8000
+# Past any proxy that the environment names.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s CMD ["python", "-Ic", "import os, urllib.request as r; \
+r.build_opener(r.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ.get('PORT') or 8000}/healthcheck\")"]
+CMD ["python", "server.py"]
+
+FROM scratch AS scripts
+COPY --chmod=644 app.py decoding.py lifecycle.py logs.py memory.py model.py observing.py onnx_file.py openapi.json \
+     providers.py reading.py routes.py server.py settings.py workers.py /
+
+FROM serve AS cpu
+COPY --from=packages-cpu /opt/venv /opt/venv
+COPY --from=convert /convert/classifier.onnx ./
+COPY --from=scripts / ./
+# Once as it will be, which compiles what that takes: a read-only container would compile it anew at every start.
+RUN --mount=type=bind,source=images,target=/mnt \
+    python -c "import app, routes, server; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
+USER 65532:65532
+
+FROM serve AS gpu
+# Where NVIDIA's is the default runtime, it gives a container no GPU that does not ask for one.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=packages-gpu /opt/venv /opt/venv
+COPY --from=convert /convert/classifier.onnx ./
+COPY --from=scripts / ./
+RUN --mount=type=bind,source=images,target=/mnt \
+    python -c "import app, routes, server; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
+USER 65532:65532

@@ -1,0 +1,251 @@
+"""The scripts of .ci: what they say of reports, when they merge, and what becomes of the issue."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.serving import ROOT
+from tests.test_test_server import misbehaving
+
+CI = ROOT / ".ci"
+
+GH = f"""#!{sys.executable}
+import json, pathlib, sys
+folder = pathlib.Path(__file__).parent
+with (folder / "calls").open("a") as calls:
+    print(json.dumps(sys.argv[1:]), file=calls)
+answer = folder / "-".join(sys.argv[1:3]).replace("/", "-")
+print(answer.read_text() if answer.exists() else "")
+sys.exit((folder / "fail").exists())
+"""
+
+
+def run(command, **options):
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, **options)
+
+
+def summary(folder):
+    result = run([sys.executable, CI / "summary.py", folder])
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+# -- summary.py ----------------------------------------------------------------------------------------------------
+def test_each_failed_case_is_listed_with_expected_and_got(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import pytest, unittest\n"
+        "def test_fine(): pass\n"
+        "def test_wrong(): raise AssertionError('expected 0 tench, got 7 <b>cock</b> | a\\nb')\n"
+        "@pytest.fixture\ndef broken(): raise OSError('no disk')\n"
+        "def test_error(broken): pass\n"
+        "@pytest.mark.skip(reason='no GPU here')\ndef test_skipped(): pass\n"
+        "class TestSub(unittest.TestCase):\n"
+        "    def test_each(self):\n"
+        "        for name in 'ab':\n"
+        "            with self.subTest(name):\n"
+        "                self.fail(f'{name}: expected 1, got 2')\n"
+    )
+    report = tmp_path / "reports" / "tests.xml"
+    assert run([sys.executable, "-m", "pytest", f"--junitxml={report}", "-c", os.devnull, tmp_path]).returncode == 1
+    said = summary(report.parent)
+    assert "### tests\n\n1 passed, 3 failed, 1 skipped\n" in said
+    assert "test_it.test_wrong | AssertionError: expected 0 tench, got 7 &lt;b&gt;cock&lt;/b&gt; \\| a b |\n" in said
+    assert "test_it.test_error | failed on setup with" in said
+    assert "no disk" in said
+    for name in "ab":
+        assert f"test_it.TestSub.test_each | AssertionError: {name}: expected 1, got 2 |\n" in said
+    assert "test_it.test_skipped | no GPU here |\n" in said
+    assert "test_fine" not in said
+
+
+def test_an_endpoints_report_has_every_test_and_the_time_of_a_call(served, tmp_path):
+    command = [sys.executable, ROOT / "test_server.py", "--run-tests", "--json", "--url", served.url]
+    (tmp_path / "endpoint.json").write_text(run(command).stdout)
+    said = summary(tmp_path)
+    assert f"{served.url}: 4 passed, 0 failed" in said or f"{served.url}: 6 passed, 0 failed" in said
+    assert "| ok | images/n01632777_axolotl.jpeg | 26 common newt" in said
+    ms = json.loads((tmp_path / "endpoint.json").read_text())["timing_ms"]
+    for name in ("first", "median", "worst"):
+        assert f" {name} | {ms[name]} |" in said
+    assert (
+        f"| the server's share of the median | {ms['server_median']} ({ms['server_median'] / ms['median']:.0%}) |"
+        in said
+    )
+
+
+def test_an_endpoints_report_without_times_is_shown_without(tmp_path):
+    test = {"name": "calls", "passed": False, "message": "refused with 401: send the API key"}
+    report = {"url": "https://example.com", "tests": [test], "passed": 0, "failed": 1}
+    (tmp_path / "endpoint.json").write_text(json.dumps(report))
+    assert "| FAIL | calls | refused with 401: send the API key |" in summary(tmp_path)
+
+
+def test_a_command_that_failed_is_quoted_and_nothing_at_all_is_said_to_be_so(tmp_path):
+    (tmp_path / "model.log").write_text("convert_to_onnx.py: class 5, PyTorch says 0\n</pre><b>\n")
+    assert "<pre>\nconvert_to_onnx.py: class 5, PyTorch says 0\n&lt;/pre&gt;&lt;b&gt;\n</pre>" in summary(tmp_path)
+    assert "failed before any test" in summary(tmp_path / "nowhere")
+
+
+# -- test-endpoint -------------------------------------------------------------------------------------------------
+@pytest.fixture
+def checkout(tmp_path):
+    """Give a checkout with the tester's packages: reports are not to go to the real one."""
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci" / "test-endpoint").symlink_to(CI / "test-endpoint")
+    (tmp_path / "test_server.py").symlink_to(ROOT / "test_server.py")
+    python = tmp_path / ".venv-tester" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "Makefile").write_text(".venv-tester/installed:\n")
+    return tmp_path
+
+
+def endpoint(checkout, url):
+    environment = os.environ | {"BANANA_MODEL_URL": url}
+    result = run([checkout / ".ci" / "test-endpoint"], env=environment)
+    return result, {path.name: path.read_text() for path in (checkout / "reports").iterdir()}
+
+
+def test_an_endpoint_that_passes_leaves_its_report(checkout, served):
+    result, reports = endpoint(checkout, served.url)
+    assert result.returncode == 0
+    assert json.loads(reports.pop("endpoint.json"))["failed"] == 0
+    assert reports == {}
+
+
+def test_an_endpoint_that_does_not_answer_fails_and_leaves_its_words(checkout):
+    with misbehaving(500, b"{}") as (url, _):
+        result, reports = endpoint(checkout, url)
+    assert result.returncode == 3
+    assert "answers 500" in reports.pop("endpoint.log")
+    assert reports == {}
+
+
+def test_without_an_endpoint_it_says_that_there_is_nothing_to_watch(checkout):
+    result, reports = endpoint(checkout, "")
+    assert result.returncode == 0
+    assert "::warning title=Nothing to watch::" in result.stdout
+    assert "nothing to watch" in summary(checkout / "reports")
+    assert set(reports) == {"endpoint.log"}
+
+
+# -- merge.py and tell.py, with a stand-in for GitHub's command -------------------------------------------------------
+@pytest.fixture
+def github(tmp_path, monkeypatch):
+    """Give a folder in which a file `pr-view` holds what `gh pr view` answers, and in `calls` is what was asked for."""
+    command = tmp_path / "gh"
+    command.write_text(GH)
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return tmp_path
+
+
+def calls(github):
+    return [json.loads(line) for line in (github / "calls").read_text().splitlines()]
+
+
+@pytest.fixture
+def merged(tmp_path):
+    """Give a repository at GitHub's merge of a branch and main, with the commits of both."""
+    repository = tmp_path / "repository"
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "init.defaultBranch=main"]
+        return subprocess.check_output(["git", "-C", repository, *identity, *arguments], text=True).strip()
+
+    repository.mkdir()
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "main")
+    main = git("rev-parse", "HEAD")
+    git("checkout", "--quiet", "-b", "branch")
+    git("commit", "--quiet", "--allow-empty", "--message", "branch")
+    head = git("rev-parse", "HEAD")
+    git("checkout", "--quiet", "main")
+    git("merge", "--quiet", "--no-ff", "branch")
+    return repository, main, head
+
+
+def merge(github, merged, main=None, **fields):
+    repository, tested_main, head = merged
+    files = [{"path": "server.py"}]
+    pull = {"state": "OPEN", "isDraft": False, "isCrossRepository": False, "labels": [], "files": files}
+    (github / "pr-view").write_text(json.dumps(pull | {"headRefOid": head} | fields))
+    (github / "api-repos-{owner}-{repo}-commits-main").write_text(main or tested_main)
+    return run([sys.executable, CI / "merge.py", "7", head], cwd=repository)
+
+
+def test_what_was_tested_is_merged_and_main_is_tested_next(github, merged):
+    result = merge(github, merged)
+    assert result.returncode == 0, result.stderr
+    *_, merging, testing = calls(github)
+    assert merging == ["pr", "merge", "7", "--merge", "--match-head-commit", merged[2]]  # and keeps the branch
+    assert testing == ["workflow", "run", "pre-deployment.yml", "--ref", "main"]
+    workflow = (ROOT / ".github" / "workflows" / testing[2]).read_text()
+    assert "workflow_dispatch:" in workflow
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"isCrossRepository": True}, "it comes from a fork"),
+        ({"isDraft": True}, "it is a draft"),
+        ({"state": "MERGED"}, "it is no longer open"),
+        ({"labels": [{"name": "no-auto-merge"}]}, "it has the label no-auto-merge"),
+        ({"files": [{"path": ".github/workflows/new.yml"}]}, "it changes a workflow"),
+    ],
+)
+def test_what_is_held_back_is_left_alone_and_the_reason_is_said(github, merged, fields, why):
+    result = merge(github, merged, **fields)
+    assert result.returncode == 0
+    assert f"::notice title=Not merged::{why}" in result.stdout
+    assert [call[:2] for call in calls(github)] == [["pr", "view"]]
+
+
+@pytest.mark.parametrize("moved", [{"main": "0" * 40}, {"headRefOid": "0" * 40}])
+def test_what_has_moved_since_the_tests_is_not_merged(github, merged, moved):
+    result = merge(github, merged, **moved)
+    assert result.returncode == 1
+    assert "update the branch" in result.stderr
+    assert ["pr", "merge"] not in [call[:2] for call in calls(github)]
+
+
+@pytest.mark.parametrize("script", [["merge.py", "7", "0" * 40], ["tell.py", "failure", "https://example.com"]])
+def test_a_failure_of_githubs_own_is_one_of_the_script(github, script):
+    (github / "fail").touch()
+    result = run([sys.executable, CI / script[0], *script[1:]])
+    assert result.returncode == 1
+    assert len(calls(github)) == 1
+
+
+def tell(github, result, open_issues):
+    (github / "issue-list").write_text(json.dumps([{"number": number} for number in open_issues]))
+    told = run([sys.executable, CI / "tell.py", result, "https://example.com/run"])
+    assert told.returncode == 0, told.stderr
+    return [call for call in calls(github) if call[:2] != ["issue", "list"]]
+
+
+def test_a_failure_opens_an_issue_that_names_the_run(github):
+    label, issue = tell(github, "failure", [])
+    assert label[:2] == ["label", "create"]
+    assert issue[:2] == ["issue", "create"]
+    assert issue[issue.index("--label") + 1] == label[2]
+    assert "https://example.com/run" in issue[-1]
+
+
+def test_another_failure_adds_to_the_issue_that_is_open(github):
+    [comment] = tell(github, "failure", [5])
+    assert comment[:3] == ["issue", "comment", "5"]
+
+
+def test_recovery_closes_the_issue(github):
+    [close] = tell(github, "success", [5])
+    assert close[:3] == ["issue", "close", "5"]
+
+
+@pytest.mark.parametrize(("result", "issues"), [("success", []), ("cancelled", [5]), ("skipped", [])])
+def test_otherwise_the_issue_is_left_as_it_is(github, result, issues):
+    assert tell(github, result, issues) == []

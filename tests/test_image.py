@@ -1,0 +1,90 @@
+"""The Dockerfile and .dockerignore: each stage is given every file that its scripts import, and nothing else."""
+
+import ast
+import re
+
+import pytest
+
+from tests.serving import ROOT
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+PINS = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("requirements*.txt")}
+
+
+def stages():
+    """Return the instructions of each stage by its name, in order; a line that is continued is one line."""
+    _, *parts = re.split(r"^FROM ", DOCKERFILE.replace("\\\n", " "), flags=re.MULTILINE)
+    return {part.splitlines()[0].split()[-1]: part for part in parts}
+
+
+def copied(stage):
+    """Return the files and folders that a stage takes from the repository."""
+    lines = re.findall(r"^COPY (?!--from)(?:--\S+ )?(.*) \S+$", stages()[stage], re.MULTILINE)
+    return {name.rstrip("/").replace("[h]", "h") for line in lines for name in line.split()}
+
+
+def imported(script):
+    """Return the scripts of this repository that one needs, itself among them."""
+    found, queue = set(), [script]
+    while queue:
+        path = ROOT / f"{queue.pop()}.py"
+        if path.exists() and path.name not in found:
+            found.add(path.name)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    queue += [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    queue.append(node.module)
+    return found
+
+
+def allowed():
+    """Return what .dockerignore lets in."""
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    everything, *names = [line for line in lines if line and not line.startswith("#")]
+    assert everything == "*"
+    assert all(name.startswith("!") for name in names)
+    return {name.removeprefix("!") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("stage", "scripts"), [("scripts", ["server"]), ("converter", ["convert_to_onnx", "test_onnx"])]
+)
+def test_a_stage_gets_exactly_the_scripts_that_its_own_import(stage, scripts):
+    needed = set().union(*map(imported, scripts))
+    assert {name for name in copied(stage) if name.endswith(".py")} == needed
+
+
+@pytest.mark.parametrize("script", imported("server"))
+def test_a_file_that_the_server_reads_beside_itself_is_in_the_image(script):
+    beside = r'Path\(__file__\)(?:\.parent|\.with_name)[ /(]+"([^"]+)"'
+    for name in re.findall(beside, (ROOT / script).read_text(encoding="utf-8")):
+        assert name in copied("scripts")
+
+
+def test_what_is_copied_is_let_in_and_nothing_else_is():
+    names = set().union(*map(copied, stages()))
+    folders = {name for name in names if (ROOT / name).is_dir()}
+    assert {name for name in allowed() if name.partition("/")[0] not in folders} == names - folders
+    assert {name.partition("/")[0] for name in allowed() if "/" in name} == folders
+
+
+def test_the_last_target_is_for_a_gpu_and_all_end_as_nobody():
+    assert list(stages())[-1] == "gpu"
+    for target in ("cpu", "gpu"):
+        assert stages()[target].rstrip().splitlines()[-1] == "USER 65532:65532"
+
+
+def test_onnx_runtime_is_the_same_version_with_and_without_a_gpu():
+    versions = re.findall(r"^onnxruntime(?:-gpu\[cuda,cudnn\])?==(\S+)$", "\n".join(PINS.values()), re.MULTILINE)
+    assert len(versions) == 2
+    assert len(set(versions)) == 1
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_every_requirement_is_an_exact_version_or_a_file_beside_it(name):
+    lines = [line for line in PINS[name].splitlines() if line and not line.startswith("#")]
+    assert lines
+    for line in lines:
+        file = re.fullmatch(r"-r (\S+)", line)
+        assert file[1] in PINS if file else re.fullmatch(r"[a-z0-9.-]+(\[[a-z,]+\])?==[\w.]+(; .+)?", line), line

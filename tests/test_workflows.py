@@ -1,0 +1,146 @@
+"""The workflows, where their checkers cannot look: when they run, who may write, and that what they call exists."""
+
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.serving import ROOT
+
+FILES = {path.stem: path for path in (ROOT / ".github" / "workflows").iterdir()}
+WORKFLOWS = {name: YAML(typ="safe").load(path) for name, path in FILES.items()}
+PRE, POST = WORKFLOWS["pre-deployment"], WORKFLOWS["post-deployment"]
+JOBS = {f"{name}: {job}": parts for name, workflow in WORKFLOWS.items() for job, parts in workflow["jobs"].items()}
+RUNS = [(name, step["run"]) for name, job in JOBS.items() for step in job["steps"] if "run" in step]
+SHELL = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").replace("\\\n", " ")
+    for path in [ROOT / "Dockerfile", ROOT / "Makefile", *(ROOT / ".ci").iterdir(), *FILES.values()]
+    if path.is_file()
+}
+
+
+def test_pull_requests_to_main_and_pushes_to_it_are_tested():
+    assert PRE["on"]["pull_request"]["branches"] == ["main"]
+    assert {"opened", "synchronize", "reopened", "ready_for_review"} <= set(PRE["on"]["pull_request"]["types"])
+    assert PRE["on"]["push"] == {"branches": ["main"]}
+
+
+def test_the_endpoint_is_tested_once_a_day_and_by_hand():
+    assert set(POST["on"]) == {"schedule", "workflow_dispatch"}
+    [schedule] = POST["on"]["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", schedule["cron"])
+
+
+def test_the_tests_run_on_the_oldest_python_and_a_newer_one():
+    assert PRE["jobs"]["tests"]["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
+
+
+def test_the_image_that_is_tested_is_the_one_that_deploys():
+    last = re.findall(r"^FROM .* AS (\S+)$", SHELL["Dockerfile"], re.MULTILINE)[-1]
+    built = [step["with"] for step in PRE["jobs"]["image"]["steps"] if "build-push" in step.get("uses", "")]
+    assert built[-1]["target"] == last
+    assert f".ci/test-image {built[-1]['tags']}" in [run for _, run in RUNS]
+
+
+def test_nothing_is_merged_before_every_other_job_has_passed():
+    assert set(PRE["jobs"]["merge"]["needs"]) == set(PRE["jobs"]) - {"merge"}
+
+
+def may_merge(event="pull_request", head="owner/name", draft=False, labels=()):
+    """Evaluate the condition of the merge job as GitHub does: `a.*.name` is the name of every a."""
+    condition = PRE["jobs"]["merge"]["if"].replace("github.event.pull_request.labels.*.name", "labels")
+    for theirs, ours in (("&&", " and "), ("||", " or "), ("!contains", "not contains"), ("!git", "not git")):
+        condition = condition.replace(theirs, ours)
+    pull = SimpleNamespace(head=SimpleNamespace(repo=SimpleNamespace(full_name=head)), draft=draft)
+    github = SimpleNamespace(event_name=event, repository="owner/name", event=SimpleNamespace(pull_request=pull))
+    return eval(condition, {"github": github, "labels": labels, "contains": lambda all, one: one in all})
+
+
+def test_only_a_finished_pull_request_from_this_repository_may_merge():
+    assert may_merge()
+    assert may_merge(labels=["documentation"])
+    assert not may_merge(head="stranger/name")
+    assert not may_merge(draft=True)
+    assert not may_merge(labels=["no-auto-merge"])
+    assert not may_merge(event="push")
+    assert not may_merge(event="workflow_dispatch")
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_what_a_stranger_opens_runs_without_this_repositorys_rights(name):
+    assert not {"pull_request_target", "workflow_run", "issue_comment"} & set(WORKFLOWS[name]["on"])
+    assert WORKFLOWS[name]["permissions"] == {}
+
+
+def test_only_the_jobs_that_merge_and_tell_may_write():
+    writing = {name for name, job in JOBS.items() if "write" in job["permissions"].values()}
+    assert writing == {"pre-deployment: merge", "post-deployment: tell"}
+    for name in writing:
+        used = [step["uses"].partition("@")[0] for step in JOBS[name]["steps"] if "uses" in step]
+        assert used == ["actions/checkout"]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_ends_within_the_hour_and_leaves_no_credentials_to_its_steps(name):
+    assert JOBS[name]["timeout-minutes"] <= 60
+    for step in JOBS[name]["steps"]:
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False
+
+
+def test_every_action_is_one_full_commit_with_its_version():
+    lines = [line for path in FILES.values() for line in path.read_text().splitlines() if "uses:" in line]
+    pins = {re.fullmatch(r"\s*(?:- )?uses: (\S+)@[0-9a-f]{40} # v\d+\.\d+\.\d+", line) for line in lines}
+    assert None not in pins
+    assert len({line.partition("uses: ")[2] for line in lines}) == len({pin[1] for pin in pins})
+
+
+@pytest.mark.parametrize(("job", "run"), RUNS)
+def test_a_step_is_one_command_of_this_repository_that_works_at_home(job, run):
+    assert "${{" not in run
+    assert "\n" not in run
+    command = run.split()
+    if command[0] == "python3":
+        assert (ROOT / command[1]).suffix == ".py"
+        assert (ROOT / command[1]).is_file()
+    else:
+        assert command[0].startswith(".ci/")
+        assert os.access(ROOT / command[0], os.X_OK)
+
+
+def passed_flags():
+    """Return the flags that anything here passes to a script, by the script's path."""
+    flags = {}
+    for text in SHELL.values():
+        for script, arguments in re.findall(r"python3? (\S+\.py)((?: +[^|&>\s]+)+)", text):
+            flags.setdefault(script, set()).update(re.findall(r" (--[a-z-]+)", arguments))
+    return {script: found for script, found in flags.items() if found}
+
+
+@pytest.mark.parametrize(("script", "flags"), passed_flags().items())
+def test_every_flag_that_is_passed_to_a_script_is_one_of_its_own(script, flags):
+    result = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+    assert flags <= set(re.findall(r"--[a-z-]+", result.stdout))
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\b(?:vars|secrets)\.(\w+)", str(WORKFLOWS)))))
+def test_every_variable_and_secret_is_in_the_readme(name):
+    assert re.search(rf"^\| `{name}` \| (variable|secret)", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_nothing_hides_a_failure():
+    for where, text in SHELL.items():
+        assert not re.search(r"continue-on-error|set \+e|\|\| *(true\b|:|echo (?!.* > ))", text), where
+
+
+def test_dependabot_looks_after_every_folder_with_requirements_and_the_actions():
+    updates = YAML(typ="safe").load(ROOT / ".github" / "dependabot.yml")["updates"]
+    by_kind = {update["package-ecosystem"]: update for update in updates}
+    folders = {path.parent for path in ROOT.rglob("requirements*.txt") if ".venv" not in str(path)}
+    named = {f"/{folder.relative_to(ROOT)}".removesuffix(".") for folder in folders}
+    assert set(by_kind["pip"]["directories"]) == named
+    assert "github-actions" in by_kind
