@@ -24,7 +24,7 @@ def test_every_setting_is_in_the_table(name):
     assert f"| `{name}` |" in README
 
 
-@pytest.mark.parametrize(("method", "route"), found(r'@server\.(route|post)\("([^"]+)"', "server.py"))
+@pytest.mark.parametrize(("method", "route"), found(r'@\w+\.(route|post)\("([^"]+)"', "server.py", "platforms.py"))
 def test_every_route_is_in_the_table(method, route):
     assert f"| `{method.upper().replace('ROUTE', 'GET')} {route}` |" in README
 
