@@ -11,7 +11,7 @@ photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run serve test fuzz lint format photos bench bench-peers clean FORCE
+.PHONY: help run serve test fuzz lint format photos bench bench-peers ray test-ray clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,8 +45,14 @@ bench: classifier.onnx  ## measure how fast the server is here, beside PyTorch a
 bench-peers: classifier.onnx .venv-peers/installed  ## the same, with LitServe and FastAPI behind the same load
 	$(bin)/python benchmarks/bench.py --peers
 
+ray: classifier.onnx .venv-ray/installed  ## serve as `make serve` does, from the machines of a Ray cluster
+	@exec .venv-ray/bin/python -m deploy.ray_serve
+
+test-ray: classifier.onnx .venv-ray/installed  ## test that, with two nodes on this machine, of which one is lost
+	.venv-ray/bin/python -m pytest deploy
+
 clean:  ## remove everything that make has made
-	rm -rf .venv .venv-peers .make classifier.onnx images/photos
+	rm -rf .venv .venv-peers .venv-ray .make classifier.onnx images/photos
 
 .venv/installed: requirements.txt requirements-tester.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
@@ -61,6 +67,11 @@ clean:  ## remove everything that make has made
 .venv-peers/installed: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venv-ray/installed: requirements-ray.txt requirements.txt requirements-tester.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # Changes only when MODEL does, so that another model is converted and the same one is not.

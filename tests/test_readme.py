@@ -9,7 +9,8 @@ import pytest
 from tests.serving import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SOURCES = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.py"))}
+PATHS = sorted([*ROOT.glob("*.py"), ROOT / "deploy/ray_serve.py"])
+SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PATHS}
 
 
 def found(pattern, *names):
