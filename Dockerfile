@@ -63,10 +63,12 @@ EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s CMD ["python", "-Ic", "import os, urllib.request as r; \
 r.build_opener(r.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ.get('PORT') or 8000}/healthcheck\")"]
 CMD ["python", "server.py"]
+# What SageMaker runs in place of that.
+RUN printf '#!/bin/sh\nexec python server.py serve\n' > /usr/local/bin/serve && chmod 755 /usr/local/bin/serve
 
 FROM scratch AS scripts
-COPY --chmod=644 app.py decoding.py lifecycle.py logs.py memory.py model.py observing.py onnx_file.py openapi.json \
-     providers.py reading.py routes.py server.py settings.py workers.py /
+COPY --chmod=644 app.py calls.py decoding.py lifecycle.py logs.py memory.py model.py observing.py onnx_file.py \
+     open_inference.py openapi.json platforms.py providers.py reading.py routes.py server.py settings.py workers.py /
 
 FROM serve AS cpu
 COPY --from=packages-cpu /opt/venv /opt/venv

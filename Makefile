@@ -18,7 +18,7 @@ photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run serve test fuzz lint format photos bench bench-peers docker docker-run clean FORCE
+.PHONY: help run serve test fuzz lint format photos bench bench-peers docker docker-run ray test-ray clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,12 +62,18 @@ docker:  ## build the image: TARGET=cpu, or gpu
 	docker build --target $(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(DOCKER_FLAGS) \
 	    --tag classifier:$(TARGET) .
 
+ray: classifier.onnx .venv-ray/installed  ## serve as `make serve` does, from the machines of a Ray cluster
+	@exec .venv-ray/bin/python -m deploy.ray_serve
+
+test-ray: classifier.onnx .venv-ray/installed  ## test that, with two nodes on this machine, of which one is lost
+	.venv-ray/bin/python -m pytest deploy
+
 docker-run: docker  ## serve from the image on http://127.0.0.1:8000, read-only, until Ctrl-C
 	docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges --env BANANA_API_KEY \
 	    --env PORT=$(PORT) --publish $(PORT):$(PORT) $(DOCKER_FLAGS) classifier:$(TARGET)
 
 clean:  ## remove everything that make has made
-	rm -rf .venv .venv-peers .venv-tester .make classifier.onnx images/photos reports
+	rm -rf .venv .venv-peers .venv-ray .venv-tester .make classifier.onnx images/photos reports
 
 .venv/installed: requirements.txt requirements-serve.txt requirements-convert.txt requirements-tester.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
@@ -87,6 +93,11 @@ clean:  ## remove everything that make has made
 .venv-tester/installed: requirements-tester.txt
 	$(PYTHON) -m venv .venv-tester
 	.venv-tester/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venv-ray/installed: requirements-ray.txt requirements.txt requirements-serve.txt requirements-tester.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # Changes only when MODEL does, so that another model is converted and the same one is not.

@@ -49,7 +49,7 @@ class Outcome:
 class Inputs:
     """A call's inputs, checked."""
 
-    pictures: list[bytes]
+    pictures: list[bytes | np.ndarray]
     several: bool  # the caller sent a list, and gets one
     top_k: int
     probabilities: bool  # whether the whole array is wanted
@@ -69,7 +69,7 @@ def warm_up() -> None:
 
 
 def inference(model_inputs: dict) -> dict:
-    """Classify the picture of `image`, or the pictures of `images`: base64 text, or the file's own bytes.
+    """Classify the picture of `image`, or the pictures of `images`: base64 text, the file's own bytes, or pixels.
 
     `top_k` (default 5) says how many classes to name, `probabilities` whether to return the whole array too.
     Raises InvalidInput.
@@ -102,6 +102,7 @@ def status() -> dict:
     return {
         "model": classifier.model_name,
         "weights": classifier.weights_digest,
+        "classes": len(classifier.class_names),
         "execution_provider": runner.provider,
         "precision": runner.precision,
         "gpu": runner.provider == "CUDAExecutionProvider",
@@ -127,8 +128,8 @@ def _check(model_inputs: dict) -> Inputs:
     return Inputs([_bytes(picture) for picture in pictures], several, top_k, probabilities)
 
 
-def _bytes(picture: object) -> bytes:
-    if isinstance(picture, bytes):
+def _bytes(picture: object) -> bytes | np.ndarray:
+    if isinstance(picture, bytes | np.ndarray):
         return picture
     if not isinstance(picture, str) or not picture:
         raise InvalidInput("a picture has to be base64 text")
@@ -140,7 +141,7 @@ def _bytes(picture: object) -> bytes:
         raise InvalidInput(f"a picture is not base64: {error}") from error
 
 
-def _prepare(picture: bytes, position: int, inputs: Inputs) -> Prepared:
+def _prepare(picture: bytes | np.ndarray, position: int, inputs: Inputs) -> Prepared:
     try:
         return classifier.preprocessor.prepare(picture)
     except InvalidImage as error:

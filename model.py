@@ -25,7 +25,7 @@ from settings import available_cpus
 LARGE_PIXELS = 4_000_000
 REDUCED_SIDES = 4
 
-Picture = bytes | str | os.PathLike | Image.Image
+Picture = bytes | str | os.PathLike | Image.Image | np.ndarray
 
 
 class InvalidModel(ValueError):
@@ -99,10 +99,18 @@ class ImagePreprocessor:
     def _open(self, picture: Picture) -> Image.Image:
         if isinstance(picture, Image.Image):
             return picture
+        if isinstance(picture, np.ndarray):
+            return self._from_pixels(picture)
         if not isinstance(picture, bytes):
             picture = self._read(Path(picture))
         self._check_length(len(picture))
         return open_picture(picture)
+
+    @staticmethod
+    def _from_pixels(pixels: np.ndarray) -> Image.Image:
+        if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,) or 0 in pixels.shape:
+            raise InvalidImage("pixels have to be uint8 [height, width, 3], RGB")
+        return Image.fromarray(pixels)
 
     def _read(self, path: Path) -> bytes:
         try:

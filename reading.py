@@ -158,7 +158,7 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
     A picture's own bytes are known by their Content-Type; anything else that is no form is taken for JSON.
     """
     kind = content_type.partition(";")[0].strip().lower()
-    if kind.startswith("image/") or kind == "application/octet-stream":
+    if kind.startswith("image/") or kind in ("application/octet-stream", "application/x-image"):
         return {"image": body} | _options(query)
     if kind == "multipart/form-data":
         return _options(query) | _form(content_type, body)

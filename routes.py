@@ -11,23 +11,23 @@ import os
 import re
 import sys
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, perf_counter
 from uuid import uuid4
 
-import msgspec
 from sanic import HTTPResponse, Request, Sanic
-from sanic.exceptions import RequestCancelled, SanicException
+from sanic.exceptions import RequestCancelled
 
 import app
-from app import InvalidInput, Outcome
+import calls
+import platforms
+from calls import Refusal, State, require_healthy, require_ready, respond, to_json
 from lifecycle import Lifecycle
 from logs import logger
 from observing import Seen, record, watch
-from reading import BodyReader, BodyTooLarge, DeadlineProtocol, InvalidBody, TooManyBodies, content_length, inputs_of
+from reading import BodyReader, DeadlineProtocol, content_length
 from settings import BadSetting, integer
-from workers import Done, QueueFull, WorkQueue
+from workers import Done, WorkQueue
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 BANANA_API_KEY = os.environ.get("BANANA_API_KEY")  # what callers have to send; unset: open to everyone
@@ -60,15 +60,15 @@ SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 CORS_HEADERS = {
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Banana-API-Key, X-Banana-Request-ID",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Inference-Header-Content-Length, X-Banana-API-Key, "
+    "X-Banana-Request-ID",
     "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS, POST",
-    "Access-Control-Expose-Headers": "Retry-After, X-Request-ID",
+    "Access-Control-Expose-Headers": "Inference-Header-Content-Length, Retry-After, X-Request-ID",
     "Access-Control-Max-Age": "600",
     "Vary": "Origin",
 }
+OPEN_PATHS = {"/healthcheck", *platforms.PROBES}  # those who probe have no key
 OPENAPI = Path(__file__).parent / "openapi.json"
-
-to_json = msgspec.json.Encoder().encode
 
 server = Sanic("classifier", configure_logging=False)
 server.config.update(
@@ -82,30 +82,7 @@ server.config.update(
     REQUEST_MAX_SIZE=sys.maxsize,
     GRACEFUL_SHUTDOWN_TIMEOUT=1,  # seconds for the sockets to close: `drain` has waited for the requests by then
 )
-
-
-class Refusal(SanicException):
-    """An answer other than 200; `status_code` is one of ERROR_TYPES and the message says what to do about it."""
-
-    quiet = True
-
-
-class Unavailable(Refusal):
-    """The server cannot take the call now."""
-
-    def __init__(self, reason: object) -> None:
-        super().__init__(f"{reason}: try again", 503)
-
-
-@dataclass
-class State:
-    """What the routes tell each other; touched in the event loop only."""
-
-    queue: WorkQueue
-    life: Lifecycle
-    bodies: BodyReader
-    answered: int = 0
-    last_change: float = field(default_factory=monotonic)  # monotonic seconds at which a call last began or ended
+server.blueprint(platforms.routes)
 
 
 @server.before_server_start
@@ -128,42 +105,13 @@ async def listening(server: Sanic) -> None:
 @server.post("/", stream=True)
 async def classify(request: Request) -> HTTPResponse:
     """Classify what the body holds: JSON, a picture's own bytes, or a form with the field `image`."""
-    state = request.app.ctx.state
-    state.life.last_call = monotonic()
-    require_ready(request)
-    try:
-        state.queue.require_room()
-        body = await state.bodies.read(request)
-    except BodyTooLarge as error:
-        raise Refusal(f"the request is over {MAX_BODY_MB} MB: send a smaller picture", 413) from error
-    except TimeoutError as error:
-        request.stream.keep_alive = False
-        raise Refusal(f"the request took over {REQUEST_TIMEOUT_S} s to arrive: send it again", 408) from error
-    except (QueueFull, TooManyBodies) as error:
-        raise Unavailable(error or "too many large requests are arriving") from error
-    try:
-        require_ready(request)
-        state.last_change = monotonic()
-        done = await state.queue.run(answer, request, body)
-    except QueueFull as error:
-        raise Unavailable(error) from error
-    except (InvalidInput, InvalidBody) as error:
-        raise Refusal(str(error), 422) from error
-    finally:
-        state.bodies.release(body)
-        state.answered += 1
-        state.last_change = monotonic()
-    request.ctx.done = done
-    return respond(to_json(done.result.answer))
+    return await calls.classify(request)
 
 
 @server.route("/healthcheck", methods=["GET", "HEAD"], ignore_body=True)
 async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's probe: 200 with what runs here while the model answers, else 503."""
-    state = request.app.ctx.state
-    require_ready(request)
-    if why := state.life.why_unhealthy():
-        raise Unavailable(why)
+    require_healthy(request)
     return respond(to_json({"state": "healthy"} | app.status()))
 
 
@@ -206,7 +154,7 @@ async def openapi(request: Request) -> HTTPResponse:
 @server.on_request
 async def authenticate(request: Request) -> None:
     """Refuse a call without the key, where one is set; probes and browsers' preflights have none."""
-    if not BANANA_API_KEY or request.path == "/healthcheck" or request.method == "OPTIONS":
+    if not BANANA_API_KEY or request.path in OPEN_PATHS or request.method == "OPTIONS":
         return
     given = request.headers.get("X-Banana-API-Key") or request.token or ""
     if not hmac.compare_digest(given.encode(errors="replace"), BANANA_API_KEY.encode()):
@@ -235,12 +183,13 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
         logger.error("failed", exc_info=error, extra={"fields": {"id": id_of(request)}})
         message = "the server failed; its log says why"
         request.app.ctx.state.life.suspect()
-    if code in (404, 405):
+    if code in (404, 405) and not isinstance(error, Refusal):
         message = f"{request.method} {request.path} is not served here: POST a picture to /"
     if code == 503:
         headers["Retry-After"] = "1"
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are no text
-    return respond(to_json({"error": {"type": ERROR_TYPES.get(code, "error"), "message": message}}), code, headers)
+    answer = {"type": ERROR_TYPES.get(code, "error"), "message": message}
+    return respond(to_json({"error": message if platforms.is_v2(request.path) else answer}), code, headers)
 
 
 @server.on_response
@@ -272,26 +221,6 @@ def id_of(request: Request) -> str:
         given = request.headers.get("X-Banana-Request-ID", "")
         request.ctx.id = given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else str(uuid4())
     return request.ctx.id
-
-
-def respond(body: bytes, code: int = 200, headers: dict | None = None) -> HTTPResponse:
-    """Return `body`, which is JSON already, as a response."""
-    return HTTPResponse(body, code, headers, "application/json")
-
-
-def require_ready(request: Request) -> None:
-    """Raise Unavailable before the model has answered its first picture, and after SIGTERM."""
-    life = request.app.ctx.state.life
-    if life.stopping:
-        request.stream.keep_alive = False
-    if why := life.why_not():
-        raise Unavailable(why)
-
-
-def answer(request: Request, body: bytes) -> Outcome:
-    """Return the outcome of a call, in a thread. Raises InvalidBody or InvalidInput."""
-    inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
-    return app.classify(inputs, alone=request.app.ctx.state.queue.pending == 1)
 
 
 def serve(host: str, port: int, loading: Future) -> int:

@@ -25,6 +25,8 @@ LOG_FORMAT = choice("LOG_FORMAT", "text", ("text", "json"))
 
 def main() -> None:
     """Serve until SIGTERM; exit 1 if the model cannot be loaded, or if work was left unfinished."""
+    if sys.argv[1:] not in ([], ["serve"]):  # which is what SageMaker passes
+        sys.exit("usage: python server.py [serve]; README.md has the settings, which are environment variables")
     log_to_stderr(LOG_FORMAT == "json")
     memory.return_large()
     loading = ThreadPoolExecutor(1, "load").submit(app.init)

@@ -75,8 +75,10 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextmanager
-def serving(folder: Path, stub: bool = False, port: int | None = None, **environment: str) -> Iterator[Served]:
-    """Run server.py with `environment` while the context lasts, from the moment that it listens.
+def serving(
+    folder: Path, *arguments: str, stub: bool = False, port: int | None = None, **environment: str
+) -> Iterator[Served]:
+    """Run server.py with `arguments` and `environment` while the context lasts, from the moment that it listens.
 
     With `stub`, tests/stub/app.py stands in for app.py, and $STUB_DIR is `folder`.
     """
@@ -90,7 +92,9 @@ def serving(folder: Path, stub: bool = False, port: int | None = None, **environ
         environment["PYTHONPATH"] = f"{ROOT / 'tests' / 'stub'}{os.pathsep}{ROOT}"
     log = folder / "server.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [*command, *arguments], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
     served = Served(process, port, log)
     try:
         wait_until(lambda: listens(served), "the server listens")

@@ -4,7 +4,9 @@ import ast
 import base64
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import app
 from tests.serving import NEWT, ROOT, TENCH
@@ -20,6 +22,21 @@ def test_bytes_and_base64_text_are_the_same_picture():
     by_bytes = app.inference({**example, "image": base64.b64decode(example["image"])})
     by_text = app.inference(example)
     assert by_bytes["predictions"] == by_text["predictions"]
+
+
+def test_pixels_are_the_picture_that_they_are_of():
+    pixels = np.asarray(Image.open(NEWT).convert("RGB"))
+    by_pixels, by_file = (app.inference({"image": image}) for image in (pixels, NEWT.read_bytes()))
+    assert by_pixels["predictions"] == by_file["predictions"]
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), "u1")],
+)
+def test_pixels_of_another_kind_are_refused(pixels):
+    with pytest.raises(app.InvalidInput, match="uint8"):
+        app.inference({"image": pixels})
 
 
 def test_the_example_of_banana_config_is_true():

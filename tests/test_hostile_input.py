@@ -8,6 +8,7 @@ import base64
 import json
 import os
 import re
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.client import HTTPConnection
@@ -162,6 +163,68 @@ def test_forms_of_any_kind(ask, parts, many, ending, boundary):
     whole = b"\r\n".join(b"--x\r\n" + b"\r\n".join([*headers, b"", content]) for headers, content in parts * many)
     for value in ("x", boundary):
         ask(whole + ending, f"multipart/form-data; boundary={value}".encode("latin-1"))
+
+
+# -- tensors ---------------------------------------------------------------------------------------------------------
+
+INFERENCE = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 2, 1, 3], "data": [0, 9, 99, 100, 255, 1]}]}
+sides = st.sampled_from([1, 2, 3, 6, 0, -1, 2**31, 2**63, 10**30, 1.5, None, "3"])
+numbers = st.lists(st.integers(-1, 256), max_size=8) | st.sampled_from(
+    [[[[[0, 9, 9]], [[9, 1, 2]]]], [[0], [9, 9]], "0"]
+)
+inputs = st.fixed_dictionaries(
+    {
+        "name": st.just("image"),
+        "datatype": st.sampled_from(["UINT8", "UINT8", "BYTES", "FP32"]),
+        "shape": st.lists(sides, max_size=5) | st.sampled_from([[1, 2, 1, 3], [2, 1, 1, 3], [1], [2]]),
+    },
+    optional={"data": numbers | st.lists(texts, max_size=3) | values, "parameters": values},
+)
+options = st.dictionaries(st.sampled_from(["binary_data", "classification", "binary_data_size"]), scalars, max_size=2)
+outputs = st.lists(st.fixed_dictionaries({"name": st.just("probabilities") | texts, "parameters": options}), max_size=2)
+inferences = st.fixed_dictionaries(
+    {"inputs": st.lists(inputs, max_size=2)}, optional={"outputs": outputs, "id": scalars}
+)
+
+
+@pytest.fixture(scope="module")
+def route(served: Served) -> str:
+    """Where the server's model is inferred."""
+    return f"/v2/models/{served.get('/healthcheck').json()['model']}/infer"
+
+
+@examples(300)
+@given(value=inferences | values)
+def test_inferences_of_any_shape(ask, route, value):
+    ask(json.dumps(value).encode(errors="surrogatepass"), "application/json", route)
+
+
+@examples(200)
+@given(
+    at=st.integers(0, 140),
+    instead=st.binary(max_size=6),
+    drop=st.integers(0, 6),
+    length=st.none() | st.integers(0, 200),
+)
+def test_inferences_that_are_damaged(ask, route, at, instead, drop, length):
+    body = json.dumps(INFERENCE).encode()
+    headers = {} if length is None else {"Inference-Header-Content-Length": str(length)}
+    ask(body[:at] + instead + body[at + drop :], "application/json", route, headers)
+
+
+@examples(200)
+@given(
+    shape=st.lists(sides, min_size=1, max_size=4) | st.sampled_from([[1, 2, 1, 3], [2, 1, 1, 3], [1], [2]]),
+    kind=st.sampled_from(["UINT8", "BYTES"]),
+    data=st.binary(max_size=12)
+    | st.sampled_from([b"\1\0\0\0x" * 2, struct.pack("<I", len(SMALL["PNG"][2])) + SMALL["PNG"][2]]),
+    size=st.none() | st.integers(-1, 12) | st.just(2**64),
+    more=st.sampled_from([0, 0, 0, 1, -1]),
+)
+def test_binary_tensors_of_any_shape(ask, route, shape, kind, data, size, more):
+    size = {"binary_data_size": len(data) if size is None else size}
+    head = json.dumps({"inputs": [{"name": "image", "datatype": kind, "shape": shape, "parameters": size}]}).encode()
+    ask(head + data, "application/octet-stream", route, {"Inference-Header-Content-Length": str(len(head) + more)})
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------

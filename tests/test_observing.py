@@ -20,8 +20,28 @@ ROUTES = {
     "/_k/status": {"GET", "HEAD"},
     "/metrics": {"GET", "HEAD"},
     "/openapi.json": {"GET", "HEAD"},
+    "/ping": {"GET", "HEAD"},
+    "/invocations": {"POST"},
+    "/v2": {"GET", "HEAD"},
+    "/v2/health/live": {"GET", "HEAD"},
+    "/v2/health/ready": {"GET", "HEAD"},
+    "/v2/models/stub": {"GET", "HEAD"},
+    "/v2/models/stub/ready": {"GET", "HEAD"},
+    "/v2/models/stub/infer": {"POST"},
 }
-EVERYWHERE = [*ROUTES, "/nowhere", "/healthcheck/", "//healthcheck", "/healthcheck/..", "/%68ealthcheck", "/_k", "/*"]
+PROBES = {"/healthcheck", "/ping", "/v2/health/live", "/v2/health/ready"}
+EVERYWHERE = [
+    *ROUTES,
+    "/nowhere",
+    "/healthcheck/",
+    "//healthcheck",
+    "/healthcheck/..",
+    "/%68ealthcheck",
+    "/_k",
+    "/*",
+    "/v2/",
+    "/ping/",
+]
 SAFE_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -74,7 +94,7 @@ def test_nothing_but_health_is_told_to_those_without_the_key(keyed, key):
     for path in EVERYWHERE:
         for method in ("GET", "HEAD", "POST", "PUT", "DELETE"):
             answer = ask(keyed, method, path, key, data=b"{}")
-            if path == "/healthcheck":
+            if path in PROBES:
                 assert answer.status_code == (200 if method in ROUTES[path] else 405)
             else:
                 assert (answer.status_code, method, path) == (401, method, path)

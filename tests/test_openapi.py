@@ -8,10 +8,13 @@ import requests
 
 import app
 from routes import server
-from tests.serving import DEADLINE_S, ROOT, TENCH, serving
+from tests.serving import DEADLINE_S, ROOT, TENCH, Served, serving
 
 API = json.loads((ROOT / "openapi.json").read_text())
 PICTURE = base64.b64encode(TENCH.read_bytes()).decode()
+INFERENCE = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [PICTURE]}]}
+BEST = {"name": "probabilities", "parameters": {"classification": 3}}
+METHODS = ("get", "head", "post")
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
 
 
@@ -46,6 +49,11 @@ def fits(value: object, schema: dict) -> bool:
     return isinstance(value, str) or schema.get("minimum", value) <= value <= schema.get("maximum", value)
 
 
+def model_of(served: Served) -> str:
+    """Return the name of the server's model."""
+    return served.get("/healthcheck").json()["model"]
+
+
 def assert_promised(response, path: str) -> dict | str:
     """Fail unless openapi.json promises this answer: its status, headers, type and body. Return the body."""
     promised = resolved(API["paths"][path][response.request.method.lower()]["responses"][str(response.status_code)])
@@ -62,7 +70,8 @@ def assert_promised(response, path: str) -> dict | str:
 
 def test_every_route_and_no_other_is_described():
     routes = {(f"/{route.path}", method.lower()) for route in server.router.routes for method in route.methods}
-    assert routes == {(path, method) for path, methods in API["paths"].items() for method in methods}
+    described = {(path, method) for path, methods in API["paths"].items() for method in methods if method in METHODS}
+    assert routes == {(path.replace("{name}", "<name:str>"), method) for path, method in described}
 
 
 def test_every_reference_leads_somewhere_and_nothing_is_left_over():
@@ -100,10 +109,34 @@ def test_calls_get_what_is_promised(served, status, arguments):
     assert_promised(response, "/")
 
 
-@pytest.mark.parametrize("path", ["/healthcheck", "/_k/status", "/metrics", "/openapi.json"])
+@pytest.mark.parametrize("path", [path for path in API["paths"] if "get" in API["paths"][path]])
 def test_routes_that_are_read_give_what_is_promised(served, path):
-    assert assert_promised(served.get(path), path)
-    assert_promised(requests.head(served.url + path, timeout=DEADLINE_S), path)
+    asked = path.replace("{name}", model_of(served))
+    assert_promised(served.get(asked), path)
+    assert_promised(requests.head(served.url + asked, timeout=DEADLINE_S), path)
+
+
+@pytest.mark.parametrize(
+    ("status", "arguments"),
+    [
+        (200, {"json": INFERENCE}),
+        (200, {"json": INFERENCE | {"id": "7", "outputs": [BEST]}}),
+        (200, {"json": INFERENCE | {"parameters": {"binary_data_output": True}}}),
+        (422, {"json": {}}),
+        (413, {"data": b"A" * 21_000_000}),
+    ],
+)
+def test_inferences_get_what_is_promised(served, status, arguments):
+    response = served.post(f"/v2/models/{model_of(served)}/infer", **arguments)
+    assert response.status_code == status
+    assert_promised(response, "/v2/models/{name}/infer")
+
+
+@pytest.mark.parametrize("path", ["/v2/models/{name}", "/v2/models/{name}/ready"])
+def test_a_model_that_is_not_there_gets_what_is_promised(served, path):
+    response = served.get(path.replace("{name}", "another"))
+    assert response.status_code == 404
+    assert_promised(response, path)
 
 
 def test_warmup_gives_what_is_promised(served):
@@ -112,18 +145,19 @@ def test_warmup_gives_what_is_promised(served):
 
 def test_refusals_are_as_promised_while_the_model_loads_and_without_the_key(tmp_path):
     with serving(tmp_path, stub=True, BANANA_API_KEY="key") as served:
-        for path in ("/", "/_k/warmup"):
+        for path in ("/", "/_k/warmup", "/invocations", "/v2/models/{name}/infer"):
             assert served.post(path, headers={"X-Banana-API-Key": "key"}).status_code == 503
             assert_promised(served.post(path, headers={"Authorization": "Bearer key"}), path)
             assert served.post(path).status_code == 401
             assert_promised(served.post(path), path)
-        for path in ("/_k/status", "/metrics", "/openapi.json"):
+        for path in ("/_k/status", "/metrics", "/openapi.json", "/v2", "/v2/models/{name}", "/v2/models/{name}/ready"):
             assert served.get(path).status_code == 401
             assert_promised(served.get(path), path)
         for ask in (requests.get, requests.head):
-            response = ask(served.url + "/healthcheck", timeout=DEADLINE_S)
-            assert response.status_code == 503
-            assert_promised(response, "/healthcheck")
+            for path, status in (("/healthcheck", 503), ("/v2/health/ready", 503), ("/ping", 204)):
+                response = ask(served.url + path, timeout=DEADLINE_S)
+                assert response.status_code == status
+                assert_promised(response, path)
 
 
 @pytest.mark.parametrize("change", [{"class_id": "0"}, {"extra": 1}, {"probability": 2}, {"predictions": []}])

@@ -44,6 +44,7 @@ def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
         ("image/png", PICTURE, {"top_k": "2", "probabilities": "true"}),
         ("IMAGE/anything; q=1", PICTURE, {"top_k": "2", "probabilities": "true"}),
         ("application/octet-stream", PICTURE, {"top_k": "2", "probabilities": "true"}),
+        ("application/x-image", PICTURE, {"top_k": "2", "probabilities": "true"}),
         (FORM, form(("image", PICTURE), ("top_k", b"2"), ("probabilities", b"true")), {}),
         (FORM, form(("image", PICTURE), ("top_k", b"2")), {"top_k": "7", "probabilities": "true"}),
         (

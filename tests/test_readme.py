@@ -9,7 +9,8 @@ import pytest
 from tests.serving import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SOURCES = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.py"))}
+PATHS = sorted([*ROOT.glob("*.py"), ROOT / "deploy/ray_serve.py"])
+SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PATHS}
 
 
 def found(pattern, *names):
@@ -24,7 +25,7 @@ def test_every_setting_is_in_the_table(name):
     assert f"| `{name}` |" in README
 
 
-@pytest.mark.parametrize(("method", "route"), found(r"@server\.(route|post)\(\"([^\"]+)\"", "routes.py"))
+@pytest.mark.parametrize(("method", "route"), found(r'@\w+\.(route|post)\("([^"]+)"', "routes.py", "platforms.py"))
 def test_every_route_is_in_the_table(method, route):
     assert f"| `{method.upper().replace('ROUTE', 'GET')} {route}` |" in README
 

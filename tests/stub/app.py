@@ -10,11 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+VERSION = "stub"
 WORKERS = 1
 FOLDER = Path(os.environ["STUB_DIR"])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
     """As in app.py."""
 
@@ -61,4 +62,4 @@ def classify(model_inputs: dict, alone: bool = True) -> Outcome:
 
 def status() -> dict:
     """As in app.py."""
-    return {"model": "stub", "execution_provider": "none", "gpu": False}
+    return {"model": "stub", "classes": 1, "execution_provider": "none", "gpu": False}

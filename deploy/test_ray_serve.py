@@ -1,0 +1,184 @@
+"""ray_serve.py on a cluster of two nodes, both on this machine: the same contract, also when a node is lost.
+
+make test-ray
+"""
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from banana_dev import Client
+from ray._private.node import Node
+from ray.cluster_utils import Cluster
+
+from endpoint import free_port
+from tests.clients import flooding
+from tests.serving import NEWT, ROOT, TENCH, Served, is_ready, wait_until
+
+JPEG = {"Content-Type": "image/jpeg"}
+NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+CLIENTS = 6
+
+
+@contextmanager
+def serving(folder: Path, cluster: Cluster, **environment: str) -> Iterator[Served]:
+    """Run ray_serve.py in the cluster while the context lasts, from the moment that it is ready."""
+    port = free_port()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BANANA_")}
+    environment = {"HOST": "127.0.0.1", "PORT": str(port), "RAY_ADDRESS": cluster.address} | environment
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "deploy.ray_serve"]
+        process = subprocess.Popen(command, cwd=ROOT, env=clean | environment, stdout=output, stderr=subprocess.STDOUT)
+    served = Served(process, port, log)
+    try:
+        wait_until(lambda: answers(served), "the server is ready")
+        yield served
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(served: Served) -> bool:
+    """Return whether the server is there and ready; fail where it has ended instead."""
+    assert served.process.poll() is None, served.log.read_text()
+    try:
+        return is_ready(served)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes, each with room for one replica."""
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    cluster.add_node(**NODE)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def served(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The server with a replica on each node, for which it has waited."""
+    folder = tmp_path_factory.mktemp("ray")
+    settings = {"MIN_REPLICAS": "2", "MAX_REPLICAS": "2", "MAX_QUEUE": "4", "BANANA_API_KEY": "key"}
+    with serving(folder, cluster, **settings) as served:
+        yield served
+
+
+def replicas_of(node: Node) -> list[int]:
+    """Return the process ids of the replicas on a node."""
+    [raylet] = node.all_processes["raylet"]
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
+    children = [int(stat.split()[0]) for stat in stats if stat.rpartition(")")[2].split()[1] == str(raylet.process.pid)]
+    return [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::ServeReplica")]
+
+
+def refused(served: Served) -> float:
+    """Return how many requests were answered 503."""
+    return served.metric('classifier_requests_total{status="503"}', {"X-Banana-API-Key": "key"})
+
+
+def post(served: Served, **arguments):
+    """POST with the key."""
+    headers = arguments.pop("headers", {}) | {"X-Banana-API-Key": "key"}
+    return served.post(headers=headers, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"json": {"image": base64.b64encode(TENCH.read_bytes()).decode(), "top_k": 2}},
+        {"data": TENCH.read_bytes(), "headers": JPEG, "params": {"top_k": "2"}},
+        {"files": {"image": TENCH.read_bytes()}, "data": {"top_k": "2"}},
+    ],
+    ids=["json", "bytes", "form"],
+)
+def test_every_way_to_send_a_picture_is_answered(served, arguments):
+    answer = post(served, **arguments).json()
+    assert (answer["class_id"], answer["class_name"], len(answer["predictions"])) == (0, "tench", 2)
+    assert set(answer["timing_ms"]) == {"decode", "model", "total"}
+
+
+def test_several_pictures_come_back_in_their_order(served):
+    pictures = [base64.b64encode(path.read_bytes()).decode() for path in (NEWT, TENCH)]
+    assert [result["class_id"] for result in post(served, json={"images": pictures}).json()["results"]] == [26, 0]
+
+
+def test_health_needs_no_key_and_names_what_runs(served):
+    health = served.get("/healthcheck").json()
+    assert health["state"] == "healthy"
+    assert health["execution_provider"].endswith("ExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("status", "says", "arguments"),
+    [
+        (401, "API key", {"headers": {"X-Banana-API-Key": "another"}}),
+        (413, "20 MB", {"data": b"x" * 20_000_001}),
+        (422, "not a picture: send one of", {"data": b"no picture", "headers": JPEG}),
+        (422, "not JSON", {"data": b"no JSON"}),
+        (422, '"top_k" has to be', {"data": TENCH.read_bytes(), "headers": JPEG, "params": {"top_k": "0"}}),
+    ],
+)
+def test_refusals_say_what_to_do_and_nothing_of_ray(served, status, says, arguments):
+    response = served.post(**arguments) if status == 401 else post(served, **arguments)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"type", "message"}
+    assert says in response.json()["error"]["message"]
+    assert "Traceback" not in response.text and "ray" not in response.text
+
+
+def test_503_with_retry_after_when_all_queues_are_full(served):
+    with flooding(served, clients=20, **{"X-Banana-API-Key": "key"}) as flood:
+        wait_until(lambda: flood.statuses[200] >= 50 and flood.statuses[503] >= 50, "some are taken and some are not")
+    assert not flood.faults
+    assert set(flood.statuses) == {200, 503}
+
+
+def test_every_call_is_answered_while_a_node_is_lost(served, cluster):
+    [lost] = cluster.worker_nodes
+    [replica] = replicas_of(lost)
+    refused_before = refused(served)
+    picture = base64.b64encode(TENCH.read_bytes()).decode()
+    classes: list[int] = []
+    over = threading.Event()
+
+    def call() -> None:
+        client = Client("key", served.url, verbosity="")
+        while not over.is_set():
+            classes.append(client.call("/", json={"image": picture}, headers={}, retry_timeout=60)[0]["class_id"])
+
+    callers = [threading.Thread(target=call) for _ in range(CLIENTS)]
+    with flooding(served, clients=2, **{"X-Banana-API-Key": "key"}) as flood:
+        for caller in callers:
+            caller.start()
+        wait_until(lambda: len(classes) > 50, "calls are answered by two nodes")
+        os.kill(replica, signal.SIGSTOP)
+        time.sleep(0.5)  # in which it is given calls that it cannot finish
+        os.kill(replica, signal.SIGKILL)
+        cluster.remove_node(lost, allow_graceful=False)
+        so_far = len(classes)
+        wait_until(lambda: len(classes) > so_far + 100, "calls are answered by the node that is left")
+        over.set()
+        for caller in callers:
+            caller.join()
+    assert set(classes) == {0}
+    assert not flood.faults
+    assert refused(served) > refused_before  # so some calls were lost, and were tried again
+    assert is_ready(served)
+
+
+def test_sigterm_ends_the_server_and_leaves_the_replicas_to_the_next(served, cluster, tmp_path):
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(60) == 0
+    with serving(tmp_path, cluster, MODEL_PATH="nowhere.onnx") as another:  # with which no replica could start
+        assert another.post(data=TENCH.read_bytes(), headers=JPEG).json()["class_id"] == 0
