@@ -3,6 +3,7 @@
     python test_server.py picture.jpg                     # the picture's class, and how long the call took
     python test_server.py folder more.jpg ...             # a table of many, a few in flight at once
     python test_server.py --run-tests                     # the preset tests, and the time that a call takes
+    python test_server.py --expect picture.jpg=7          # the same tests with a picture of your own
     pytest test_server.py                                 # the preset tests
 
 The endpoint comes from --url and --api-key, or from BANANA_MODEL_URL and BANANA_API_KEY; without a URL a server is
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from endpoint import Endpoint, EndpointDown, Refused, local_server
 from pictures import find, print_many, print_one
-from presets import Preset, presets
+from presets import EXPECT_HELP, Preset, expected, presets
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 BANANA_MODEL_URL = os.environ.get("BANANA_MODEL_URL")  # the endpoint; unset: a server is started here
@@ -142,13 +143,14 @@ def arguments() -> argparse.Namespace:
         "--in-flight", type=int, default=IN_FLIGHT, metavar="N", help="calls at once; default: %(default)s"
     )
     parser.add_argument("--run-tests", action="store_true", help="run the preset tests")
+    parser.add_argument("--expect", type=expected, action="extend", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
     parser.add_argument("--url", default=BANANA_MODEL_URL, help="the endpoint; default: $BANANA_MODEL_URL")
     parser.add_argument("--api-key", default=BANANA_API_KEY, help="its key; default: $BANANA_API_KEY")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="of a call; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON: an object a picture, or the whole report")
     given = parser.parse_args()
-    if bool(given.pictures) == given.run_tests:
-        parser.error("name pictures, or --run-tests")
+    if bool(given.pictures) == bool(given.run_tests or given.expect):
+        parser.error("name pictures, or --run-tests or --expect")
     if given.url and not given.url.startswith(("http://", "https://")):
         parser.error(f"the endpoint's URL has to begin with http:// or https://, not {given.url!r}")
     if given.timeout <= 0:
@@ -161,7 +163,7 @@ def arguments() -> argparse.Namespace:
 def run_and_report(given: argparse.Namespace) -> int:
     """Run the tests and print what came; return the exit code. Raises EndpointDown."""
     with endpoint_of(given.url, given.api_key, given.timeout) as endpoint:
-        report = run_tests(endpoint, presets())
+        report = run_tests(endpoint, given.expect or presets())
     if given.json:
         print(json.dumps(report))
     else:

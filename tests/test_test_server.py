@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, is_ready, serving, wait_until
+from tests.test_test_onnx import other_model  # noqa: F401
 
 ANSWER = {"class_id": 7, "class_name": "cock", "probability": 0.5, "timing_ms": {"total": 1}}
 
@@ -262,13 +263,34 @@ def test_whoever_reads_the_output_may_leave(served):
         assert process.stderr.read() == ""
 
 
+def test_expect_names_the_pictures_of_any_other_model(other_model, tmp_path):  # noqa: F811
+    path, tench, newt = other_model
+    (tmp_path / "a=b.jpeg").symlink_to(NEWT)
+    with serving(tmp_path, MODEL_PATH=str(path)) as served:
+        wait_until(lambda: is_ready(served), "the server is ready")
+        pictures = ["--expect", f"{TENCH}={tench}", "--expect", f"{tmp_path / 'a=b.jpeg'}={newt}"]
+        report = json.loads(run_tester(*pictures, "--json", "--url", served.url).stdout)
+        assert [test["name"] for test in report["tests"]] == [
+            "health",
+            "images/n01440764_tench.jpeg",
+            str(tmp_path / "a=b.jpeg"),
+            "not a picture",
+        ]
+        assert (report["passed"], report["failed"]) == (4, 0), report
+        wrong = run_tester("--run-tests", "--expect", f"{TENCH}={tench + 1}", "--url", served.url)
+        assert wrong.returncode == 1
+        assert f"FAIL  images/n01440764_tench.jpeg: expected {tench + 1}, got {tench} kind 0" in wrong.stdout
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         [],
         [TENCH, "--run-tests"],
+        [TENCH, "--expect", f"{TENCH}=0"],
         [TENCH, "--url", "example.com"],
         [TENCH, "--in-flight", "0"],
+        ["--expect", TENCH],
         ["--unknown"],
     ],
 )
