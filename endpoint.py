@@ -75,10 +75,12 @@ class Endpoint:
     def health(self) -> dict:
         """Return what /healthcheck says."""
         try:
-            response = requests.get(f"{self.url}/healthcheck", timeout=self.timeout_s)
-            return response.json()
+            health = requests.get(f"{self.url}/healthcheck", timeout=self.timeout_s).json()
         except requests.RequestException as error:
             raise EndpointDown(f"{self.url}/healthcheck does not answer: {error}") from error
+        if not isinstance(health, dict):
+            raise EndpointDown(f"{self.url}/healthcheck answered, but not with a state: is it this server?")
+        return health
 
     def _call(self, inputs: dict) -> dict:
         # The client sets no time-out, so that a server which accepts and then says nothing would hold it for ever.
@@ -89,7 +91,7 @@ class Endpoint:
         except queue.Empty:
             raise EndpointDown(f"{self.url} did not answer within {self.timeout_s:g} s") from None
         if isinstance(answer, ClientException):
-            self._explain(inputs, answer)
+            return self._ask_again(inputs, answer)
         if isinstance(answer, requests.RequestException):
             raise EndpointDown(f"{self.url} does not answer: {answer}") from answer
         return answer
@@ -101,13 +103,15 @@ class Endpoint:
         except (ClientException, requests.RequestException) as error:
             outcome.put(error)
 
-    def _explain(self, inputs: dict, raised: ClientException) -> None:
-        """Raise Refused or EndpointDown for what the client raised, which mostly drops the server's own words."""
+    def _ask_again(self, inputs: dict, raised: ClientException) -> dict:
+        """Raise Refused or EndpointDown in the server's own words, which the client mostly drops; return an answer."""
         try:
             response = requests.post(self.url, json=inputs, headers=self.headers, timeout=self.timeout_s)
         except requests.RequestException as error:
             raise EndpointDown(f"{self.url} does not answer: {error}") from error
         try:
+            if response.ok:
+                return response.json()
             message = response.json()["error"]["message"]
         except (requests.JSONDecodeError, KeyError, TypeError):
             message = response.text[:200] or raised.message.strip()

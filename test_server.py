@@ -1,12 +1,14 @@
 """Test the deployed endpoint: ask it for a picture's class, or run the preset tests against it.
 
-    python test_server.py picture.jpg [more.jpg ...]      # each picture's class, and how long the call took
+    python test_server.py picture.jpg                     # the picture's class, and how long the call took
+    python test_server.py folder more.jpg ...             # a table of many, a few in flight at once
     python test_server.py --run-tests                     # the preset tests, and the time that a call takes
-    pytest test_server.py                                 # the same preset tests
+    python test_server.py --expect picture.jpg=7          # the same tests with a picture of your own
+    pytest test_server.py                                 # the preset tests
 
 The endpoint comes from --url and --api-key, or from BANANA_MODEL_URL and BANANA_API_KEY; without a URL a server is
-started here for as long as it is needed. Exit codes: 0 all well; 1 a test failed; 2 wrong usage, or a picture that
-cannot be read; 3 the endpoint does not answer.
+started here for as long as it is needed. Exit codes: 0 all well; 1 a test failed; 2 wrong usage, or a picture without
+a class; 3 the endpoint does not answer; 130 interrupted.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from functools import partial
 from pathlib import Path
 
 from endpoint import Endpoint, EndpointDown, Refused, local_server
-from presets import Preset, presets
+from pictures import find, print_many, print_one
+from presets import EXPECT_HELP, Preset, expected, presets
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 BANANA_MODEL_URL = os.environ.get("BANANA_MODEL_URL")  # the endpoint; unset: a server is started here
@@ -30,8 +33,9 @@ BANANA_API_KEY = os.environ.get("BANANA_API_KEY")  # its key; unset: none is sen
 
 TIMEOUT_S = 60.0  # of one call, its retries included
 WARM_CALLS = 10  # for the median and the worst time
+IN_FLIGHT = 4  # calls at once for many pictures
 
-OK, FAILED, USAGE, DOWN = range(4)  # exit codes
+OK, FAILED, USAGE, DOWN, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes; the last is the shells' own, 128 + SIGINT
 
 
 def check_health(endpoint: Endpoint) -> str:
@@ -62,15 +66,14 @@ def check_refusal(endpoint: Endpoint) -> str:
 Check = Callable[[Endpoint], str]
 
 
-def checks() -> dict[str, Check]:
-    """Return every preset test by its name in the report."""
-    pictures = {preset.name: partial(check_picture, preset) for preset in presets()}
-    return {"health": check_health} | pictures | {"not a picture": check_refusal}
+def checks(known: list[Preset]) -> list[tuple[str, Check]]:
+    """Return every test, with its name in the report, for these pictures."""
+    pictures = [(preset.name, partial(check_picture, preset)) for preset in known]
+    return [("health", check_health), *pictures, ("not a picture", check_refusal)]
 
 
-def call_times(endpoint: Endpoint) -> dict[str, float]:
+def call_times(endpoint: Endpoint, picture: bytes) -> dict[str, float]:
     """Return how long a call takes, in milliseconds: the first, and the median and worst of warm ones."""
-    picture = presets()[0].path.read_bytes()
     first = endpoint.classify(picture)
     warm = [endpoint.classify(picture) for _ in range(WARM_CALLS)]
     return {
@@ -81,14 +84,14 @@ def call_times(endpoint: Endpoint) -> dict[str, float]:
     }
 
 
-def run_tests(endpoint: Endpoint) -> dict:
+def run_tests(endpoint: Endpoint, known: list[Preset]) -> dict:
     """Run every check and return the report; `timing_ms` is absent where no call succeeded. Raises EndpointDown."""
     report: dict = {"url": endpoint.url, "tests": []}
     try:
-        report["timing_ms"] = call_times(endpoint)
+        report["timing_ms"] = call_times(endpoint, known[0].path.read_bytes())
     except Refused as refusal:
         report["tests"].append({"name": "calls", "passed": False, "message": str(refusal)})
-    for name, check in checks().items():
+    for name, check in checks(known):
         try:
             passed, message = True, check(endpoint)
         except (AssertionError, Refused) as error:
@@ -112,27 +115,6 @@ def print_report(report: dict) -> None:
     print(f"{report['url']}: {report['passed']} passed, {report['failed']} failed")
 
 
-def classify_pictures(endpoint: Endpoint, paths: list[Path], as_json: bool) -> int:
-    """Print each picture's class, and return the exit code. A bad picture does not stop the rest."""
-    code = OK
-    for path in paths:
-        try:
-            answer = endpoint.classify(path.read_bytes())
-        except OSError as error:
-            print(f"{path}: cannot be read: {error.strerror}", file=sys.stderr)
-            code = USAGE
-        except Refused as refusal:
-            print(f"{path}: {refusal}", file=sys.stderr)
-            code = USAGE
-        else:
-            line = f"{path}: {answer.class_name} (class {answer.class_id}, probability {answer.probability:.3f})"
-            print(
-                json.dumps({"picture": str(path), **vars(answer)}) if as_json else f"{line} in {answer.call_ms:.1f} ms",
-                flush=True,
-            )
-    return code
-
-
 @contextmanager
 def endpoint_of(url: str | None, api_key: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Endpoint]:
     """Give the endpoint at `url`, or one started here for as long as it is used. Raises EndpointDown."""
@@ -148,7 +130,7 @@ class TestEndpoint(unittest.TestCase):
 
     def test_every_check(self) -> None:
         with endpoint_of(BANANA_MODEL_URL, BANANA_API_KEY) as endpoint:
-            for name, check in checks().items():
+            for name, check in checks(presets()):
                 with self.subTest(name):
                     try:
                         check(endpoint)
@@ -159,33 +141,32 @@ class TestEndpoint(unittest.TestCase):
 def arguments() -> argparse.Namespace:
     """Return the command line, checked; exit 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="*", type=Path, metavar="picture.jpg", help="pictures to classify")
+    parser.add_argument("pictures", nargs="*", type=Path, metavar="picture.jpg", help="pictures, or folders of such")
+    parser.add_argument(
+        "--in-flight", type=int, default=IN_FLIGHT, metavar="N", help="calls at once; default: %(default)s"
+    )
     parser.add_argument("--run-tests", action="store_true", help="run the preset tests")
+    parser.add_argument("--expect", type=expected, action="extend", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
     parser.add_argument("--url", default=BANANA_MODEL_URL, help="the endpoint; default: $BANANA_MODEL_URL")
     parser.add_argument("--api-key", default=BANANA_API_KEY, help="its key; default: $BANANA_API_KEY")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="of a call; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON: an object a picture, or the whole report")
     given = parser.parse_args()
-    if bool(given.pictures) == given.run_tests:
-        parser.error("name pictures, or --run-tests")
+    if bool(given.pictures) == bool(given.run_tests or given.expect):
+        parser.error("name pictures, or --run-tests or --expect")
     if given.url and not given.url.startswith(("http://", "https://")):
         parser.error(f"the endpoint's URL has to begin with http:// or https://, not {given.url!r}")
     if given.timeout <= 0:
         parser.error("--timeout has to be more than 0")
+    if given.in_flight < 1:
+        parser.error("--in-flight has to be at least 1")
     return given
 
 
-def main() -> int:
-    """Do what the command line says, and return the exit code."""
-    given = arguments()
-    try:
-        with endpoint_of(given.url, given.api_key, given.timeout) as endpoint:
-            if not given.run_tests:
-                return classify_pictures(endpoint, given.pictures, given.json)
-            report = run_tests(endpoint)
-    except EndpointDown as error:
-        print(f"test_server.py: {error}", file=sys.stderr)
-        return DOWN
+def run_and_report(given: argparse.Namespace) -> int:
+    """Run the tests and print what came; return the exit code. Raises EndpointDown."""
+    with endpoint_of(given.url, given.api_key, given.timeout) as endpoint:
+        report = run_tests(endpoint, given.expect or presets())
     if given.json:
         print(json.dumps(report))
     else:
@@ -193,5 +174,46 @@ def main() -> int:
     return FAILED if report["failed"] else OK
 
 
+def classify_pictures(given: argparse.Namespace) -> int:
+    """Print the pictures' classes; return the exit code. Raises EndpointDown or Refused."""
+    try:
+        paths, ignored = find(given.pictures)
+    except OSError as error:
+        print(f"test_server.py: {error.filename} cannot be read: {error.strerror}", file=sys.stderr)
+        return USAGE
+    if ignored:
+        some = ", ".join(map(str, ignored[:3])) + (", ..." if len(ignored) > 3 else "")
+        print(f"test_server.py: ignored {len(ignored)} that by name are no pictures: {some}", file=sys.stderr)
+    if not paths:
+        print(f"test_server.py: no picture in {', '.join(map(str, given.pictures))}", file=sys.stderr)
+        return USAGE
+    with endpoint_of(given.url, given.api_key, given.timeout) as endpoint:
+        if len(paths) == 1 and paths == given.pictures and not given.json:
+            well = print_one(endpoint, paths[0])
+        else:
+            well = print_many(endpoint, paths, given.in_flight, given.json)
+    return OK if well else USAGE
+
+
+def main() -> int:
+    """Do what the command line says, and return the exit code."""
+    given = arguments()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+    try:
+        code = classify_pictures(given) if given.pictures else run_and_report(given)
+        sys.stdout.flush()
+        return code
+    except (EndpointDown, Refused) as error:
+        if given.json:
+            print(json.dumps({"error": str(error)}), flush=True)
+        print(f"test_server.py: {error}", file=sys.stderr)
+        return DOWN if isinstance(error, EndpointDown) else USAGE
+    except KeyboardInterrupt:
+        print("test_server.py: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read what is printed has left, as `head` does
+        return INTERRUPTED
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # sys.exit would wait for calls that are still in flight

@@ -48,6 +48,8 @@ def problems(cases: list[ElementTree.Element], kinds: tuple[str, ...]) -> list[t
 def endpoint(text: str) -> str:
     """Return every test of an endpoint and the time that a call takes, from the tester's report."""
     report = json.loads(text)
+    if "error" in report:
+        return cell(report["error"])
     parts = [cell(f"{report['url']}: {report['passed']} passed, {report['failed']} failed")]
     tests = [("ok" if test["passed"] else "FAIL", test["name"], test["message"]) for test in report["tests"]]
     parts += table(("", "test", "what came"), tests)

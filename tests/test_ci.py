@@ -121,8 +121,11 @@ def test_an_endpoint_that_does_not_answer_fails_and_leaves_its_words(checkout):
     with misbehaving(500, b"{}") as (url, _):
         result, reports = endpoint(checkout, url)
     assert result.returncode == 3
+    assert "answers 500" in json.loads(reports.pop("endpoint.json"))["error"]
     assert "answers 500" in reports.pop("endpoint.log")
     assert reports == {}
+    said = run([sys.executable, CI / "summary.py", checkout / "reports"])
+    assert "answers 500" in said.stdout.partition("### endpoint")[2].partition("###")[0]
 
 
 def test_without_an_endpoint_it_says_that_there_is_nothing_to_watch(checkout):

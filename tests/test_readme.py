@@ -30,7 +30,7 @@ def test_every_route_is_in_the_table(method, route):
     assert f"| `{method.upper().replace('ROUTE', 'GET')} {route}` |" in README
 
 
-@pytest.mark.parametrize("script", ["convert_to_onnx.py", "test_server.py"])
+@pytest.mark.parametrize("script", ["convert_to_onnx.py", "test_onnx.py", "test_server.py"])
 def test_every_option_of_every_command_is_named(script):
     help_text = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", help_text.stdout)) - {"--help"}

@@ -2,8 +2,11 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,33 +14,65 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.serving import NEWT, ROOT, TENCH, is_ready, serving, wait_until
+from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, is_ready, serving, wait_until
+from tests.test_test_onnx import other_model  # noqa: F401
+
+ANSWER = {"class_id": 7, "class_name": "cock", "probability": 0.5, "timing_ms": {"total": 1}}
+
+
+def command_line(*arguments, **environment):
+    """Return what runs the tester, for `subprocess`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BANANA_")}
+    command = [sys.executable, ROOT / "test_server.py", *map(str, arguments)]
+    return {"args": command, "cwd": ROOT, "env": clean | environment}
 
 
 def run_tester(*arguments, **environment):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("BANANA_")}
-    command = [sys.executable, ROOT / "test_server.py", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(**command_line(*arguments, **environment), capture_output=True, text=True, timeout=120)
     assert "Traceback" not in result.stderr
     return result
 
 
 @contextmanager
-def misbehaving(status: int, body: bytes, hang: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """Run an endpoint that answers every POST alike, or never; give its URL and the paths it was asked for."""
+def started(*arguments, **environment):
+    """Run the tester while the context lasts, to be read and interrupted."""
+    with subprocess.Popen(
+        **command_line(*arguments, **environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def misbehaving(
+    status: int, body: bytes, hang: bool = False, good: range = range(0), health: bytes = b""
+) -> Iterator[tuple[str, list[str]]]:
+    """Run an endpoint that answers every POST alike, or never; give its URL and the paths it was asked for.
+
+    The `good` calls, counted from 0, get an answer as they should.
+    """
     asked: list[str] = []
     hold = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             asked.append(self.path)
-            if hang:
+            well = len(asked) - 1 in good
+            if hang and not well:
                 hold.wait()
             self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(*(200, json.dumps(ANSWER).encode()) if well else (status, body))
+
+        def do_GET(self):
+            self.answer(200, health)
+
+        def answer(self, status, content):
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(content)
 
         def log_message(self, *arguments):
             pass
@@ -55,13 +90,43 @@ def misbehaving(status: int, body: bytes, hang: bool = False) -> Iterator[tuple[
         endpoint.server_close()
 
 
-def test_pictures_are_named_with_id_probability_and_time(served):
-    result = run_tester(TENCH, NEWT, "--url", served.url)
-    tench, newt = result.stdout.splitlines()
-    assert tench.startswith(f"{TENCH}: tench (class 0, probability 0.")
-    assert newt.startswith(f"{NEWT}: common newt (class 26, probability 0.")
-    assert tench.endswith(" ms")
-    assert result.returncode == 0
+def test_a_picture_is_named_with_id_probability_and_time(served):
+    result = run_tester(TENCH, "--url", served.url)
+    assert result.stdout.startswith(f"{TENCH}: tench (class 0, probability 0.")
+    assert result.stdout.endswith(" ms\n")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_many_pictures_are_a_table_in_the_order_given_and_a_summary(served):
+    result = run_tester(*[TENCH, NEWT] * 10, "--url", served.url)
+    header, *rows, summary = result.stdout.splitlines()
+    assert header.split() == ["file", "class", "id", "class", "name", "probability", "ms"]
+    assert [row.split()[:-2] for row in rows] == [[str(TENCH), "0", "tench"], [str(NEWT), "26", "common", "newt"]] * 10
+    assert all(row.rindex(" ") == rows[0].rindex(" ") or len(row) == len(rows[0]) for row in rows)
+    assert summary.startswith("20 of 20 pictures classified in ")
+    assert " at the 95th percentile, " in summary
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_folder_is_a_table_too_and_what_is_ignored_is_said(served, tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "tench.JPG").write_bytes(TENCH.read_bytes())
+    (tmp_path / "notes.txt").touch()
+    result = run_tester(tmp_path, "--url", served.url, "--in-flight", "1")
+    assert f"{tmp_path / 'deep' / 'tench.JPG'}  " in result.stdout
+    assert "1 of 1 pictures" in result.stdout
+    assert f"ignored 1 that by name are no pictures: {tmp_path / 'notes.txt'}" in result.stderr
+    (tmp_path / "deep" / "tench.JPG").unlink()
+    empty = run_tester(tmp_path, "--url", served.url)
+    assert empty.returncode == 2
+    assert f"no picture in {tmp_path}" in empty.stderr
+
+
+def test_a_file_whose_name_is_no_text_is_shown_all_the_same(served, tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.jpg")
+    path.symlink_to(TENCH)
+    assert "\\udcff.jpg: tench" in run_tester(path, "--url", served.url).stdout
+    assert json.loads(run_tester(path, "--json", "--url", served.url).stdout)["picture"] == str(path)
 
 
 def test_json_is_an_object_a_picture(served):
@@ -96,14 +161,13 @@ def test_the_report_for_machines_has_the_same(served):
 
 
 def test_a_wrong_class_is_exit_code_1_with_expected_and_got(tmp_path):
-    answer = {"class_id": 7, "class_name": "cock", "probability": 0.5, "timing_ms": {"total": 1}}
-    with misbehaving(200, json.dumps(answer).encode()) as (url, _):
+    with misbehaving(200, json.dumps(ANSWER).encode()) as (url, _):
         result = run_tester("--run-tests", "--url", url)
-    assert result.returncode == 3  # this endpoint has no health check to ask
+    assert result.returncode == 3  # this endpoint has no health to tell
     with serving(tmp_path, stub=True) as served:
         (tmp_path / "loaded").touch()
         (tmp_path / "release").touch()
-        (tmp_path / "answer.json").write_text(json.dumps(answer))
+        (tmp_path / "answer.json").write_text(json.dumps(ANSWER))
         wait_until(lambda: is_ready(served), "the server is ready")
         result = run_tester("--run-tests", "--url", served.url)
     assert result.returncode == 1
@@ -114,14 +178,122 @@ def test_a_wrong_class_is_exit_code_1_with_expected_and_got(tmp_path):
 def test_a_bad_picture_is_exit_code_2_and_does_not_stop_the_rest(served, tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("not a picture")
-    result = run_tester(text, tmp_path / "missing.jpg", TENCH, "--url", served.url)
+    missing = tmp_path / "missing.jpg"
+    result = run_tester(text, missing, TENCH, "--url", served.url)
     assert result.returncode == 2
-    assert f"{text}: refused with 422: not a picture" in result.stderr
-    assert "missing.jpg: cannot be read" in result.stderr
-    assert "tench (class 0" in result.stdout
+    _, of_text, of_missing, of_tench, summary = result.stdout.splitlines()
+    assert of_text.startswith(str(text))
+    assert "  refused with 422: not a picture" in of_text
+    assert of_missing.startswith(str(missing))
+    assert of_missing.endswith("  cannot be read: No such file or directory")
+    assert of_tench.split()[1:3] == ["0", "tench"]
+    assert summary.startswith("1 of 3 pictures classified")
+
+    as_json = run_tester(text, missing, TENCH, "--json", "--url", served.url)
+    assert as_json.returncode == 2
+    of_text, of_missing, of_tench = map(json.loads, as_json.stdout.splitlines())
+    assert of_text["error"].startswith("refused with 422: not a picture")
+    assert of_missing == {"picture": str(missing), "error": "cannot be read: No such file or directory"}
+    assert of_tench["class_id"] == 0
+
+    alone = run_tester(text, "--url", served.url)
+    assert (alone.returncode, alone.stdout) == (2, "")
+    assert f"{text}: refused with 422: not a picture" in alone.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], [TENCH, "--run-tests"], [TENCH, "--url", "example.com"], ["--unknown"]])
+def test_the_progress_is_shown_on_a_terminal_only(served):
+    terminal, its_end = pty.openpty()
+    termios.tcsetwinsize(its_end, (24, 80))
+    command = command_line(*[TENCH] * 5, "--url", served.url)
+    subprocess.run(**command, stdout=subprocess.PIPE, stderr=its_end, check=True, timeout=120)
+    shown = os.read(terminal, 65_536)
+    os.close(its_end)
+    os.close(terminal)
+    assert b" 5/5 " in shown
+    assert run_tester(*[TENCH] * 5, "--url", served.url).stderr == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_server_that_dies_ends_the_run_with_one_message_and_what_there_is(tmp_path, options):
+    with serving(tmp_path) as served:
+        wait_until(lambda: is_ready(served), "the server is ready")
+        with started(*[TENCH] * 1000, "--url", served.url, *options) as process:
+            rows = [process.stdout.readline() for _ in range(2)]
+            served.process.kill()
+            output, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 3
+    assert " tench " in rows[1] or json.loads(rows[1])["class_id"] == 0
+    assert errors.count("does not answer") == 1
+    assert output.count("does not answer") == len(options)  # as the last object
+    assert 1 <= int((errors if options else output).partition(" pictures classified")[0].split()[-1]) < 1000
+
+
+def test_an_endpoint_that_stops_answering_ends_the_run_after_one_time_out():
+    with misbehaving(200, b"", hang=True, good=range(2)) as (url, asked):
+        result = run_tester(*[TENCH] * 100, "--url", url, "--timeout", "1", "--in-flight", "3")
+    assert result.returncode == 3
+    assert result.stderr.count("did not answer within 1 s") == 1
+    assert " pictures classified in " in result.stdout
+    assert "did not answer" not in result.stdout
+    assert len(asked) <= 2 + 2 * 3
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_ctrl_c_ends_at_once_with_what_there_is(options):
+    pictures = [*[TENCH] * 9, "--in-flight", "1"]
+    with (
+        misbehaving(200, b"", hang=True, good=range(2)) as (url, _),
+        started(*pictures, "--url", url, *options) as process,
+    ):
+        for _ in range(2 if options else 3):  # with the header
+            assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=DEADLINE_S / 2)  # a call may take as long as that twice
+    assert process.returncode == 130
+    assert "test_server.py: interrupted" in errors
+    assert "2 of 2 pictures classified" in (errors if options else output)
+    assert "Traceback" not in errors
+
+
+def test_whoever_reads_the_output_may_leave(served):
+    with started(*[TENCH] * 300, "--url", served.url) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(DEADLINE_S) == 130
+        assert process.stderr.read() == ""
+
+
+def test_expect_names_the_pictures_of_any_other_model(other_model, tmp_path):  # noqa: F811
+    path, tench, newt = other_model
+    (tmp_path / "a=b.jpeg").symlink_to(NEWT)
+    with serving(tmp_path, MODEL_PATH=str(path)) as served:
+        wait_until(lambda: is_ready(served), "the server is ready")
+        pictures = ["--expect", f"{TENCH}={tench}", "--expect", f"{tmp_path / 'a=b.jpeg'}={newt}"]
+        report = json.loads(run_tester(*pictures, "--json", "--url", served.url).stdout)
+        assert [test["name"] for test in report["tests"]] == [
+            "health",
+            "images/n01440764_tench.jpeg",
+            str(tmp_path / "a=b.jpeg"),
+            "not a picture",
+        ]
+        assert (report["passed"], report["failed"]) == (4, 0), report
+        wrong = run_tester("--run-tests", "--expect", f"{TENCH}={tench + 1}", "--url", served.url)
+        assert wrong.returncode == 1
+        assert f"FAIL  images/n01440764_tench.jpeg: expected {tench + 1}, got {tench} kind 0" in wrong.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        [TENCH, "--run-tests"],
+        [TENCH, "--expect", f"{TENCH}=0"],
+        [TENCH, "--url", "example.com"],
+        [TENCH, "--in-flight", "0"],
+        ["--expect", TENCH],
+        ["--unknown"],
+    ],
+)
 def test_wrong_usage_is_exit_code_2(arguments):
     result = run_tester(*arguments)
     assert result.returncode == 2
@@ -135,13 +307,19 @@ def test_a_wrong_key_is_exit_code_2_and_neither_key_is_printed(tmp_path):
         assert wrong.returncode == 2
         assert "refused with 401" in wrong.stderr
         assert "-key" not in wrong.stdout + wrong.stderr.replace("Banana-API-Key", "")
+        many = run_tester(*[TENCH] * 9, "--url", served.url, "--api-key", "wrong-key")
+        assert many.returncode == 2
+        assert (many.stdout + many.stderr).count("refused with 401") == 1
         assert run_tester(TENCH, "--url", served.url, BANANA_API_KEY="right-key").returncode == 0
 
 
 def test_nothing_listening_is_exit_code_3():
-    result = run_tester(TENCH, "--url", "http://127.0.0.1:1")
-    assert result.returncode == 3
-    assert "does not answer" in result.stderr
+    for arguments in ([TENCH], [TENCH, NEWT], ["--run-tests"]):
+        result = run_tester(*arguments, "--url", "http://127.0.0.1:1")
+        assert result.returncode == 3
+        assert result.stderr.count("does not answer") == 1
+        as_json = run_tester(*arguments, "--json", "--url", "http://127.0.0.1:1")
+        assert "does not answer" in json.loads(as_json.stdout)["error"]
 
 
 def test_a_server_that_cannot_start_is_exit_code_3_with_its_own_words():
@@ -168,3 +346,17 @@ def test_an_endpoint_that_never_answers_rightly_is_exit_code_3_in_bounded_time(s
     assert result.returncode == 3
     assert says in result.stderr
     assert asked
+
+
+def test_what_the_endpoint_answers_at_the_second_time_of_asking_counts():
+    with misbehaving(502, b"bad gateway", good=range(1, 2)) as (url, _):
+        result = run_tester(TENCH, "--url", url)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "cock (class 7" in result.stdout
+
+
+def test_a_health_check_of_another_server_is_exit_code_3():
+    with misbehaving(200, b"", good=range(99), health=b"[1]") as (url, _):
+        result = run_tester("--run-tests", "--url", url)
+    assert result.returncode == 3
+    assert "is it this server?" in result.stderr
