@@ -26,7 +26,8 @@ from torch import nn
 
 import pytorch_model
 from model import ImagePreprocessor, InvalidModel, OnnxClassifier
-from pytorch_model import KNOWN_MODELS, KnownModel, TrainedModel, WeightsError
+from pytorch_model import KNOWN_MODELS, KnownModel, TrainedModel
+from weights import WeightsError
 
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning
 SAME_PIXELS_TOLERANCE = 1e-4  # of a probability, where both get the same pixels

@@ -6,8 +6,6 @@
 convert_to_onnx.py needs; a new one is an entry there.
 """
 
-import pickle
-import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import torch
 from torch import nn
 
 from download import DownloadError, digests, download
+from weights import WeightsError, load_weights
 
 ROOT = Path(__file__).parent
 
@@ -134,25 +133,6 @@ KNOWN_MODELS = {
 }
 
 
-# What torch.load is known to raise for a file that is something else, or damaged.
-LOAD_ERRORS = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OSError,
-    struct.error,
-)
-
-
-class WeightsError(Exception):
-    """The weights cannot be had, are not the known ones, or do not fit the network."""
-
-
 @dataclass(frozen=True)
 class TrainedModel:
     """A network in evaluation mode with its weights in it, and where those came from."""
@@ -188,24 +168,6 @@ def known_weights(known: KnownModel) -> Path:
             "Remove it to have it downloaded, or name it with --weights if it is meant."
         )
     return path
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load the state dict in the file `path` into `network`: every key must fit. Raises WeightsError."""
-    if not path.is_file():
-        raise WeightsError(f"{path} is not there")
-    try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except LOAD_ERRORS as error:
-        # torch's own words would have the reader load it unsafely.
-        with path.open("rb") as file:
-            page = file.read(512).lstrip()[:1] == b"<"
-        reason = "is a web page, not weights" if page else "is damaged, or not a state dict that torch.save wrote"
-        raise WeightsError(f"{path} {reason}") from error
-    try:
-        network.load_state_dict(state_dict, strict=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} does not fit the network: {error}") from error
 
 
 def main(arguments: Sequence[str]) -> None:

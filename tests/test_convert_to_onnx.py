@@ -19,8 +19,9 @@ import convert_to_onnx
 import pytorch_model
 from convert_to_onnx import ConversionError, build_graph, compare, pixels_of, prove
 from model import ImagePreprocessor, InvalidModel, OnnxClassifier
-from pytorch_model import KNOWN_MODELS, Classifier, KnownModel, TrainedModel, WeightsError
+from pytorch_model import KNOWN_MODELS, Classifier, KnownModel, TrainedModel
 from tests.broken import BROKEN, broken_copy, swap_channels
+from weights import WeightsError
 
 ROOT = Path(convert_to_onnx.__file__).parent
 LITE = KNOWN_MODELS["efficientnet-lite0"]
