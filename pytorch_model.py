@@ -19,6 +19,10 @@ from weights import WeightsError, load_weights
 
 ROOT = Path(__file__).parent
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, in units of 0 to 1
+IMAGENET_STD = (0.229, 0.224, 0.225)
+ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (He et al. 2015, https://arxiv.org/abs/1512.03385, figure 5 left).
@@ -105,8 +109,8 @@ class KnownModel:
     digests: tuple[str, ...]  # the only ones taken from there, as download.digests returns them
     urls: tuple[str, ...] = ()  # where to get the weights, in this order; none: they come with a package
     size: tuple[int, int] = (224, 224)  # height, width
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     class_names: Callable[[], list[str]] = imagenet_class_names  # entry n names class n
 
 
@@ -135,11 +139,30 @@ KNOWN_MODELS = {
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network in evaluation mode with its weights in it, and where those came from."""
+    """A network in evaluation mode with its weights in it, and all that its ONNX file has to say of it.
 
-    network: nn.Module
+    A network of one channel, for which `mean` and `std` have one entry each, gets the picture in grey.
+    """
+
+    name: str
+    network: nn.Module  # normalized pixels in; logits out, or whatever `activation` makes probabilities of
     weights: Path
     digest: str  # of the weights' file, as `sha256:…`
+    size: tuple[int, int]  # height, width
+    mean: tuple[float, ...]  # per channel, as `std` is, in units of 0 to 1
+    std: tuple[float, ...]
+    class_names: list[str]  # entry n names class n
+    activation: str = "softmax"  # one of ACTIVATIONS
+
+    @property
+    def channels(self) -> int:
+        """How many channels the network takes: 3, RGB, or 1, grey."""
+        return len(self.mean)
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The network and its activation: normalized pixels in, probabilities out."""
+        return nn.Sequential(self.network, ACTIVATIONS[self.activation]).eval()
 
 
 def load(name: str, weights: Path | None = None) -> TrainedModel:
@@ -151,7 +174,9 @@ def load(name: str, weights: Path | None = None) -> TrainedModel:
     path = weights or known_weights(known)
     network = known.build()
     load_weights(network, path)
-    return TrainedModel(network.eval(), path, digests(path)[0])
+    return TrainedModel(
+        name, network.eval(), path, digests(path)[0], known.size, known.mean, known.std, known.class_names()
+    )
 
 
 def known_weights(known: KnownModel) -> Path:
