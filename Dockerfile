@@ -17,8 +17,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --root-user-action=ignore -r requirements-convert.txt
 COPY images/ images/
 # The brackets: where the weights are not there, they are downloaded.
-COPY convert_to_onnx.py decoding.py download.py imagenet_classes.txt logs.py memory.py model.py onnx_file.py presets.py \
-     providers.py pytorch_model.py pytorch_model_weights.pt[h] settings.py test_onnx.py ./
+COPY convert_to_onnx.py custom_model.py decoding.py download.py imagenet_classes.txt logs.py memory.py model.py \
+     onnx_file.py presets.py proof.py providers.py pytorch_model.py pytorch_model_weights.pt[h] settings.py test_onnx.py \
+     weights.py ./
 
 FROM converter AS convert
 ARG MODEL=resnet18

@@ -105,7 +105,7 @@ clean:  ## remove everything that make has made
 	@mkdir -p .make
 	@echo '$(MODEL)' | cmp -s - $@ || echo '$(MODEL)' > $@
 
-classifier.onnx: .venv/installed .make/model convert_to_onnx.py pytorch_model.py model.py imagenet_classes.txt $(wildcard pytorch_model_weights.pth)
+classifier.onnx: .venv/installed .make/model convert_to_onnx.py proof.py pytorch_model.py weights.py model.py imagenet_classes.txt $(wildcard pytorch_model_weights.pth)
 	$(bin)/python convert_to_onnx.py --model $(MODEL) --output $@
 	@touch $@
 

@@ -46,12 +46,13 @@ class Prepared:
 class ImagePreprocessor:
     """Turns a picture into the pixels that a classifier takes: the reference that the ONNX graph is held to.
 
-    `size` is (height, width) of the model's input; `mean` and `std` are per channel, in units of 0 to 1.
+    `size` is (height, width) of the model's input; `mean` and `std` are per channel, in units of 0 to 1. With one
+    entry each the network takes grey, of which the graph's input knows nothing: it is RGB for every model.
     """
 
     size: tuple[int, int] = (224, 224)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     max_bytes: int = 20_000_000
     max_pixels: int = 25_000_000
     exact: bool = True  # decode every JPEG at its own size, not a large one at a reduced one
@@ -82,7 +83,12 @@ class ImagePreprocessor:
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Return (pixels / 255 - mean) / std: uint8 [batch, height, width, 3] to float32 [batch, 3, height, width]."""
+        """Return (pixels / 255 - mean) / std, of RGB or of its luma where `mean` has one entry.
+
+        Takes uint8 [batch, height, width, 3], returns float32 [batch, channels, height, width].
+        """
+        if len(self.mean) == 1:
+            pixels = np.stack([np.asarray(Image.fromarray(picture).convert("L")) for picture in pixels])[..., None]
         unit = pixels.astype(np.float32) / np.float32(255)
         normalized = (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return normalized.transpose(0, 3, 1, 2)

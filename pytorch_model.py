@@ -6,8 +6,6 @@
 convert_to_onnx.py needs; a new one is an entry there.
 """
 
-import pickle
-import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +15,13 @@ import torch
 from torch import nn
 
 from download import DownloadError, digests, download
+from weights import WeightsError, load_weights
 
 ROOT = Path(__file__).parent
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, in units of 0 to 1
+IMAGENET_STD = (0.229, 0.224, 0.225)
+ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
 
 
 class BasicBlock(nn.Module):
@@ -106,8 +109,8 @@ class KnownModel:
     digests: tuple[str, ...]  # the only ones taken from there, as download.digests returns them
     urls: tuple[str, ...] = ()  # where to get the weights, in this order; none: they come with a package
     size: tuple[int, int] = (224, 224)  # height, width
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     class_names: Callable[[], list[str]] = imagenet_class_names  # entry n names class n
 
 
@@ -134,32 +137,32 @@ KNOWN_MODELS = {
 }
 
 
-# What torch.load is known to raise for a file that is something else, or damaged.
-LOAD_ERRORS = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OSError,
-    struct.error,
-)
-
-
-class WeightsError(Exception):
-    """The weights cannot be had, are not the known ones, or do not fit the network."""
-
-
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network in evaluation mode with its weights in it, and where those came from."""
+    """A network in evaluation mode with its weights in it, and all that its ONNX file has to say of it.
 
-    network: nn.Module
+    A network of one channel, for which `mean` and `std` have one entry each, gets the picture in grey.
+    """
+
+    name: str
+    network: nn.Module  # normalized pixels in; logits out, or whatever `activation` makes probabilities of
     weights: Path
     digest: str  # of the weights' file, as `sha256:…`
+    size: tuple[int, int]  # height, width
+    mean: tuple[float, ...]  # per channel, as `std` is, in units of 0 to 1
+    std: tuple[float, ...]
+    class_names: list[str]  # entry n names class n
+    activation: str = "softmax"  # one of ACTIVATIONS
+
+    @property
+    def channels(self) -> int:
+        """How many channels the network takes: 3, RGB, or 1, grey."""
+        return len(self.mean)
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The network and its activation: normalized pixels in, probabilities out."""
+        return nn.Sequential(self.network, ACTIVATIONS[self.activation]).eval()
 
 
 def load(name: str, weights: Path | None = None) -> TrainedModel:
@@ -171,7 +174,9 @@ def load(name: str, weights: Path | None = None) -> TrainedModel:
     path = weights or known_weights(known)
     network = known.build()
     load_weights(network, path)
-    return TrainedModel(network.eval(), path, digests(path)[0])
+    return TrainedModel(
+        name, network.eval(), path, digests(path)[0], known.size, known.mean, known.std, known.class_names()
+    )
 
 
 def known_weights(known: KnownModel) -> Path:
@@ -188,24 +193,6 @@ def known_weights(known: KnownModel) -> Path:
             "Remove it to have it downloaded, or name it with --weights if it is meant."
         )
     return path
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load the state dict in the file `path` into `network`: every key must fit. Raises WeightsError."""
-    if not path.is_file():
-        raise WeightsError(f"{path} is not there")
-    try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except LOAD_ERRORS as error:
-        # torch's own words would have the reader load it unsafely.
-        with path.open("rb") as file:
-            page = file.read(512).lstrip()[:1] == b"<"
-        reason = "is a web page, not weights" if page else "is damaged, or not a state dict that torch.save wrote"
-        raise WeightsError(f"{path} {reason}") from error
-    try:
-        network.load_state_dict(state_dict, strict=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} does not fit the network: {error}") from error
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,0 +1,133 @@
+"""Networks that somebody might bring to convert_to_onnx.py: small good ones, and each way to be unfit."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pytorch_model import TrainedModel
+
+
+class Small(nn.Module):
+    """Batch norm, dropout and adaptive pooling, over any size; its answers differ widely from picture to picture."""
+
+    def __init__(self, channels=3, classes=5):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(channels, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+        self.pool = nn.AdaptiveAvgPool2d((2, 3))
+        self.head = nn.Linear(48, classes)
+        nn.init.uniform_(self.features[1].running_mean, -0.5, 0.5)
+        nn.init.normal_(self.head.weight, std=0.5)
+
+    def forward(self, x):
+        x = self.head(self.pool(self.features(x)).flatten(1))
+        return x + torch.randn_like(x) if self.training else x
+
+
+def grey():
+    return Small(channels=1)
+
+
+def one_class():
+    return Small(classes=1)
+
+
+def ten_thousand_classes():
+    return Small(classes=10_000)
+
+
+def half_precision():
+    return Small().half()
+
+
+class Softmaxed(Small):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+class Sigmoided(Small):
+    def forward(self, x):
+        return super().forward(x).sigmoid()
+
+
+def with_arguments(classes):
+    return Small(classes=classes)
+
+
+def not_a_network():
+    return [Small()]
+
+
+def failing():
+    raise KeyError("no such thing")
+
+
+class Pair(Small):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Dictionary(Small):
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+
+class NoClasses(Small):
+    def forward(self, x):
+        return super().forward(x)[:, 0]
+
+
+class NotNumbers(Small):
+    def forward(self, x):
+        return super().forward(x).sub(1e9).log()
+
+
+class Random(Small):
+    def forward(self, x):
+        return functional.dropout(super().forward(x), 0.5)  # also in evaluation mode: a common mistake
+
+
+class AcrossTheBatch(Small):
+    def forward(self, x):
+        x = super().forward(x)
+        return x - x.mean(0)
+
+
+class ForBatchesOfOneAndFour(Small):
+    def forward(self, x):
+        return super().forward(x).reshape(4 if len(x) == 4 else 1, -1)
+
+
+class OneByOne(Small):
+    def forward(self, x):
+        return torch.cat([super(OneByOne, self).forward(one[None]) for one in x])
+
+
+class ControlFlow(Small):
+    def forward(self, x):
+        x = super().forward(x)
+        if x.max() > -1e9:
+            return x
+        return -x
+
+
+class NotInOnnx(Small):
+    def forward(self, x):
+        return torch.linalg.svdvals(super().forward(x)[:, :, None] * x[:, :1, 0, :5])
+
+
+def trained(network, **changes):
+    """The network as it comes from custom_model.load, of 40x56 pixels."""
+    described = {
+        "name": "tests.network",
+        "network": network.eval(),
+        "weights": Path("none"),
+        "digest": "sha256:0",
+        "size": (40, 56),
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.3, 0.2, 0.1),
+        "class_names": [f"class {number}" for number in range(5)],
+    }
+    return TrainedModel(**described | changes)
