@@ -100,7 +100,7 @@ def test_calls_get_what_is_promised(served, status, arguments):
     assert_promised(response, "/")
 
 
-@pytest.mark.parametrize("path", ["/healthcheck", "/_k/status", "/metrics", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/", "/healthcheck", "/_k/status", "/metrics", "/openapi.json"])
 def test_routes_that_are_read_give_what_is_promised(served, path):
     assert assert_promised(served.get(path), path)
     assert_promised(requests.head(served.url + path, timeout=DEADLINE_S), path)
