@@ -11,7 +11,7 @@ photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run serve test fuzz lint format photos bench bench-peers clean FORCE
+.PHONY: help run serve test fuzz lint format photos bench bench-peers screenshot clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ bench: classifier.onnx  ## measure how fast the server is here, beside PyTorch a
 
 bench-peers: classifier.onnx .venv-peers/installed  ## the same, with LitServe and FastAPI behind the same load
 	$(bin)/python benchmarks/bench.py --peers
+
+screenshot: classifier.onnx  ## make the README's pictures of the page, docs/page*.png, with Chromium
+	$(bin)/python -m tests.screenshot
 
 clean:  ## remove everything that make has made
 	rm -rf .venv .venv-peers .make classifier.onnx images/photos
