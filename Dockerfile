@@ -69,7 +69,8 @@ RUN printf '#!/bin/sh\nexec python server.py serve\n' > /usr/local/bin/serve && 
 
 FROM scratch AS scripts
 COPY --chmod=644 app.py calls.py decoding.py lifecycle.py logs.py memory.py model.py observing.py onnx_file.py \
-     open_inference.py openapi.json platforms.py providers.py reading.py routes.py server.py settings.py workers.py /
+     open_inference.py openapi.json page.html page.py platforms.py providers.py reading.py routes.py \
+     server.py settings.py workers.py /
 
 FROM serve AS cpu
 COPY --from=packages-cpu /opt/venv /opt/venv

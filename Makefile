@@ -18,7 +18,7 @@ photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run serve test fuzz lint format photos bench bench-peers docker docker-run ray test-ray clean FORCE
+.PHONY: help run serve test fuzz lint format photos bench bench-peers screenshot docker docker-run ray test-ray clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ bench: classifier.onnx  ## measure how fast the server is here, beside PyTorch a
 
 bench-peers: classifier.onnx .venv-peers/installed  ## the same, with LitServe and FastAPI behind the same load
 	$(bin)/python benchmarks/bench.py --peers
+
+screenshot: classifier.onnx  ## make the README's pictures of the page, docs/page*.png, with Chromium
+	$(bin)/python -m tests.screenshot
 
 docker:  ## build the image: TARGET=cpu, or gpu
 	docker build --target $(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(DOCKER_FLAGS) \

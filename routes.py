@@ -20,6 +20,7 @@ from sanic.exceptions import RequestCancelled
 
 import app
 import calls
+import page
 import platforms
 from calls import Refusal, State, require_healthy, require_ready, respond, to_json
 from lifecycle import Lifecycle
@@ -108,6 +109,14 @@ async def classify(request: Request) -> HTTPResponse:
     return await calls.classify(request)
 
 
+@server.route("/", methods=["GET", "HEAD"], ignore_body=True)
+async def look(request: Request) -> HTTPResponse:
+    """The page for a browser; it needs no key, and asks for the one that its calls need."""
+    return HTTPResponse(
+        page.HTML, headers={"Content-Security-Policy": page.POLICY}, content_type="text/html; charset=utf-8"
+    )
+
+
 @server.route("/healthcheck", methods=["GET", "HEAD"], ignore_body=True)
 async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's probe: 200 with what runs here while the model answers, else 503."""
@@ -153,8 +162,9 @@ async def openapi(request: Request) -> HTTPResponse:
 
 @server.on_request
 async def authenticate(request: Request) -> None:
-    """Refuse a call without the key, where one is set; probes and browsers' preflights have none."""
-    if not BANANA_API_KEY or request.path in OPEN_PATHS or request.method == "OPTIONS":
+    """Refuse a call without the key, where one is set; probes, browsers' preflights and the page's have none."""
+    is_page = request.path == "/" and request.method in ("GET", "HEAD")
+    if not BANANA_API_KEY or is_page or request.path in OPEN_PATHS or request.method == "OPTIONS":
         return
     given = request.headers.get("X-Banana-API-Key") or request.token or ""
     if not hmac.compare_digest(given.encode(errors="replace"), BANANA_API_KEY.encode()):
@@ -195,7 +205,8 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
 @server.on_response
 async def finish(request: Request, response: HTTPResponse) -> None:
     """Add the headers that every answer has, count it, and write its line in the log."""
-    response.headers.update(SAFE_HEADERS)
+    for name, value in SAFE_HEADERS.items():
+        response.headers.setdefault(name, value)  # the page has a policy of its own
     response.headers["X-Request-ID"] = id_of(request)
     if CORS_ORIGIN:
         response.headers.update(CORS_HEADERS | {"Access-Control-Allow-Origin": CORS_ORIGIN})

@@ -14,7 +14,7 @@ from tests.serving import DEADLINE_S, TENCH, Served, is_ready, serving, wait_unt
 KEY = "sesame-4711"
 ORIGIN = "https://page.example"
 ROUTES = {
-    "/": {"POST"},
+    "/": {"GET", "HEAD", "POST"},
     "/healthcheck": {"GET", "HEAD"},
     "/_k/warmup": {"POST"},
     "/_k/status": {"GET", "HEAD"},
@@ -90,11 +90,13 @@ def one_of_each(served: Served) -> dict[int, requests.Response]:
 
 
 @pytest.mark.parametrize("key", [None, "", "sesame", KEY + "x", KEY.upper(), "\u00e9".encode()])
-def test_nothing_but_health_is_told_to_those_without_the_key(keyed, key):
+def test_nothing_but_health_and_the_page_is_told_to_those_without_the_key(keyed, key):
     for path in EVERYWHERE:
         for method in ("GET", "HEAD", "POST", "PUT", "DELETE"):
             answer = ask(keyed, method, path, key, data=b"{}")
-            if path in PROBES:
+            if path == "/" and method in ("GET", "HEAD"):
+                assert answer.status_code == 200
+            elif path in PROBES:
                 assert answer.status_code == (200 if method in ROUTES[path] else 405)
             else:
                 assert (answer.status_code, method, path) == (401, method, path)
@@ -212,7 +214,7 @@ def test_a_caller_cannot_forge_a_line_of_the_log(tmp_path, log_format):
         ways = [b"/a\n%b", b"/a\r%b", b"/\x1b[2J%b", b"/%%0A%b", b"/\xe2\x80\xa8%b", b"/\x85%b", b"/\x7f%b", b"/?\n%b"]
         for way in ways:
             path = way % forged.replace(b" ", b"\t")
-            for request in (b"GET %b HTTP/1.1", b"G\nE%b / HTTP/1.1", b"GET / HTTP/1.1\r\nX-Banana-Request-ID: %b"):
+            for request in (b"GET %b HTTP/1.1", b"G\nE%b / HTTP/1.1", b"PUT / HTTP/1.1\r\nX-Banana-Request-ID: %b"):
                 head = b"\r\nConnection: close\r\nContent-Length: 0\r\nAuthorization: %b\r\n\r\n" % path
                 answer = served.raw(request % path + head)
                 assert re.match(rb"HTTP/1.1 (404|405|422) ", answer), request % path
@@ -245,7 +247,7 @@ def test_metrics_count_every_answer_and_time_every_call(served):
     served.post(data=TENCH.read_bytes(), headers={"Content-Type": "image/jpeg"})
     served.post(data=b"no picture", headers={"Content-Type": "image/jpeg"})
     served.get("/nowhere")
-    served.get("/")
+    served.get("/_k/warmup")
     served.raw(b"GARBAGE\r\n\r\n")
     gained = [after - earlier for earlier, after in zip(before, numbers(), strict=True)]
     assert gained == [asked + 1, 1, 1, 2, 1, 1, 1]
