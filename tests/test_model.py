@@ -308,6 +308,18 @@ def test_the_graphs_own_resize_gives_what_the_preprocessors_gives(classifier, pi
     np.testing.assert_allclose(raw, prepared, atol=5e-3, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(224, 224), (7, 9), (2, 1), (1, 5)])
+@pytest.mark.parametrize("side", [(500, 375), (233, 188), (1, 1), (900, 3), (31, 1201)])
+def test_a_lone_callers_picture_is_resized_in_halves_to_the_same_pixels(size, side):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*side[::-1], 3), np.uint8))
+    whole = ImagePreprocessor(size).prepare(picture, threads=2).pixels.astype(int)
+    halves = ImagePreprocessor(size, exact=False).prepare(picture, threads=2).pixels
+    assert halves.shape == whole.shape
+    assert abs(halves - whole).max() <= 1
+    if side == (500, 375) and size == (224, 224):
+        assert (halves == whole).all()
+
+
 def test_the_callers_pixel_limit_reaches_the_preprocessor():
     with pytest.raises(InvalidImage, match="at most 100 are taken"):
         OnnxClassifier(MODEL_PATH, max_pixels=100).classify([TENCH])
