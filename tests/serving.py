@@ -18,6 +18,7 @@ from endpoint import free_port
 ROOT = Path(__file__).parent.parent
 TENCH = ROOT / "images" / "n01440764_tench.jpeg"
 NEWT = ROOT / "images" / "n01632777_axolotl.jpeg"
+MODEL_PATH = ROOT / (os.environ.get("MODEL_PATH") or "classifier.onnx")
 DEADLINE_S = 60  # for anything that is waited for: it fails a hung test, it measures nothing
 
 

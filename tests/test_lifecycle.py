@@ -10,7 +10,7 @@ import pytest
 
 from endpoint import free_port
 from tests.clients import PICTURE, begin_call, flooding, status_of
-from tests.serving import DEADLINE_S, ROOT, Served, is_ready, serving, wait_until
+from tests.serving import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, serving, wait_until
 
 
 def logs(served: Served, text: str) -> bool:
@@ -192,7 +192,7 @@ def test_a_port_that_is_taken_is_named(tmp_path):
 )
 def test_a_model_file_that_is_none_is_named_and_ends_it(tmp_path, damage):
     model = tmp_path / "classifier.onnx"
-    model.write_bytes(damage((ROOT / "classifier.onnx").read_bytes()))
+    model.write_bytes(damage(MODEL_PATH.read_bytes()))
     assert f"{model} is not a file that convert_to_onnx.py wrote" in start(MODEL_PATH=str(model))
 
 

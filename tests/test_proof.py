@@ -11,7 +11,7 @@ import pytorch_model
 from convert_to_onnx import build_graph
 from model import InvalidModel
 from proof import Disagreement, compare, prove
-from tests.broken import BROKEN, broken_copy
+from tests.graphs import BROKEN, broken_copy
 from tests.networks import AcrossTheBatch, ForBatchesOfOneAndFour, Random, Small, trained
 
 

@@ -17,8 +17,7 @@ from PIL import Image
 import providers
 from model import LARGE_PIXELS, ImagePreprocessor, InvalidModel, OnnxClassifier
 from providers import BatchRunner, ProviderUnavailable
-from tests.serving import NEWT, ROOT, TENCH, wait_until
-from tests.test_test_onnx import MODEL_PATH
+from tests.serving import MODEL_PATH, NEWT, ROOT, TENCH, wait_until
 
 OPENVINO = "OpenVINOExecutionProvider"
 PICTURES = [TENCH, NEWT]

@@ -5,45 +5,11 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
 
-from tests.broken import BROKEN, broken_copy
-from tests.serving import NEWT, ROOT, TENCH
-
-MODEL_PATH = ROOT / (os.environ.get("MODEL_PATH") or "classifier.onnx")
-
-
-def write_model(path, class_ids, activation):
-    """Write a right file whose classes are these of ImageNet's, as another classifier might have them."""
-    model = onnx.load(MODEL_PATH)
-    softmax = model.graph.node.pop()
-    model.graph.initializer.append(numpy_helper.from_array(np.array(class_ids), "class_ids"))
-    model.graph.node.append(helper.make_node("Gather", [softmax.input[0], "class_ids"], ["logits"], axis=1))
-    model.graph.node.append(helper.make_node(activation, ["logits"], softmax.output))
-    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(class_ids)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    metadata["class_names"] = json.dumps([f"kind {class_id}" for class_id in class_ids])
-    helper.set_model_props(model, metadata)
-    onnx.save(model, path)
-    return path
-
-
-# Name of the case: the classes of ImageNet that it has, how it ends, and the ids of the two pictures' classes.
-OTHER_MODELS = {
-    "one class": ([0], "Softmax", 0, 0),
-    "5 classes with sigmoid": ([999, 26, 5, 0, 7], "Sigmoid", 3, 1),
-    "10000 classes": ([*range(900, 1000)] * 90 + [*range(1000)], "Softmax", 9000, 9026),
-}
-
-
-@pytest.fixture(params=OTHER_MODELS)
-def other_model(request, tmp_path):
-    """Give a classifier of other classes, and the ids in it of the two pictures' classes."""
-    class_ids, activation, tench, newt = OTHER_MODELS[request.param]
-    return write_model(tmp_path / "other.onnx", class_ids, activation), tench, newt
+from tests.graphs import BROKEN, broken_copy, of_other_classes
+from tests.serving import MODEL_PATH, NEWT, ROOT, TENCH
 
 
 def run_tester(model_path, *arguments):
@@ -97,7 +63,7 @@ def test_expect_names_the_pictures_of_any_other_model(other_model):
 
 
 def test_another_class_than_expected_fails_with_both(tmp_path):
-    path = write_model(tmp_path / "other.onnx", [26, 0], "Sigmoid")
+    path = of_other_classes(tmp_path / "other.onnx", [26, 0], "Sigmoid")
     (tmp_path / "known.json").write_text(json.dumps({str(TENCH): {"class_id": 1, "class_name": "tench"}}))
     result = run_tester(path, "--expect", f"{TENCH}=0", "--expect", f"{NEWT}=2", "--expect", tmp_path / "known.json")
     assert result.returncode == 1

@@ -15,7 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, is_ready, serving, wait_until
-from tests.test_test_onnx import other_model  # noqa: F401
 
 ANSWER = {"class_id": 7, "class_name": "cock", "probability": 0.5, "timing_ms": {"total": 1}}
 
@@ -263,7 +262,7 @@ def test_whoever_reads_the_output_may_leave(served):
         assert process.stderr.read() == ""
 
 
-def test_expect_names_the_pictures_of_any_other_model(other_model, tmp_path):  # noqa: F811
+def test_expect_names_the_pictures_of_any_other_model(other_model, tmp_path):
     path, tench, newt = other_model
     (tmp_path / "a=b.jpeg").symlink_to(NEWT)
     with serving(tmp_path, MODEL_PATH=str(path)) as served:
