@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import decoding
-from model import ImagePreprocessor
 from tests.hostile import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, small_pictures, with_right_checksums
 from tests.serving import Served
 
@@ -288,12 +287,6 @@ def test_small_files_of_huge_pictures(ask, file_format):
 def test_bombs(ask, what):
     status, make = BOMBS[what]
     assert ask(make()) == status
-
-
-def test_reading_a_picture_has_an_end(monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_READ_S", -1)
-    with pytest.raises(decoding.InvalidImage, match="too long"):
-        ImagePreprocessor()(SMALL["PNG"][0])
 
 
 # -- afterwards ------------------------------------------------------------------------------------------------------
