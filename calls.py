@@ -2,7 +2,7 @@
 
     python -c "import calls; help(calls.call)"
 
-server.py has the routes of Banana's contract, platforms.py those of other platforms.
+routes.py has the routes of Banana's contract, platforms.py those of other platforms.
 """
 
 from collections.abc import Callable

@@ -196,6 +196,10 @@ def test_a_model_file_that_is_none_is_named_and_ends_it(tmp_path, damage):
     assert f"{model} is not a file that convert_to_onnx.py wrote" in start(MODEL_PATH=str(model))
 
 
+def test_a_model_file_that_is_not_there_is_said_to_come_from_the_converter():
+    assert "nowhere.onnx is not there: make it with `python convert_to_onnx.py`" in start(MODEL_PATH="nowhere.onnx")
+
+
 def test_a_model_that_fails_on_its_own_warm_up_picture_ends_it(tmp_path):
     (tmp_path / "broken").touch()
     with serving(tmp_path, stub=True) as served:

@@ -1,4 +1,4 @@
-"""settings.integer: what an environment variable may hold, and what happens when it holds something else."""
+"""settings.py: what an environment variable may hold, what happens where it holds something else, and the CPUs."""
 
 import os
 
@@ -7,12 +7,9 @@ import pytest
 from settings import BadSetting, available_cpus, choice, integer
 
 
-def test_the_default_counts_where_the_variable_is_unset(monkeypatch):
+def test_the_default_counts_where_the_variable_is_unset_or_empty(monkeypatch):
     monkeypatch.delenv("PORT", raising=False)
     assert integer("PORT", 8000, 1, 65535) == 8000
-
-
-def test_the_default_counts_where_the_variable_is_empty(monkeypatch):
     monkeypatch.setenv("PORT", "")
     assert integer("PORT", 8000, 1, 65535) == 8000
 
