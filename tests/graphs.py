@@ -52,8 +52,11 @@ def broken_copy(good, break_it):
     return graph
 
 
-def of_other_classes(path, class_ids, activation):
-    """Write a right file whose classes are these of ImageNet's, as another classifier might have them."""
+def of_other_classes(path, class_ids, activation, described=None):
+    """Write a right file whose classes are these of ImageNet's, as another classifier might have them.
+
+    `described` is what the file says of its activation, by default the truth.
+    """
     model = onnx.load(MODEL_PATH)
     softmax = model.graph.node.pop()
     model.graph.initializer.append(numpy_helper.from_array(np.array(class_ids), "class_ids"))
@@ -62,6 +65,7 @@ def of_other_classes(path, class_ids, activation):
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(class_ids)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     metadata["class_names"] = json.dumps([f"kind {class_id}" for class_id in class_ids])
+    metadata["activation"] = described or activation.lower()
     helper.set_model_props(model, metadata)
     onnx.save(model, path)
     return path

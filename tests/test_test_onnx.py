@@ -8,7 +8,7 @@ import sys
 import onnx
 import pytest
 
-from tests.graphs import BROKEN, broken_copy, of_other_classes
+from tests.graphs import BROKEN, broken_copy, of_other_classes, swap_channels
 from tests.serving import MODEL_PATH, NEWT, ROOT, TENCH
 
 
@@ -42,9 +42,15 @@ def test_a_wrong_file_fails_by_name_with_expected_and_got(tmp_path, break_it):
     result = run_tester(tmp_path / "broken.onnx")
     assert result.returncode == 1
     assert FAILS[break_it.__name__] in result.stdout + result.stderr
+
+
+def test_a_wrong_file_fails_by_name_under_pytest_too(tmp_path):
+    onnx.save(broken_copy(onnx.load(MODEL_PATH), swap_channels), tmp_path / "broken.onnx")
     environment = os.environ | {"MODEL_PATH": str(tmp_path / "broken.onnx")}
-    pytest_command = [sys.executable, "-m", "pytest", "test_onnx.py", "-p", "no:cacheprovider"]
-    assert subprocess.run(pytest_command, cwd=ROOT, env=environment, capture_output=True).returncode == 1
+    command = [sys.executable, "-m", "pytest", "test_onnx.py", "-p", "no:cacheprovider"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"AssertionError: {FAILS['swap_channels'].removeprefix('FAIL  ')}" in result.stdout
 
 
 def test_no_file_is_a_sentence_and_exit_code_1(tmp_path):
@@ -70,6 +76,13 @@ def test_another_class_than_expected_fails_with_both(tmp_path):
     assert "FAIL  images/n01440764_tench.jpeg: expected 0, got 1 kind 0" in result.stdout
     assert "FAIL  images/n01440764_tench.jpeg: expected 1 tench, got 1 kind 0" in result.stdout
     assert "FAIL  images/n01632777_axolotl.jpeg: expected 2, but the model's 2 classes are 0 to 1" in result.stdout
+
+
+def test_what_does_not_sum_to_1_after_a_softmax_fails(tmp_path):
+    path = of_other_classes(tmp_path / "other.onnx", [0, 26, 7], "Sigmoid", described="softmax")
+    result = run_tester(path, "--expect", f"{TENCH}=0")
+    assert result.returncode == 1
+    assert "FAIL  probabilities: expected a sum of 1 after softmax, got the sum of a picture's from " in result.stdout
 
 
 def test_what_is_expected_of_no_picture_fails_in_words(tmp_path):
