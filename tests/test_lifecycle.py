@@ -49,7 +49,7 @@ def test_sigterm_in_a_flood_leaves_no_request_without_an_answer(tmp_path):
 def test_sigterm_waits_for_a_client_that_is_still_sending_and_answers_it(tmp_path):
     with serving(tmp_path) as served:
         wait_until(lambda: is_ready(served), "the server is ready")
-        pieces = [b"x"] * 200  # of which one is sent every 10 ms
+        pieces = [b"x"] * 100  # of which one is sent every 10 ms
         call = begin_call(served, length=len(pieces))
         served.process.terminate()
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,11 @@ def started(*arguments, **environment):
             yield process
         finally:
             process.kill()
+
+
+def sleeps(process):
+    """Return whether its main thread does. Of a signal just before that, Python takes note only on waking."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].startswith("S")
 
 
 @contextmanager
@@ -241,11 +247,12 @@ def test_an_endpoint_that_stops_answering_ends_the_run_after_one_time_out():
 def test_ctrl_c_ends_at_once_with_what_there_is(options):
     pictures = [*[TENCH] * 9, "--in-flight", "1"]
     with (
-        misbehaving(200, b"", hang=True, good=range(2)) as (url, _),
+        misbehaving(200, b"", hang=True, good=range(2)) as (url, asked),
         started(*pictures, "--url", url, *options) as process,
     ):
         for _ in range(2 if options else 3):  # with the header
             assert process.stdout.readline()
+        wait_until(lambda: len(asked) == 3 and sleeps(process), "it waits for the third")
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=DEADLINE_S / 2)  # a call may take as long as that twice
     assert process.returncode == 130
