@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.graphs import of_other_classes
-from tests.serving import Served, is_ready, serving, wait_until
+from tests.serving import Served, ready
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The real server with the real model, ready, open to everyone."""
-    with serving(tmp_path_factory.mktemp("served")) as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path_factory.mktemp("served")) as served:
         yield served
 
 
