@@ -57,20 +57,21 @@ def test_a_choice_is_one_of_those_allowed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("files", "at_most"),
+    ("files", "cpus"),
     [
-        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "max 100000"}, 8),
         ({"cpu.max": "100000 100000"}, 1),
         ({"cpu.max": "150000 100000"}, 2),
         ({"cpu.max": "5000 100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
         ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-        ({}, None),
+        ({}, 8),
     ],
 )
-def test_the_cpus_are_those_that_the_container_may_use(tmp_path, files, at_most):
+def test_the_cpus_are_those_that_the_container_may_use(monkeypatch, tmp_path, files, cpus):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
     (tmp_path / "cpu").mkdir()
     for name, content in files.items():
         (tmp_path / name).write_text(content + "\n")
-    mine = len(os.sched_getaffinity(0))
-    assert available_cpus(tmp_path) == min(mine, at_most or mine)
+    assert available_cpus(tmp_path) == cpus
