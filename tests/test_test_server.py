@@ -265,7 +265,8 @@ def test_whoever_reads_the_output_may_leave(served):
         assert process.stderr.read() == ""
 
 
-def test_expect_names_the_pictures_of_any_other_model(other_model, tmp_path):
+@pytest.mark.parametrize("other_model", ["5 classes with sigmoid"], indirect=True)
+def test_expect_names_the_pictures_of_another_model(other_model, tmp_path):
     path, tench, newt = other_model
     (tmp_path / "a=b.jpeg").symlink_to(NEWT)
     with ready(tmp_path, MODEL_PATH=str(path)) as served:
