@@ -2,7 +2,7 @@
 
     python -c "import app; app.init(); print(app.inference({'image': open('picture.jpg', 'rb').read()}))"
 
-Knows nothing of HTTP. server.py calls it, and so may any other platform that works with plain dictionaries.
+Knows nothing of HTTP. The server calls it, and so may any other platform that works with plain dictionaries.
 """
 
 import base64

@@ -2,7 +2,7 @@
 
     python -c "import lifecycle; help(lifecycle.Lifecycle)"
 
-server.py asks it whether a call can be taken. It knows nothing of requests but that a connection has one under way.
+calls.py asks it whether a call can be taken. It knows nothing of requests but that a connection has one under way.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
     curl http://127.0.0.1:8000/metrics
 
-server.py serves the one and calls `record` for the other.
+routes.py serves the one and calls `record` for the other.
 """
 
 from dataclasses import dataclass, field

@@ -17,8 +17,18 @@ from model import OnnxClassifier
 from tests.serving import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PATHS = sorted([*ROOT.glob("*.py"), ROOT / "deploy/ray_serve.py"])
-SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PATHS}
+
+
+def scripts():
+    """Return the names of this repository's scripts; where git tracks them, somebody's own beside them are none."""
+    here = sorted(path.name for path in ROOT.glob("*.py"))
+    if not (ROOT / ".git").exists():
+        return here
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+    return [name for name in here if name in tracked]
+
+
+SOURCES = {name: (ROOT / name).read_text(encoding="utf-8") for name in [*scripts(), "deploy/ray_serve.py"]}
 
 
 def found(pattern, *names):
