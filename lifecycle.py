@@ -115,6 +115,7 @@ class Lifecycle:
         # Go on refusing calls until the work is finished and the callers have seen a 503 and gone: a socket that is
         # closed while a request is on its way resets that request.
         deadline = monotonic() + self.grace_s
+        await asyncio.sleep(POLL_S)  # for what has arrived already to be read
         while monotonic() < deadline and (
             self.unfinished
             or any(client.under_way for client in DeadlineProtocol.everyone)
