@@ -89,18 +89,11 @@ clean:  ## remove everything that make has made
 	@touch $@
 
 .venv-peers/installed: benchmarks/peers/requirements.txt
-	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
-
 .venv-tester/installed: requirements-tester.txt
-	$(PYTHON) -m venv .venv-tester
-	.venv-tester/bin/pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
-
 .venv-ray/installed: requirements-ray.txt requirements.txt requirements-serve.txt requirements-tester.txt
-	$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/pip install --quiet --disable-pip-version-check -r $<
+.venv-peers/installed .venv-tester/installed .venv-ray/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # Changes only when MODEL does, so that another model is converted and the same one is not.

@@ -2,13 +2,13 @@
 
     python -c "import app; app.init(); print(app.inference({'image': open('picture.jpg', 'rb').read()}))"
 
-Knows nothing of HTTP. server.py calls it, and so may any other platform that works with plain dictionaries.
+Knows nothing of HTTP. The server calls it, and so may any other platform that works with plain dictionaries.
 """
 
 import base64
 import binascii
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -84,7 +84,8 @@ def classify(model_inputs: dict, alone: bool = True) -> Outcome:
     """
     started = perf_counter()
     inputs = _check(model_inputs)
-    pictures = [_prepare(picture, n, inputs) for n, picture in enumerate(inputs.pictures)]
+    threads = THREADS if alone else 1
+    pictures = [_prepare(picture, n, inputs, threads) for n, picture in enumerate(inputs.pictures)]
     pixels = np.stack([picture.pixels for picture in pictures])
     decoded = perf_counter()
     probabilities = classifier.predict(pixels, alone)
@@ -141,15 +142,15 @@ def _bytes(picture: object) -> bytes | np.ndarray:
         raise InvalidInput(f"a picture is not base64: {error}") from error
 
 
-def _prepare(picture: bytes | np.ndarray, position: int, inputs: Inputs) -> Prepared:
+def _prepare(picture: bytes | np.ndarray, position: int, inputs: Inputs, threads: int) -> Prepared:
     try:
-        return classifier.preprocessor.prepare(picture)
+        return classifier.preprocessor.prepare(picture, threads)
     except InvalidImage as error:
         raise InvalidInput(f"images[{position}]: {error}" if inputs.several else str(error)) from error
 
 
 def _answer(probabilities: np.ndarray, inputs: Inputs) -> dict:
-    predictions = [asdict(prediction) for prediction in classifier.top(probabilities, inputs.top_k)]
+    predictions = [vars(prediction) for prediction in classifier.top(probabilities, inputs.top_k)]
     answer = predictions[0] | {"predictions": predictions}
     if inputs.probabilities:
         answer["probabilities"] = probabilities.tolist()

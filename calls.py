@@ -2,7 +2,7 @@
 
     python -c "import calls; help(calls.call)"
 
-server.py has the routes of Banana's contract, platforms.py those of other platforms.
+routes.py has the routes of Banana's contract, platforms.py those of other platforms.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class State:
 async def classify(request: Request) -> HTTPResponse:
     """Classify what the body holds: JSON, a picture's own bytes, or a form with the field `image`."""
     outcome = await call(request, answer)
-    return respond(to_json(outcome.answer))
+    return respond(outcome.answer)
 
 
 async def call(request: Request, work: Callable[[Request, bytes], Outcome]) -> Outcome:
@@ -98,9 +98,9 @@ def is_alone(request: Request) -> bool:
     return request.app.ctx.state.queue.pending == 1
 
 
-def respond(body: bytes, code: int = 200, headers: dict | None = None) -> HTTPResponse:
-    """Return `body`, which is JSON already, as a response."""
-    return HTTPResponse(body, code, headers, "application/json")
+def respond(content: object, code: int = 200, headers: dict | None = None) -> HTTPResponse:
+    """Return `content` as JSON."""
+    return HTTPResponse(to_json(content), code, headers, "application/json")
 
 
 def require_ready(request: Request) -> None:

@@ -2,7 +2,7 @@
 
     python -c "import lifecycle; help(lifecycle.Lifecycle)"
 
-server.py asks it whether a call can be taken. It knows nothing of requests but that a connection has one under way.
+calls.py asks it whether a call can be taken. It knows nothing of requests but that a connection has one under way.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import signal
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import monotonic
+from types import FrameType
 
 from sanic import Sanic
 
@@ -50,9 +51,16 @@ class Lifecycle:
         self._tasks["load"] = asyncio.create_task(self._await_model(server))
 
     def obey_signals(self, server: Sanic) -> None:
-        """Stop on SIGTERM and Ctrl-C. Not before the server runs: until then Sanic sets both to be ignored."""
+        """Stop on SIGTERM and Ctrl-C. Not before Sanic has started: until then it sets both to be ignored."""
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self.stop, server)
+
+        # Not loop.add_signal_handler: uvloop loses a signal between two of its runs, and Sanic begins the second now.
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self.stop, server)
+            signal.signal(number, on_signal)
 
     def stop(self, server: Sanic) -> None:
         """Stop when all work is done; when told so again, at once."""

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from settings import available_cpus
 # left, in units of the model's: with 2 a photograph's probability moved by up to 0.06, with 4 by 0.02.
 LARGE_PIXELS = 4_000_000
 REDUCED_SIDES = 4
+
+# Resizes the lower half of a lone caller's picture, while the upper half is resized where it was decoded.
+lower_half = ThreadPoolExecutor(1, "lower half")
 
 Picture = bytes | str | os.PathLike | Image.Image | np.ndarray
 
@@ -55,18 +59,22 @@ class ImagePreprocessor:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     max_bytes: int = 20_000_000
     max_pixels: int = 25_000_000
-    exact: bool = True  # decode every JPEG at its own size, not a large one at a reduced one
+    exact: bool = True  # decode every JPEG at its own size, not a large one at a reduced one, and resize in one go
 
     def __call__(self, picture: Picture) -> np.ndarray:
         """Return the picture at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidImage."""
         return self.prepare(picture).pixels
 
-    def prepare(self, picture: Picture) -> Prepared:
-        """Return the picture at the model's size, with its own size and format. Raises InvalidImage."""
+    def prepare(self, picture: Picture, threads: int = 1) -> Prepared:
+        """Return the picture at the model's size, with its own size and format. Raises InvalidImage.
+
+        `threads` says how many CPUs nobody else wants.
+        """
         image = self._open(picture)
         width, height = image.size
         reduce = not self.exact and width * height >= LARGE_PIXELS
-        pixels = self.resize(self._rgb(image, REDUCED_SIDES * max(self.size) if reduce else 0))
+        rgb = self._rgb(image, REDUCED_SIDES * max(self.size) if reduce else 0)
+        pixels = self.resize(rgb) if self.exact or min(threads, self.size[0]) == 1 else self._resize_in_halves(rgb)
         return Prepared(pixels, image.format or "pixels", width, height)
 
     def decode(self, picture: Picture) -> np.ndarray:
@@ -79,8 +87,19 @@ class ImagePreprocessor:
         Takes an RGB image or uint8 [height, width, 3], returns uint8 [size[0], size[1], 3].
         """
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        return self._resize_rows(image, 0, self.size[0])
+
+    def _resize_in_halves(self, image: Image.Image) -> np.ndarray:
+        # Rounding makes one level of 255 of difference to the whole, for few heights: 0.2 ms less for 500x375.
+        middle = self.size[0] // 2
+        lower = lower_half.submit(self._resize_rows, image, middle, self.size[0])
+        return np.concatenate([self._resize_rows(image, 0, middle), lower.result()])
+
+    def _resize_rows(self, image: Image.Image, first: int, end: int) -> np.ndarray:
+        """Return some rows of the picture at the model's size."""
         height, width = self.size
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        box = (0, first * image.height / height, image.width, end * image.height / height)
+        return np.asarray(image.resize((width, end - first), Image.Resampling.BILINEAR, box))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Return (pixels / 255 - mean) / std, of RGB or of its luma where `mean` has one entry.

@@ -2,10 +2,10 @@
 
     curl http://127.0.0.1:8000/metrics
 
-server.py serves the one and calls `record` for the other.
+routes.py serves the one and calls `record` for the other.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
@@ -55,5 +55,5 @@ def record(seen: Seen) -> None:
     ):
         if milliseconds is not None:
             histogram.observe(milliseconds / 1e3)
-    fields = {name: value for name, value in asdict(seen).items() if value not in (None, [])}
+    fields = {name: value for name, value in vars(seen).items() if value not in (None, [])}
     logger.info("request", extra={"fields": fields})

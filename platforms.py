@@ -14,7 +14,7 @@ import app
 import calls
 import open_inference
 from app import Outcome
-from calls import Refusal, call, is_alone, require_healthy, require_ready, respond, to_json
+from calls import Refusal, call, is_alone, require_healthy, require_ready, respond
 from reading import InvalidBody
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
@@ -39,7 +39,7 @@ async def ping(request: Request) -> HTTPResponse:
     if not life.ready and not life.stopping:
         return HTTPResponse(status=204)
     require_healthy(request)
-    return respond(to_json({"state": "healthy"}))
+    return respond({"state": "healthy"})
 
 
 @routes.post("/invocations", stream=True)
@@ -56,27 +56,27 @@ def is_v2(path: str) -> bool:
 @routes.route("/v2", **GET)
 async def server_metadata(request: Request) -> HTTPResponse:
     """Which server this is, and what of v2 it has beside the core."""
-    return respond(to_json({"name": "classifier", "version": app.VERSION, "extensions": open_inference.EXTENSIONS}))
+    return respond({"name": "classifier", "version": app.VERSION, "extensions": open_inference.EXTENSIONS})
 
 
 @routes.route("/v2/health/live", **GET)
 async def live(request: Request) -> HTTPResponse:
     """200 from the moment that the server listens."""
-    return respond(to_json({"live": True}))
+    return respond({"live": True})
 
 
 @routes.route("/v2/health/ready", **GET)
 async def ready(request: Request) -> HTTPResponse:
     """200 while the model answers, else 503."""
     require_healthy(request)
-    return respond(to_json({"ready": True}))
+    return respond({"ready": True})
 
 
 @routes.route("/v2/models/<name>", **GET)
 async def model_metadata(request: Request, name: str) -> HTTPResponse:
     """What the model takes and gives."""
     require_model(request, name)
-    return respond(to_json(open_inference.model_metadata(name, app.status()["classes"])))
+    return respond(open_inference.model_metadata(name, app.status()["classes"]))
 
 
 @routes.route("/v2/models/<name>/ready", **GET)
@@ -84,7 +84,7 @@ async def model_ready(request: Request, name: str) -> HTTPResponse:
     """200 while the model answers, else 503."""
     require_healthy(request)
     require_model(request, name)
-    return respond(to_json({"name": name, "ready": True}))
+    return respond({"name": name, "ready": True})
 
 
 @routes.post("/v2/models/<name>/infer", stream=True, unquote=True)
@@ -93,7 +93,7 @@ async def infer(request: Request, name: str) -> HTTPResponse:
     require_model(request, name)
     inferred = await call(request, answer)
     if inferred.json_length is None:
-        return respond(inferred.body)
+        return HTTPResponse(inferred.body, content_type="application/json")
     headers = {JSON_LENGTH: str(inferred.json_length)}
     return HTTPResponse(inferred.body, 200, headers, "application/octet-stream")
 

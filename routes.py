@@ -22,7 +22,7 @@ import app
 import calls
 import page
 import platforms
-from calls import Refusal, State, require_healthy, require_ready, respond, to_json
+from calls import Refusal, State, require_healthy, require_ready, respond
 from lifecycle import Lifecycle
 from logs import logger
 from observing import Seen, record, watch
@@ -121,14 +121,14 @@ async def look(request: Request) -> HTTPResponse:
 async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's probe: 200 with what runs here while the model answers, else 503."""
     require_healthy(request)
-    return respond(to_json({"state": "healthy"} | app.status()))
+    return respond({"state": "healthy"} | app.status())
 
 
 @server.post("/_k/warmup", ignore_body=True)
 async def warmup(request: Request) -> HTTPResponse:
     """What banana_dev's Client.warmup() calls: the model is loaded and warm, or this is a 503."""
     require_ready(request)
-    return respond(to_json({"warm": True}))
+    return respond({"warm": True})
 
 
 @server.route("/_k/status", methods=["GET", "HEAD"], ignore_body=True)
@@ -143,7 +143,7 @@ async def status(request: Request) -> HTTPResponse:
         "idle_time": 0 if busy else since_ms,
         "inference_time": since_ms if busy else 0,
     }
-    return respond(to_json(answer))
+    return respond(answer)
 
 
 @server.route("/metrics", methods=["GET", "HEAD"], ignore_body=True)
@@ -157,7 +157,7 @@ async def metrics(request: Request) -> HTTPResponse:
 @server.route("/openapi.json", methods=["GET", "HEAD"], ignore_body=True)
 async def openapi(request: Request) -> HTTPResponse:
     """The description of all this for machines."""
-    return respond(OPENAPI.read_bytes())
+    return HTTPResponse(OPENAPI.read_bytes(), content_type="application/json")
 
 
 @server.on_request
@@ -199,7 +199,7 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
         headers["Retry-After"] = "1"
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are no text
     answer = {"type": ERROR_TYPES.get(code, "error"), "message": message}
-    return respond(to_json({"error": message if platforms.is_v2(request.path) else answer}), code, headers)
+    return respond({"error": message if platforms.is_v2(request.path) else answer}, code, headers)
 
 
 @server.on_response

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from model import InvalidImage, InvalidModel, OnnxClassifier
+from onnx_file import read_metadata
 from presets import EXPECT_HELP, Preset, expected, presets
 
 # -- settings, from the environment --------------------------------------------------------------------------------
@@ -27,6 +28,8 @@ MODEL_PATH = os.environ.get("MODEL_PATH") or "classifier.onnx"  # the file to te
 # Of a probability, between a resize in the graph and one by Pillow. On photographs a right file is up to 0.007 away,
 # and one without antialias 0.06 to 0.94.
 TOLERANCE = 0.02
+
+SUM_TOLERANCE = 1e-3  # of the sum of a picture's probabilities, each of which is rounded
 
 Check = Callable[[OnnxClassifier], str]
 
@@ -41,13 +44,16 @@ def check_picture(preset: Preset, classifier: OnnxClassifier) -> str:
 
 
 def check_probabilities(known: list[Preset], classifier: OnnxClassifier) -> str:
-    """The answers are probabilities, not logits. They sum to 1 after a softmax only, and the file may have another."""
+    """The answers are probabilities, not logits, and after a softmax, which the file says it has, they sum to 1."""
     rows = np.stack([predict_raw(classifier, preset) for preset in known])
     low, high = float(rows.min()), float(rows.max())
     if not (low >= 0 and high <= 1.001):
         raise AssertionError(f"expected numbers from 0 to 1, got {low:.3g} to {high:.3g}")
     sums = rows.sum(axis=1)
-    return f"each is from 0 to 1, and the sum of a picture's from {sums.min():.3f} to {sums.max():.3f}"
+    came = f"the sum of a picture's from {sums.min():.3f} to {sums.max():.3f}"
+    if read_metadata(MODEL_PATH).get("activation") == "softmax" and np.abs(sums - 1).max() > SUM_TOLERANCE:
+        raise AssertionError(f"expected a sum of 1 after softmax, got {came}")
+    return f"each is from 0 to 1, and {came}"
 
 
 def check_resize(classifier: OnnxClassifier) -> str:

@@ -37,6 +37,8 @@ IN_FLIGHT = 4  # calls at once for many pictures
 
 OK, FAILED, USAGE, DOWN, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes; the last is the shells' own, 128 + SIGINT
 
+Check = Callable[[Endpoint], str]
+
 
 def check_health(endpoint: Endpoint) -> str:
     """The health check says healthy, and what runs there."""
@@ -61,9 +63,6 @@ def check_refusal(endpoint: Endpoint) -> str:
             return str(refusal)
         raise AssertionError(f"expected status 422, got {refusal}") from refusal
     raise AssertionError(f"expected status 422, got class {answer.class_id} {answer.class_name}")
-
-
-Check = Callable[[Endpoint], str]
 
 
 def checks(known: list[Preset]) -> list[tuple[str, Check]]:

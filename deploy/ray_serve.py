@@ -59,7 +59,7 @@ SETTINGS = {
     },
     max_ongoing_requests=WORKERS,
     max_queued_requests=MAX_REPLICAS * WORKERS,
-    logging_config={"enable_access_log": False},  # server.py has one
+    logging_config={"enable_access_log": False},  # the server has one
 )
 class Replica:
     """app.py, in a process of its own on any machine of the cluster."""
@@ -127,7 +127,7 @@ def main() -> None:
     """Serve until SIGTERM, as server.py does."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(**({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
-    serve.start(proxy_location="Disabled")  # server.py has the routes, not Ray Serve's own proxies
+    serve.start(proxy_location="Disabled")  # the server has the routes, not Ray Serve's own proxies
     replicas = Replicas()
     # server.py and what it is made of ask this module for everything that concerns the model.
     app.init, app.warm_up, app.status, app.classify = (

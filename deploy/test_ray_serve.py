@@ -8,12 +8,10 @@ Not a part of `make test`, because Ray is large and for few.
 import base64
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -21,41 +19,17 @@ from banana_dev import Client
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from endpoint import free_port
 from tests.clients import flooding
-from tests.serving import NEWT, ROOT, TENCH, Served, is_ready, wait_until
+from tests.serving import NEWT, TENCH, Served, is_ready, ready, wait_until
 
 JPEG = {"Content-Type": "image/jpeg"}
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
 CLIENTS = 6
 
 
-@contextmanager
-def serving(folder: Path, cluster: Cluster, **environment: str) -> Iterator[Served]:
+def on_ray(folder: Path, cluster: Cluster, **environment: str) -> AbstractContextManager[Served]:
     """Run ray_serve.py in the cluster while the context lasts, from the moment that it is ready."""
-    port = free_port()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("BANANA_")}
-    environment = {"HOST": "127.0.0.1", "PORT": str(port), "RAY_ADDRESS": cluster.address} | environment
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        command = [sys.executable, "-m", "deploy.ray_serve"]
-        process = subprocess.Popen(command, cwd=ROOT, env=clean | environment, stdout=output, stderr=subprocess.STDOUT)
-    served = Served(process, port, log)
-    try:
-        wait_until(lambda: answers(served), "the server is ready")
-        yield served
-    finally:
-        process.kill()
-        process.wait()
-
-
-def answers(served: Served) -> bool:
-    """Return whether the server is there and ready; fail where it has ended instead."""
-    assert served.process.poll() is None, served.log.read_text()
-    try:
-        return is_ready(served)
-    except OSError:
-        return False
+    return ready(folder, script=("-m", "deploy.ray_serve"), RAY_ADDRESS=cluster.address, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +46,7 @@ def served(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The server with a replica on each node, for which it has waited."""
     folder = tmp_path_factory.mktemp("ray")
     settings = {"MIN_REPLICAS": "2", "MAX_REPLICAS": "2", "MAX_QUEUE": "4", "BANANA_API_KEY": "key"}
-    with serving(folder, cluster, **settings) as served:
+    with on_ray(folder, cluster, **settings) as served:
         yield served
 
 
@@ -182,5 +156,5 @@ def test_every_call_is_answered_while_a_node_is_lost(served, cluster):
 def test_sigterm_ends_the_server_and_leaves_the_replicas_to_the_next(served, cluster, tmp_path):
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(60) == 0
-    with serving(tmp_path, cluster, MODEL_PATH="nowhere.onnx") as another:  # with which no replica could start
+    with on_ray(tmp_path, cluster, MODEL_PATH="nowhere.onnx") as another:  # with which no replica could start
         assert another.post(data=TENCH.read_bytes(), headers=JPEG).json()["class_id"] == 0

@@ -1,15 +1,31 @@
-"""Servers that several tests share."""
+"""What several tests share: the real server, and files of other models."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.serving import Served, is_ready, serving, wait_until
+from tests.graphs import of_other_classes
+from tests.serving import Served, ready
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The real server with the real model, ready, open to everyone."""
-    with serving(tmp_path_factory.mktemp("served")) as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path_factory.mktemp("served")) as served:
         yield served
+
+
+# Name of the case: the classes of ImageNet that it has, how it ends, and the ids of the two pictures' classes.
+OTHER_MODELS = {
+    "one class": ([0], "Softmax", 0, 0),
+    "5 classes with sigmoid": ([999, 26, 5, 0, 7], "Sigmoid", 3, 1),
+    "10000 classes": ([*range(900, 1000)] * 90 + [*range(1000)], "Softmax", 9000, 9026),
+}
+
+
+@pytest.fixture(params=OTHER_MODELS)
+def other_model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int, int]:
+    """Give a classifier of other classes, and the ids in it of the two pictures' classes."""
+    class_ids, activation, tench, newt = OTHER_MODELS[request.param]
+    return of_other_classes(tmp_path / "other.onnx", class_ids, activation), tench, newt

@@ -6,10 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -18,6 +19,7 @@ from endpoint import free_port
 ROOT = Path(__file__).parent.parent
 TENCH = ROOT / "images" / "n01440764_tench.jpeg"
 NEWT = ROOT / "images" / "n01632777_axolotl.jpeg"
+MODEL_PATH = ROOT / (os.environ.get("MODEL_PATH") or "classifier.onnx")
 DEADLINE_S = 60  # for anything that is waited for: it fails a hung test, it measures nothing
 
 
@@ -76,25 +78,27 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 @contextmanager
 def serving(
-    folder: Path, *arguments: str, stub: bool = False, port: int | None = None, **environment: str
+    folder: Path,
+    *arguments: str,
+    script: Sequence[str] = ("server.py",),
+    stub: bool = False,
+    port: int | None = None,
+    **environment: str,
 ) -> Iterator[Served]:
-    """Run server.py with `arguments` and `environment` while the context lasts, from the moment that it listens.
+    """Run `script` with `arguments` and `environment` while the context lasts, from the moment that it listens.
 
     With `stub`, tests/stub/app.py stands in for app.py, and $STUB_DIR is `folder`.
     """
     port = port or free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BANANA_")}
     environment = clean | {"HOST": "127.0.0.1", "PORT": str(port), "STUB_DIR": str(folder)} | environment
-    command = [sys.executable, "server.py"]
+    command = [sys.executable, *script, *arguments]
     if stub:
-        # -P leaves the script's own folder out, so that the stub's comes first.
-        command = [sys.executable, "-P", "server.py"]
+        command.insert(1, "-P")  # leaves the script's own folder out, so that the stub's comes first
         environment["PYTHONPATH"] = f"{ROOT / 'tests' / 'stub'}{os.pathsep}{ROOT}"
     log = folder / "server.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, *arguments], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     served = Served(process, port, log)
     try:
         wait_until(lambda: listens(served), "the server listens")
@@ -104,6 +108,16 @@ def serving(
         process.wait()
         for connection in served.connections:
             connection.close()
+
+
+@contextmanager
+def ready(folder: Path, *arguments: str, stub: bool = False, **options: Any) -> Iterator[Served]:
+    """Do what `serving` does, from the moment that the model is loaded."""
+    if stub:
+        (folder / "loaded").touch()
+    with serving(folder, *arguments, stub=stub, **options) as served:
+        wait_until(lambda: is_ready(served), "the server is ready")
+        yield served
 
 
 def listens(served: Served) -> bool:

@@ -1,6 +1,5 @@
 """app.py: what Banana's contract takes and gives, without HTTP."""
 
-import ast
 import base64
 import json
 
@@ -10,6 +9,7 @@ from PIL import Image
 
 import app
 from tests.serving import NEWT, ROOT, TENCH
+from tests.test_image import imported, imports
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,14 +71,11 @@ def test_anything_else_is_refused(inputs):
         app.inference(inputs)
 
 
-def test_what_serves_imports_no_torch_and_each_file_keeps_to_its_own():
-    def imports(name):
-        nodes = list(ast.walk(ast.parse((ROOT / name).read_text())))
-        modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
-        return {module.split(".")[0] for module in modules}
-
-    for name in ("model.py", "app.py", "server.py", "routes.py", "settings.py"):
-        assert not imports(name) & {"torch", "onnx", "pytorch_model", "convert_to_onnx"}
-    assert not imports("app.py") & {"sanic", "server"}
-    assert not imports("server.py") & {"onnxruntime", "PIL", "numpy"}
+def test_what_serves_imports_nothing_that_converts_and_each_part_keeps_to_its_own():
+    model, everything = imported("app"), imported("server")
+    for script in everything:
+        assert not imports(script) & {"torch", "onnx", "pytorch_model", "convert_to_onnx"}, script
+    for script in model:
+        assert not imports(script) & {"sanic", "server", "routes", "calls"}, script
+    for script in everything - model:
+        assert not imports(script) & {"onnxruntime", "PIL"}, script

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,11 +21,10 @@ from convert_to_onnx import ConversionError, build_graph, convert
 from model import ImagePreprocessor, OnnxClassifier
 from proof import Disagreement, pixels_of
 from pytorch_model import KNOWN_MODELS, Classifier
-from tests.broken import broken_copy, swap_channels
+from tests.graphs import broken_copy, swap_channels
 from tests.networks import ControlFlow, NotInOnnx, OneByOne, Small, grey, trained
+from tests.serving import ROOT
 from weights import WeightsError
-
-ROOT = Path(convert_to_onnx.__file__).parent
 
 
 def run_converter(*arguments, folder):

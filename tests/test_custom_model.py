@@ -53,7 +53,6 @@ OTHER = {"mean": [-0.5, 0, 1e-05], "std": [1, 0.5, 2]}
 CASES = {  # options, and what PyTorch does after the network
     "Small": ({}, softmax),
     "Small, of other pixels": (OTHER | {"activation": "sigmoid"}, torch.sigmoid),
-    "Softmaxed": ({"activation": "none"}, as_they_are),
     "Sigmoided": ({"activation": "none"}, as_they_are),
     "grey": (GREY, softmax),
     "one_class": ({"activation": "sigmoid"}, torch.sigmoid),

@@ -19,13 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import decoding
-from model import ImagePreprocessor
 from tests.hostile import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, small_pictures, with_right_checksums
 from tests.serving import Served
 
 SCALE = int(os.environ.get("FUZZ_SCALE") or 1)
 ANSWER_S = 10  # for one answer: many times what any takes, so that only one that hangs fails
-KEPT_MB = 50  # by which the server may have grown after all that
+KEPT_MB = 25  # by which the server may grow when it is sent all that once more
 SMALL = small_pictures()
 PICTURE = base64.b64encode(SMALL["PNG"][2]).decode()
 
@@ -290,12 +289,6 @@ def test_bombs(ask, what):
     assert ask(make()) == status
 
 
-def test_reading_a_picture_has_an_end(monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_READ_S", -1)
-    with pytest.raises(decoding.InvalidImage, match="too long"):
-        ImagePreprocessor()(SMALL["PNG"][0])
-
-
 # -- afterwards ------------------------------------------------------------------------------------------------------
 
 
@@ -303,13 +296,12 @@ def test_the_server_is_as_large_afterwards_as_after_the_first_of_each_kind(serve
     everything = [make() for _, make in BOMBS.values()] + [huge(name, 2_000, 2_000) for name in decoding.FORMATS]
     everything += [lying(name, SMALL[name][0], 9, 9) for name in decoding.FORMATS] + [b"no picture", b""]
 
-    def size_after(rounds: int) -> int:
-        for _ in range(rounds):
-            for picture in everything:
-                ask(picture)
-                ask(json.dumps({"image": base64.b64encode(picture[:100_000]).decode()}).encode(), "application/json")
+    def size_after_all() -> int:
+        for picture in everything:
+            ask(picture)
+            ask(json.dumps({"image": base64.b64encode(picture[:100_000]).decode()}).encode(), "application/json")
         status = Path(f"/proc/{served.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) // 1_000
 
-    first = size_after(1)
-    assert size_after(2) < first + KEPT_MB
+    first = size_after_all()
+    assert size_after_all() < first + KEPT_MB

@@ -23,18 +23,22 @@ def copied(stage):
     return {name.rstrip("/").replace("[h]", "h") for line in lines for name in line.split()}
 
 
+def imports(script):
+    """Return the names of all packages and scripts that a script imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))))
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {module.partition(".")[0] for module in modules}
+
+
 def imported(script):
     """Return the scripts of this repository that one needs, itself among them."""
     found, queue = set(), [script]
     while queue:
-        path = ROOT / f"{queue.pop()}.py"
-        if path.exists() and path.name not in found:
-            found.add(path.name)
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Import):
-                    queue += [alias.name for alias in node.names]
-                elif isinstance(node, ast.ImportFrom):
-                    queue.append(node.module)
+        name = f"{queue.pop()}.py"
+        if (ROOT / name).exists() and name not in found:
+            found.add(name)
+            queue += imports(name)
     return found
 
 
@@ -55,7 +59,7 @@ def test_a_stage_gets_exactly_the_scripts_that_its_own_import(stage, scripts):
     assert {name for name in copied(stage) if name.endswith(".py")} == needed
 
 
-@pytest.mark.parametrize("script", imported("server"))
+@pytest.mark.parametrize("script", sorted(imported("server")))
 def test_a_file_that_the_server_reads_beside_itself_is_in_the_image(script):
     beside = r'Path\(__file__\)(?:\.parent|\.with_name)[ /(]+"([^"]+)"'
     for name in re.findall(beside, (ROOT / script).read_text(encoding="utf-8")):

@@ -4,13 +4,13 @@ import copy
 
 import kubernetes_validate
 import pytest
-import yaml
 from cloudcoil.models.knative_serving.serving import v1 as knative
+from ruamel.yaml import YAML
 
 import routes
 from tests.serving import ROOT, is_ready, serving, wait_until
 
-MANIFEST = yaml.safe_load((ROOT / "deploy/knative.yaml").read_text())
+MANIFEST = YAML(typ="safe").load(ROOT / "deploy/knative.yaml")
 SPEC = MANIFEST["spec"]["template"]["spec"]
 [CONTAINER] = SPEC["containers"]
 ENVIRONMENT = {entry["name"]: entry["value"] for entry in CONTAINER["env"] if "value" in entry}

@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from endpoint import free_port
 from tests.clients import PICTURE, begin_call, flooding, status_of
-from tests.serving import DEADLINE_S, ROOT, Served, is_ready, serving, wait_until
+from tests.serving import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, ready, serving, wait_until
 
 
 def logs(served: Served, text: str) -> bool:
@@ -18,10 +17,8 @@ def logs(served: Served, text: str) -> bool:
     return text in served.log.read_text()
 
 
-def get_stuck(served: Served, folder: Path) -> None:
+def get_stuck(served: Served) -> None:
     """Have the stub's server work on a call that does not end."""
-    (folder / "loaded").touch()
-    wait_until(lambda: is_ready(served), "the server is ready")
     begin_call(served, b"x")
     wait_until(lambda: served.metric("classifier_in_work") == 1, "a call is in work")
 
@@ -35,8 +32,7 @@ def classify(served: Served, picture: bytes) -> int:
 
 
 def test_sigterm_in_a_flood_leaves_no_request_without_an_answer(tmp_path):
-    with serving(tmp_path, MAX_QUEUE="8") as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path, MAX_QUEUE="8") as served:
         with flooding(served, clients=16) as flood:
             wait_until(lambda: flood.statuses[200] >= 50 and flood.statuses[503] >= 50, "the flood is there")
             served.process.terminate()
@@ -47,9 +43,8 @@ def test_sigterm_in_a_flood_leaves_no_request_without_an_answer(tmp_path):
 
 
 def test_sigterm_waits_for_a_client_that_is_still_sending_and_answers_it(tmp_path):
-    with serving(tmp_path) as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
-        pieces = [b"x"] * 200  # of which one is sent every 10 ms
+    with ready(tmp_path) as served:
+        pieces = [b"x"] * 100  # of which one is sent every 10 ms
         call = begin_call(served, length=len(pieces))
         served.process.terminate()
 
@@ -63,8 +58,7 @@ def test_sigterm_waits_for_a_client_that_is_still_sending_and_answers_it(tmp_pat
 
 
 def test_sigint_is_obeyed_like_sigterm(tmp_path):
-    with serving(tmp_path) as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path) as served:
         served.process.send_signal(signal.SIGINT)
         assert served.process.wait(DEADLINE_S) == 0
         assert logs(served, "stopping")
@@ -72,8 +66,8 @@ def test_sigint_is_obeyed_like_sigterm(tmp_path):
 
 @pytest.mark.parametrize(("grace_s", "signals"), [("1", 1), ("3600", 2)], ids=["grace-over", "second-signal"])
 def test_work_that_does_not_end_is_given_up_after_the_grace_or_at_a_second_signal(tmp_path, grace_s, signals):
-    with serving(tmp_path, stub=True, SHUTDOWN_GRACE_S=grace_s) as served:
-        get_stuck(served, tmp_path)
+    with ready(tmp_path, stub=True, SHUTDOWN_GRACE_S=grace_s) as served:
+        get_stuck(served)
         for count in range(1, signals + 1):
             served.process.terminate()
             wait_until(lambda count=count: served.log.read_text().count(" stopping ") == count, "it is seen")
@@ -96,8 +90,7 @@ def test_after_kill_9_it_starts_again_on_the_same_port(tmp_path):
     port = free_port()
     for life in ("first", "second"):
         (tmp_path / life).mkdir()
-        with serving(tmp_path / life, port=port) as served:
-            wait_until(lambda: is_ready(served), "the server is ready")
+        with ready(tmp_path / life, port=port) as served:
             begin_call(served, PICTURE[:1000], len(PICTURE))
             assert classify(served, PICTURE) == 200
             served.process.kill()
@@ -108,10 +101,8 @@ def test_after_kill_9_it_starts_again_on_the_same_port(tmp_path):
 
 
 def test_health_is_bad_while_the_model_fails_on_its_own_picture_and_good_again_after(tmp_path):
-    with serving(tmp_path, stub=True) as served:
-        (tmp_path / "loaded").touch()
+    with ready(tmp_path, stub=True) as served:
         (tmp_path / "release").touch()
-        wait_until(lambda: is_ready(served), "the server is ready")
         (tmp_path / "broken").touch()
         assert is_ready(served)  # nothing has failed yet
         assert classify(served, b"fail") == 500
@@ -123,9 +114,7 @@ def test_health_is_bad_while_the_model_fails_on_its_own_picture_and_good_again_a
 
 
 def test_health_is_good_after_a_bug_in_one_call(tmp_path):
-    with serving(tmp_path, stub=True) as served:
-        (tmp_path / "loaded").touch()
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path, stub=True) as served:
         assert classify(served, b"fail") == 500
         assert is_ready(served)
         wait_until(lambda: served.get("/_k/status").json()["inference_time"] == 0, "the model has been tried")
@@ -133,8 +122,8 @@ def test_health_is_good_after_a_bug_in_one_call(tmp_path):
 
 
 def test_health_is_bad_while_a_call_is_stuck(tmp_path):
-    with serving(tmp_path, stub=True, ANSWER_TIMEOUT_S="1") as served:
-        get_stuck(served, tmp_path)
+    with ready(tmp_path, stub=True, ANSWER_TIMEOUT_S="1") as served:
+        get_stuck(served)
         wait_until(lambda: not is_ready(served), "the call was found to be stuck")
         assert "in work for" in served.get("/healthcheck").json()["error"]["message"]
         [stuck] = served.connections
@@ -192,8 +181,12 @@ def test_a_port_that_is_taken_is_named(tmp_path):
 )
 def test_a_model_file_that_is_none_is_named_and_ends_it(tmp_path, damage):
     model = tmp_path / "classifier.onnx"
-    model.write_bytes(damage((ROOT / "classifier.onnx").read_bytes()))
+    model.write_bytes(damage(MODEL_PATH.read_bytes()))
     assert f"{model} is not a file that convert_to_onnx.py wrote" in start(MODEL_PATH=str(model))
+
+
+def test_a_model_file_that_is_not_there_is_said_to_come_from_the_converter():
+    assert "nowhere.onnx is not there: make it with `python convert_to_onnx.py`" in start(MODEL_PATH="nowhere.onnx")
 
 
 def test_a_model_that_fails_on_its_own_warm_up_picture_ends_it(tmp_path):

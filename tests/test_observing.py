@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from tests.clients import PICTURE
-from tests.serving import DEADLINE_S, TENCH, Served, is_ready, serving, wait_until
+from tests.serving import DEADLINE_S, TENCH, Served, ready, serving
 
 KEY = "sesame-4711"
 ORIGIN = "https://page.example"
@@ -54,10 +54,8 @@ SAFE_HEADERS = {
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The stub's server with a key and a web page that may call it."""
     folder = tmp_path_factory.mktemp("keyed")
-    for name in ("loaded", "release"):
-        (folder / name).touch()
-    with serving(folder, stub=True, BANANA_API_KEY=KEY, CORS_ORIGIN=ORIGIN, MAX_BODY_MB="1") as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    (folder / "release").touch()
+    with ready(folder, stub=True, BANANA_API_KEY=KEY, CORS_ORIGIN=ORIGIN, MAX_BODY_MB="1") as served:
         yield served
 
 
@@ -189,8 +187,7 @@ def test_an_id_that_is_not_fit_to_be_shown_is_replaced(keyed, name, given):
 
 
 def test_a_call_is_one_line_of_json_with_all_that_is_known_of_it_but_the_picture(tmp_path):
-    with serving(tmp_path, LOG_FORMAT="json") as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path, LOG_FORMAT="json") as served:
         call = served.post(files={"image": PICTURE}, headers={"X-Banana-Request-ID": "good"}).json()
         served.post(json={"image": "not base64!"}, headers={"X-Banana-Request-ID": "bad"})
         lines = [json.loads(line) for line in served.log.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""openapi.json says what server.py does: every route, and answers of the shapes that it promises."""
+"""openapi.json says what the server does: every route, and answers of the shapes that it promises."""
 
 import base64
 import json

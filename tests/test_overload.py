@@ -4,8 +4,6 @@ import base64
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from banana_dev import Client
@@ -13,19 +11,10 @@ from banana_dev.client import ClientException
 
 from reading import BODIES_IN_MEMORY
 from tests.clients import PICTURE, begin_call, flooding, status_of
-from tests.serving import Served, is_ready, serving, wait_until
+from tests.serving import Served, is_ready, ready, wait_until
 
 RESIDENT = "process_resident_memory_bytes"  # which only Linux has
 TENCH = {"image": base64.b64encode(PICTURE).decode()}
-
-
-@contextmanager
-def stub_ready(folder: Path, **environment: str) -> Iterator[Served]:
-    """Run the stub's server, loaded."""
-    (folder / "loaded").touch()
-    with serving(folder, stub=True, **environment) as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
-        yield served
 
 
 def classify(served: Served, picture: bytes = b"x") -> int:
@@ -55,8 +44,7 @@ def is_closed(connection: socket.socket, send: bytes = b"") -> bool:
 
 
 def test_a_flood_gets_200_or_503_while_probes_are_answered_and_costs_no_memory(tmp_path):
-    with serving(tmp_path, MAX_QUEUE="16") as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path, MAX_QUEUE="16") as served:
 
         def flood(calls: int) -> None:
             with flooding(served, clients=64) as flood:
@@ -77,7 +65,7 @@ def test_a_flood_gets_200_or_503_while_probes_are_answered_and_costs_no_memory(t
 @pytest.mark.parametrize("size", [1, 5_000_000], ids=["small", "large"])
 def test_a_client_who_goes_gives_up_its_place_and_the_next_one_has_it(tmp_path, size):
     # Of a large body, Sanic stops reading in the middle, and would then not see the client go.
-    with stub_ready(tmp_path, MAX_QUEUE="2") as served:
+    with ready(tmp_path, stub=True, MAX_QUEUE="2") as served:
         calls = [begin_call(served, b"x")]
         wait_until(lambda: gauges(served) == (1, 0), "a call is in work")
         calls += [begin_call(served, b"x" * size) for _ in range(2)]
@@ -99,7 +87,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with short time-outs that answers calls at once."""
     folder = tmp_path_factory.mktemp("slow")
     (folder / "release").touch()
-    with stub_ready(folder, REQUEST_TIMEOUT_S="1", ANSWER_TIMEOUT_S="2", IDLE_TIMEOUT_S="1") as served:
+    with ready(folder, stub=True, REQUEST_TIMEOUT_S="1", ANSWER_TIMEOUT_S="2", IDLE_TIMEOUT_S="1") as served:
         yield served
 
 
@@ -154,7 +142,7 @@ def test_a_client_that_reads_no_answer_is_dropped_and_nobody_suffers(slow):
 
 def test_large_bodies_together_are_bounded_and_all_of_it_is_released(tmp_path):
     size, clients = 5_000_000, 40
-    with stub_ready(tmp_path, MAX_BODY_MB="5", MAX_QUEUE="64") as served:
+    with ready(tmp_path, stub=True, MAX_BODY_MB="5", MAX_QUEUE="64") as served:
         (tmp_path / "release").touch()
         before = served.metric(RESIDENT)
         refused = 'classifier_requests_total{status="503"}'
@@ -172,7 +160,7 @@ def test_large_bodies_together_are_bounded_and_all_of_it_is_released(tmp_path):
 
 
 def test_the_body_of_a_request_that_needs_none_is_not_kept(tmp_path):
-    with stub_ready(tmp_path) as served:
+    with ready(tmp_path, stub=True) as served:
         before = served.metric(RESIDENT)
         for method, path in (("GET", "/healthcheck"), ("POST", "/_k/warmup"), ("GET", "/metrics"), ("PUT", "/nowhere")):
             with served.connect() as connection:
@@ -200,8 +188,7 @@ def test_banana_client_gets_through_a_flood_by_its_retries_and_is_told_of_its_ow
 
     # The id that the client gives all tries of one call says in the log which thread it was.
     monkeypatch.setattr("banana_dev.client.uuid4", lambda: threading.current_thread().name)
-    with serving(tmp_path, MAX_QUEUE="2", BANANA_API_KEY="the key") as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path, MAX_QUEUE="2", BANANA_API_KEY="the key") as served:
         callers = {f"good-{n}": ("the key", TENCH) for n in range(6)}
         callers |= {"bad-picture": ("the key", {"image": "AAAA"}), "bad-key": ("another", TENCH)}
         threads = [threading.Thread(target=call, args=(name, *args), name=name) for name, args in callers.items()]

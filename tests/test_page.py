@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect
 import page as the_page
 from tests.browsing import CHROMIUM, NO_CHROMIUM, browsing, wait_for_answers
 from tests.clients import begin_call
-from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, Served, is_ready, serving, wait_until
+from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, Served, is_ready, ready, serving, wait_until
 
 KEY = "the 'key' of $HOME"
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -67,8 +67,7 @@ def opened(browser: Browser) -> Open:
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The real server, with a key."""
-    with serving(tmp_path_factory.mktemp("locked"), BANANA_API_KEY=KEY, MAX_BODY_MB="1") as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path_factory.mktemp("locked"), BANANA_API_KEY=KEY, MAX_BODY_MB="1") as served:
         yield served
 
 
@@ -381,19 +380,17 @@ def test_a_server_that_stays_without_room_is_given_up_and_can_be_tried_again(tmp
 def test_a_server_that_is_gone_is_said_to_be_and_can_be_tried_again(tmp_path, opened):
     for life in ("first", "second"):
         (tmp_path / life).mkdir()
-    with serving(tmp_path / "first") as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
-        with opened(served) as page:
+    with ready(tmp_path / "first") as served, opened(served) as page:
+        expect(page.locator("[data-health=good]")).to_be_visible()
+        served.terminate()
+        choose(page, TENCH)
+        gone = "The server cannot be reached. Is it running, and is there a network?"
+        expect(page.locator(".card")).to_contain_text(gone)
+        expect(page.get_by_role("status")).to_have_text(gone)
+        with serving(tmp_path / "second", port=served.port):
             expect(page.locator("[data-health=good]")).to_be_visible()
-            served.terminate()
-            choose(page, TENCH)
-            gone = "The server cannot be reached. Is it running, and is there a network?"
-            expect(page.locator(".card")).to_contain_text(gone)
-            expect(page.get_by_role("status")).to_have_text(gone)
-            with serving(tmp_path / "second", port=served.port):
-                expect(page.locator("[data-health=good]")).to_be_visible()
-                page.get_by_role("button", name="Try again").click()
-                expect(page.locator("tbody tr").first).to_contain_text("tench")
+            page.get_by_role("button", name="Try again").click()
+            expect(page.locator("tbody tr").first).to_contain_text("tench")
 
 
 def test_an_answer_that_is_no_json_is_said_to_be_someone_elses(served, opened):

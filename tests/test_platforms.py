@@ -14,7 +14,7 @@ from PIL import Image
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
-from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, Served, is_ready, serving, wait_until
+from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, Served, is_ready, ready, serving, wait_until
 
 JPEG = {"Content-Type": "image/jpeg"}
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
@@ -105,9 +105,7 @@ def test_v2_is_live_but_not_ready_while_the_model_loads(tmp_path):
 
 
 def test_v2_is_not_ready_while_the_model_fails_on_its_own_picture(tmp_path):
-    with serving(tmp_path, stub=True) as served:
-        (tmp_path / "loaded").touch()
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path, stub=True) as served:
         (tmp_path / "broken").touch()
         assert served.post(data=b"fail", headers=JPEG).status_code == 500
         for path in ("/v2/health/ready", "/v2/models/stub/ready"):
@@ -117,8 +115,7 @@ def test_v2_is_not_ready_while_the_model_fails_on_its_own_picture(tmp_path):
 
 
 def test_probes_need_no_key_and_everything_else_does(tmp_path):
-    with serving(tmp_path, BANANA_API_KEY="the key") as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path, BANANA_API_KEY="the key") as served:
         for path in PROBES:
             assert served.get(path).status_code == 200
             assert requests.head(served.url + path, timeout=DEADLINE_S).status_code == 200
@@ -133,9 +130,7 @@ def test_probes_need_no_key_and_everything_else_does(tmp_path):
 
 
 def test_v2_shares_the_queue_and_the_limits(tmp_path):
-    with serving(tmp_path, stub=True, MAX_QUEUE="0", MAX_BODY_MB="1") as served:
-        (tmp_path / "loaded").touch()
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path, stub=True, MAX_QUEUE="0", MAX_BODY_MB="1") as served:
         assert "1 MB" in error_of(served.post("/v2/models/stub/infer", data=b"x" * 1_000_001), 413)
         call = served.connect()
         call.sendall(b"POST / HTTP/1.1\r\nContent-Type: image/png\r\nContent-Length: 1\r\n\r\nx")
@@ -374,8 +369,7 @@ def test_422_for_a_header_length_that_is_wrong(served, change):
 
 
 def test_422_for_more_pixels_than_are_taken(tmp_path):
-    with serving(tmp_path, MAX_PIXELS="100") as served:
-        wait_until(lambda: is_ready(served), "the server is ready")
+    with ready(tmp_path, MAX_PIXELS="100") as served:
         for side, status in ((10, 200), (11, 422)):
             body = tensor(shape=[1, side, side, 3], data=[0] * side * side * 3)
             assert served.post(infer_route(served), json=body).status_code == status

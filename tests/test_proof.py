@@ -11,7 +11,7 @@ import pytorch_model
 from convert_to_onnx import build_graph
 from model import InvalidModel
 from proof import Disagreement, compare, prove
-from tests.broken import BROKEN, broken_copy
+from tests.graphs import BROKEN, broken_copy
 from tests.networks import AcrossTheBatch, ForBatchesOfOneAndFour, Random, Small, trained
 
 
@@ -49,18 +49,19 @@ def test_a_broken_graph_is_refused(lite, lite_graph, saved, break_it):
         prove(path, lite)
 
 
+@pytest.fixture(scope="module")
 def blind():
-    """A network that says the same whatever it sees."""
+    """A network that says the same whatever it sees, and its graph."""
     network = Small()
     torch.nn.init.zeros_(network.head.weight)
-    return trained(network)
+    return trained(network), build_graph(trained(network))
 
 
 @pytest.mark.parametrize("break_it", BROKEN[:4], ids=lambda function: function.__name__)
-def test_wrong_pixels_are_seen_whatever_the_weights(saved, break_it):
-    path = saved(broken_copy(build_graph(blind()), break_it))
+def test_wrong_pixels_are_seen_whatever_the_weights(blind, saved, break_it):
+    network, graph = blind
     with pytest.raises(Disagreement, match=r"the graph's pixels are up to .* of 255 from Pillow's"):
-        prove(path, blind())
+        prove(saved(broken_copy(graph, break_it)), network)
 
 
 def test_a_file_that_describes_another_preprocessing_is_refused(lite, lite_graph, saved):

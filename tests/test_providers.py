@@ -1,7 +1,6 @@
 """providers.py: the provider that is picked, that each gives the model's answers, and batching for a GPU."""
 
 import ctypes
-import io
 import logging
 import os
 import subprocess
@@ -12,13 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
-from PIL import Image
 
 import providers
-from model import LARGE_PIXELS, ImagePreprocessor, InvalidModel, OnnxClassifier
+from model import InvalidModel, OnnxClassifier
 from providers import BatchRunner, ProviderUnavailable
-from tests.serving import NEWT, ROOT, TENCH, wait_until
-from tests.test_test_onnx import MODEL_PATH
+from tests.serving import MODEL_PATH, NEWT, ROOT, TENCH, wait_until
 
 OPENVINO = "OpenVINOExecutionProvider"
 PICTURES = [TENCH, NEWT]
@@ -193,26 +190,3 @@ def test_a_failed_batch_fails_each_run_in_it_and_none_after():
     assert isinstance(results[1], providers.ort_errors.Fail)
     assert isinstance(results[2], providers.ort_errors.Fail)
     assert runner.run(fine).shape == (1, 1)
-
-
-def large_jpeg(width, height):
-    stream = io.BytesIO()
-    Image.open(TENCH).resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=92)
-    return stream.getvalue()
-
-
-def test_a_large_jpeg_is_decoded_smaller_unless_it_has_to_be_exact(cpu):
-    data = large_jpeg(4000, 3000)
-    exact, reduced = ImagePreprocessor(), ImagePreprocessor(exact=False)
-    assert (exact(data) != reduced(data)).any()
-    assert np.abs(exact(data).astype(int) - reduced(data)).mean() < 1
-    prepared = reduced.prepare(data)
-    assert (prepared.format, prepared.width, prepared.height) == ("JPEG", 4000, 3000)
-    np.testing.assert_allclose(cpu.predict(reduced(data)[None]), cpu.predict(exact(data)[None]), atol=0.02)
-    assert OnnxClassifier(MODEL_PATH, "cpu", "f32").preprocessor.exact
-    assert not OnnxClassifier(MODEL_PATH, "cpu", "auto").preprocessor.exact
-
-
-def test_a_jpeg_that_is_not_large_is_decoded_exactly():
-    data = large_jpeg(2000, LARGE_PIXELS // 2000 - 1)
-    np.testing.assert_array_equal(ImagePreprocessor(exact=False)(data), ImagePreprocessor()(data))

@@ -1,4 +1,4 @@
-"""reading.inputs_of: every way to send a picture comes to the same inputs, and nothing else comes through."""
+"""reading.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
 
 import base64
 import json

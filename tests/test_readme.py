@@ -22,12 +22,23 @@ from tests.serving import DEADLINE_S, ROOT, wait_until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-PATHS = [
-    *ROOT.glob("*.py"),
-    *(path for folder in (".ci", "benchmarks", "deploy", "examples") for path in ROOT.glob(f"{folder}/**/*.py")),
-]
-SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted(PATHS)}
 MADE = (".git", ".venv*", ".make", "*cache*", ".hypothesis", "*.onnx", "*.pth", "photos", "reports")  # not in a clone
+
+
+def files():
+    """Return the files of this repository; where git tracks them, somebody's own beside them are none."""
+    if (ROOT / ".git").exists():
+        tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")
+        return sorted(name for name in tracked if (ROOT / name).is_file())
+    found = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    return sorted(
+        str(path) for path in found if not any(Path(part).match(glob) for part in path.parts for glob in MADE)
+    )
+
+
+FILES = files()
+SCRIPTS = [name for name in FILES if name.endswith(".py") and not name.startswith("tests/")]
+SOURCES = {name: (ROOT / name).read_text(encoding="utf-8") for name in SCRIPTS}
 
 # -- the commands ----------------------------------------------------------------------------------------------------
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$(?:\n*^```(?:text|json)\n(.*?)^```$)?", README, re.MULTILINE | re.DOTALL)
@@ -293,11 +304,10 @@ def test_every_script_is_named_and_says_how_to_run_it(script):
 @pytest.mark.parametrize(
     "name",
     sorted(
-        path.name + "/" * path.is_dir()
-        for path in ROOT.iterdir()
-        if not any(path.match(pattern) for pattern in (*MADE, ".git*", "README.md", "LICENSE", "docs", "red.png"))
+        {name.partition("/")[0] + "/" * ("/" in name) for name in FILES if not name.startswith(".git")}
+        - {"README.md", "LICENSE", "docs/"}
     )
-    + sorted(f".ci/{path.name}" for path in (ROOT / ".ci").iterdir() if path.is_file()),
+    + [name for name in FILES if name.startswith(".ci/")],
 )
 def test_every_file_is_named(name):
     assert f"`{name}`" in PROSE

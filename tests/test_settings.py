@@ -1,4 +1,4 @@
-"""settings.integer: what an environment variable may hold, and what happens when it holds something else."""
+"""settings.py: what an environment variable may hold, what happens where it holds something else, and the CPUs."""
 
 import os
 
@@ -7,12 +7,9 @@ import pytest
 from settings import BadSetting, available_cpus, choice, integer
 
 
-def test_the_default_counts_where_the_variable_is_unset(monkeypatch):
+def test_the_default_counts_where_the_variable_is_unset_or_empty(monkeypatch):
     monkeypatch.delenv("PORT", raising=False)
     assert integer("PORT", 8000, 1, 65535) == 8000
-
-
-def test_the_default_counts_where_the_variable_is_empty(monkeypatch):
     monkeypatch.setenv("PORT", "")
     assert integer("PORT", 8000, 1, 65535) == 8000
 
@@ -60,20 +57,21 @@ def test_a_choice_is_one_of_those_allowed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("files", "at_most"),
+    ("files", "cpus"),
     [
-        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "max 100000"}, 8),
         ({"cpu.max": "100000 100000"}, 1),
         ({"cpu.max": "150000 100000"}, 2),
         ({"cpu.max": "5000 100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
         ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-        ({}, None),
+        ({}, 8),
     ],
 )
-def test_the_cpus_are_those_that_the_container_may_use(tmp_path, files, at_most):
+def test_the_cpus_are_those_that_the_container_may_use(monkeypatch, tmp_path, files, cpus):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
     (tmp_path / "cpu").mkdir()
     for name, content in files.items():
         (tmp_path / name).write_text(content + "\n")
-    mine = len(os.sched_getaffinity(0))
-    assert available_cpus(tmp_path) == min(mine, at_most or mine)
+    assert available_cpus(tmp_path) == cpus

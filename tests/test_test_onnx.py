@@ -5,45 +5,11 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
 
-from tests.broken import BROKEN, broken_copy
-from tests.serving import NEWT, ROOT, TENCH
-
-MODEL_PATH = ROOT / (os.environ.get("MODEL_PATH") or "classifier.onnx")
-
-
-def write_model(path, class_ids, activation):
-    """Write a right file whose classes are these of ImageNet's, as another classifier might have them."""
-    model = onnx.load(MODEL_PATH)
-    softmax = model.graph.node.pop()
-    model.graph.initializer.append(numpy_helper.from_array(np.array(class_ids), "class_ids"))
-    model.graph.node.append(helper.make_node("Gather", [softmax.input[0], "class_ids"], ["logits"], axis=1))
-    model.graph.node.append(helper.make_node(activation, ["logits"], softmax.output))
-    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(class_ids)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    metadata["class_names"] = json.dumps([f"kind {class_id}" for class_id in class_ids])
-    helper.set_model_props(model, metadata)
-    onnx.save(model, path)
-    return path
-
-
-# Name of the case: the classes of ImageNet that it has, how it ends, and the ids of the two pictures' classes.
-OTHER_MODELS = {
-    "one class": ([0], "Softmax", 0, 0),
-    "5 classes with sigmoid": ([999, 26, 5, 0, 7], "Sigmoid", 3, 1),
-    "10000 classes": ([*range(900, 1000)] * 90 + [*range(1000)], "Softmax", 9000, 9026),
-}
-
-
-@pytest.fixture(params=OTHER_MODELS)
-def other_model(request, tmp_path):
-    """Give a classifier of other classes, and the ids in it of the two pictures' classes."""
-    class_ids, activation, tench, newt = OTHER_MODELS[request.param]
-    return write_model(tmp_path / "other.onnx", class_ids, activation), tench, newt
+from tests.graphs import BROKEN, broken_copy, of_other_classes, swap_channels
+from tests.serving import MODEL_PATH, NEWT, ROOT, TENCH
 
 
 def run_tester(model_path, *arguments):
@@ -76,9 +42,15 @@ def test_a_wrong_file_fails_by_name_with_expected_and_got(tmp_path, break_it):
     result = run_tester(tmp_path / "broken.onnx")
     assert result.returncode == 1
     assert FAILS[break_it.__name__] in result.stdout + result.stderr
+
+
+def test_a_wrong_file_fails_by_name_under_pytest_too(tmp_path):
+    onnx.save(broken_copy(onnx.load(MODEL_PATH), swap_channels), tmp_path / "broken.onnx")
     environment = os.environ | {"MODEL_PATH": str(tmp_path / "broken.onnx")}
-    pytest_command = [sys.executable, "-m", "pytest", "test_onnx.py", "-p", "no:cacheprovider"]
-    assert subprocess.run(pytest_command, cwd=ROOT, env=environment, capture_output=True).returncode == 1
+    command = [sys.executable, "-m", "pytest", "test_onnx.py", "-p", "no:cacheprovider"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"AssertionError: {FAILS['swap_channels'].removeprefix('FAIL  ')}" in result.stdout
 
 
 def test_no_file_is_a_sentence_and_exit_code_1(tmp_path):
@@ -97,13 +69,20 @@ def test_expect_names_the_pictures_of_any_other_model(other_model):
 
 
 def test_another_class_than_expected_fails_with_both(tmp_path):
-    path = write_model(tmp_path / "other.onnx", [26, 0], "Sigmoid")
+    path = of_other_classes(tmp_path / "other.onnx", [26, 0], "Sigmoid")
     (tmp_path / "known.json").write_text(json.dumps({str(TENCH): {"class_id": 1, "class_name": "tench"}}))
     result = run_tester(path, "--expect", f"{TENCH}=0", "--expect", f"{NEWT}=2", "--expect", tmp_path / "known.json")
     assert result.returncode == 1
     assert "FAIL  images/n01440764_tench.jpeg: expected 0, got 1 kind 0" in result.stdout
     assert "FAIL  images/n01440764_tench.jpeg: expected 1 tench, got 1 kind 0" in result.stdout
     assert "FAIL  images/n01632777_axolotl.jpeg: expected 2, but the model's 2 classes are 0 to 1" in result.stdout
+
+
+def test_what_does_not_sum_to_1_after_a_softmax_fails(tmp_path):
+    path = of_other_classes(tmp_path / "other.onnx", [0, 26, 7], "Sigmoid", described="softmax")
+    result = run_tester(path, "--expect", f"{TENCH}=0")
+    assert result.returncode == 1
+    assert "FAIL  probabilities: expected a sum of 1 after softmax, got the sum of a picture's from " in result.stdout
 
 
 def test_what_is_expected_of_no_picture_fails_in_words(tmp_path):

@@ -1,8 +1,12 @@
-"""Ways in which an ONNX file of ours can be wrong, each an edit of a right one's graph."""
+"""Edits of a right ONNX file: to one of other classes, and in each way in which one can be wrong."""
+
+import json
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+from tests.serving import MODEL_PATH
 
 
 def swap_channels(graph):
@@ -46,3 +50,22 @@ def broken_copy(good, break_it):
     break_it(graph.graph)
     onnx.checker.check_model(graph)
     return graph
+
+
+def of_other_classes(path, class_ids, activation, described=None):
+    """Write a right file whose classes are these of ImageNet's, as another classifier might have them.
+
+    `described` is what the file says of its activation, by default the truth.
+    """
+    model = onnx.load(MODEL_PATH)
+    softmax = model.graph.node.pop()
+    model.graph.initializer.append(numpy_helper.from_array(np.array(class_ids), "class_ids"))
+    model.graph.node.append(helper.make_node("Gather", [softmax.input[0], "class_ids"], ["logits"], axis=1))
+    model.graph.node.append(helper.make_node(activation, ["logits"], softmax.output))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(class_ids)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata["class_names"] = json.dumps([f"kind {class_id}" for class_id in class_ids])
+    metadata["activation"] = described or activation.lower()
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
