@@ -1,6 +1,8 @@
 """Keep an issue open while the deployed endpoint fails its tests: open it, add to it, close it.
 
-GH_REPO=owner/name python .ci/tell.py success|failure URL_OF_THE_RUN
+    GH_REPO=owner/name python .ci/tell.py success|failure URL_OF_THE_RUN
+
+The issue is the one with the label of LABEL; a person may close it, too.
 """
 
 import json

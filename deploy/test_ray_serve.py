@@ -1,6 +1,8 @@
 """ray_serve.py on a cluster of two nodes, both on this machine: the same contract, also when a node is lost.
 
-make test-ray
+    make test-ray
+
+Not a part of `make test`, because Ray is large and for few.
 """
 
 import base64

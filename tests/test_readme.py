@@ -1,89 +1,234 @@
-"""README.md names every setting, route, option, make target and script that there is, and its example works."""
+"""README.md is followed as a newcomer follows it: its commands are run, and it leaves nothing out that there is."""
 
+import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import torch
 from PIL import Image
 
+from endpoint import free_port
 from examples.colours import COLOURS, Colours
 from model import OnnxClassifier
-from tests.serving import ROOT
+from tests.serving import DEADLINE_S, ROOT, wait_until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+MADE = (".git", ".venv*", ".make", "*cache*", ".hypothesis", "*.onnx", "*.pth", "photos", "reports")  # not in a clone
 
 
-def scripts():
-    """Return the names of this repository's scripts; where git tracks them, somebody's own beside them are none."""
-    here = sorted(path.name for path in ROOT.glob("*.py"))
-    if not (ROOT / ".git").exists():
-        return here
-    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
-    return [name for name in here if name in tracked]
+def files():
+    """Return the files of this repository; where git tracks them, somebody's own beside them are none."""
+    if (ROOT / ".git").exists():
+        tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")
+        return sorted(name for name in tracked if (ROOT / name).is_file())
+    found = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    return sorted(
+        str(path) for path in found if not any(Path(part).match(glob) for part in path.parts for glob in MADE)
+    )
 
 
-SOURCES = {name: (ROOT / name).read_text(encoding="utf-8") for name in [*scripts(), "deploy/ray_serve.py"]}
+FILES = files()
+SCRIPTS = [name for name in FILES if name.endswith(".py") and not name.startswith("tests/")]
+SOURCES = {name: (ROOT / name).read_text(encoding="utf-8") for name in SCRIPTS}
+
+# -- the commands ----------------------------------------------------------------------------------------------------
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$(?:\n*^```(?:text|json)\n(.*?)^```$)?", README, re.MULTILINE | re.DOTALL)
+PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+# Those in the running text, or in a table: the environment, and then one of these.
+INLINE = re.findall(
+    r"`((?:[A-Z_]+=\S+ )*(?:(?:make|python|docker|pip|curl|kubectl|\.venv-ray/bin/\w+|\.ci/[\w.-]+) [^`]+"
+    r"|\.ci/run|\.ci/test-endpoint))`",
+    PROSE,
+)
+
+# What cannot be run here, and which file runs the same or has it: a test, a pipeline, or what a person runs.
+PIPELINES = ".github/workflows"
+ELSEWHERE = {
+    "make test": (".ci/run", "make test"),
+    ".ci/run": (f"{PIPELINES}/pre-deployment.yml", "run: .ci/run"),
+    ".ci/test-endpoint": (f"{PIPELINES}/post-deployment.yml", "run: .ci/test-endpoint"),
+    "python .ci/summary.py reports": (f"{PIPELINES}/post-deployment.yml", "run: python3 .ci/summary.py reports"),
+    "make docker TARGET=gpu && .ci/test-image classifier:gpu": (
+        f"{PIPELINES}/pre-deployment.yml",
+        "run: .ci/test-image classifier:gpu",
+    ),
+    "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make run": (
+        f"{PIPELINES}/pre-deployment.yml",
+        "PIP_EXTRA_INDEX_URL: https://download.pytorch.org/whl/cpu",
+    ),
+    "python convert_to_onnx.py --model efficientnet-lite0": ("Makefile", "convert_to_onnx.py --model $(MODEL)"),
+    "docker build --target cpu --build-arg MODEL=auto --tag classifier:cpu .": (
+        "Makefile",
+        "docker build --target $(TARGET) --build-arg MODEL=$(MODEL)",
+    ),
+    "docker run --rm --publish 8000:8000 --env BANANA_API_KEY=a-key-of-yours classifier:cpu": (
+        "Makefile",
+        "docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges --env BANANA_API_KEY",
+    ),
+    "docker build --tag classifier:gpu .": (f"{PIPELINES}/pre-deployment.yml", "tags: classifier:gpu"),
+    # Without --gpus: none of these machines has one.
+    "docker run --rm --gpus all --publish 8000:8000 --env BANANA_API_KEY=a-key-of-yours classifier:gpu": (
+        f"{PIPELINES}/pre-deployment.yml",
+        "run: .ci/test-image classifier:gpu",
+    ),
+    "sed 's|IMAGE|registry.example/classifier:1.0.0|' deploy/knative.yaml | kubectl apply -f -": (
+        "tests/test_knative.py",
+        "knative.yaml",
+    ),
+    "pip install 'tritonclient[http]'": ("requirements-dev.txt", "tritonclient[http]=="),
+    ".venv-ray/bin/ray start": ("requirements-ray.txt", "ray[serve]=="),
+    ".venv-ray/bin/serve shutdown": ("requirements-ray.txt", "ray[serve]=="),
+    "MODEL_PATH=colours.onnx python server.py": ("endpoint.py", "[sys.executable, SERVER]"),
+    "python benchmarks/precision.py FOLDER": ("benchmarks/precision.py", "python benchmarks/precision.py FOLDER"),
+}
+SERVING = ("make serve", "python server.py")
+MAKE = 'make() { command make -o .venv/installed -o classifier.onnx $DRY "$@"; }'  # all of that is there already
 
 
-def found(pattern, *names):
-    """Return what `pattern` finds in the named scripts, or in all; an empty set would prove nothing."""
-    everything = {match for name in names or SOURCES for match in re.findall(pattern, SOURCES[name])}
-    assert everything
-    return sorted(everything)
+def commands(block):
+    """Return a block's commands; a line that is continued is one."""
+    return block.replace("\\\n", " ").splitlines()
 
 
-@pytest.mark.parametrize("name", found(r'(?:integer|choice|environ\.get)\("([A-Z_]+)"', *SOURCES))
-def test_every_setting_is_in_the_table(name):
-    assert f"| `{name}` |" in README
+def named(block):
+    """Return a name for a block that pytest can show."""
+    return re.sub(r"\s+", " ", block)[:50].strip()
 
 
-@pytest.mark.parametrize(("method", "route"), found(r'@\w+\.(route|post)\("([^"]+)"', "routes.py", "platforms.py"))
-def test_every_route_is_in_the_table(method, route):
-    assert f"| `{method.upper().replace('ROUTE', 'GET')} {route}` |" in README
+@pytest.fixture
+def checkout(tmp_path):
+    """Give a fresh clone, as it is when `make` has set it up."""
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(*MADE))
+    (clone / "classifier.onnx").symlink_to(ROOT / "classifier.onnx")
+    (clone / ".venv").symlink_to(sys.prefix)
+    return clone
 
 
-@pytest.mark.parametrize("script", ["convert_to_onnx.py", "test_onnx.py", "test_server.py"])
-def test_every_option_of_every_command_is_named(script):
-    help_text = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", help_text.stdout)) - {"--help"}
-    assert options
-    assert {option for option in options if option not in README} == set()
+def environment(**more):
+    """Return a newcomer's environment, in which nothing is set for this repository."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("BANANA_", "MAKE", "MODEL"))}
+    return clean | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | more
 
 
-@pytest.mark.parametrize("target", re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-def test_every_make_target_is_named(target):
-    assert target == "help" or f"`make {target}`" in README
+def follow(command, checkout, port):
+    """Do what the README says, asking the server at `port` where it says 8000; return what is printed."""
+    if command in ELSEWHERE:
+        name, same = ELSEWHERE[command]
+        assert same in (ROOT / name).read_text(encoding="utf-8")
+        return ""
+    if command in SERVING:
+        return serve(command, checkout)
+    dry = "--dry-run" if re.match(r"make (?!run( IMAGE=|$))", command) else ""
+    for name in re.findall(r"^make .*?([A-Z_]+)=", command):
+        assert re.search(rf"\b{name}\b", MAKEFILE + "".join(SOURCES.values()))
+    command = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    command = command.replace("python -m pytest", "python -m pytest --collect-only")  # the rest is done by `make test`
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"{MAKE}\n{command}"],
+        cwd=checkout,
+        env=environment(DRY=dry),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
-@pytest.mark.parametrize("script", SOURCES)
-def test_every_script_is_named_and_says_how_to_run_it(script):
-    assert f"`{script}`" in README
-    assert re.search(r"^    \S", SOURCES[script].split('"""')[1], re.MULTILINE)
+def serve(command, checkout):
+    """Run a command that serves until Ctrl-C: until it is healthy, and then that."""
+    port, log = free_port(), checkout / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", f"{MAKE}\n{command}"],
+            cwd=checkout,
+            env=environment(DRY="", PORT=str(port)),
+            stderr=output,
+            start_new_session=True,
+        )
+
+    def is_healthy():
+        assert process.poll() is None, log.read_text()
+        # Before that line Ctrl-C ends it on the spot.
+        return " listening " in log.read_text() and requests.get(f"http://127.0.0.1:{port}/healthcheck").ok
+
+    try:
+        wait_until(is_healthy, "it serves")
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(DEADLINE_S)
+    assert " stopping " in log.read_text()
+    assert " error " not in log.read_text()
+    return ""
 
 
-def test_ones_own_model_is_deployed_by_the_readmes_commands(tmp_path):
-    section = README.partition("### Deploy your own model")[2].partition("\n#")[0]
-    commands, answer = re.findall(r"(?:^    .+\n)+", section, re.MULTILINE)
-    for script in ROOT.glob("*.py"):
-        (tmp_path / script.name).symlink_to(script)
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("BANANA_")}
-    environment = clean | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    shell = ["bash", "-euo", "pipefail", "-c", commands]
-    result = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True)
+def as_shown(text):
+    """Return a pattern of what the README shows: any number for a number, any spaces, anything for `…`."""
+    text = text.replace("efficientnet-lite0", OnnxClassifier(ROOT / "classifier.onnx").model_name)
+    return re.escape(plain(text)).replace("…", ".*")
+
+
+def plain(text):
+    """Return the text without spaces, and with every number alike."""
+    return re.sub(r"\s+", "", re.sub(r"\d+(\.\d+)?(e-\d+)?", "0", text))
+
+
+def test_every_block_says_what_it_is():
+    assert not re.search(r"^    \S", PROSE, re.MULTILINE)
+    assert {language for language, _, _ in BLOCKS} == {"mermaid", "sh", "python"}  # an output follows its command
+    assert "```" not in PROSE
+
+
+@pytest.mark.parametrize(
+    ("block", "shown"),
+    [
+        pytest.param(block, shown, id=named(block))
+        for language, block, shown in BLOCKS
+        if language == "sh" and "colours" not in block
+    ],
+)
+def test_a_block_of_commands_works_and_prints_what_is_shown(block, shown, checkout, served):
+    printed = [follow(command, checkout, served.port) for command in commands(block)]
+    assert re.fullmatch(as_shown(shown), plain(printed[-1])) or not shown, printed[-1]
+
+
+@pytest.mark.parametrize("command", sorted(set(INLINE)))
+def test_a_command_in_the_text_works(command, checkout, served):
+    follow(command, checkout, served.port)
+
+
+@pytest.mark.parametrize("command", ELSEWHERE)
+def test_what_is_run_elsewhere_is_still_in_the_text(command):
+    assert command in INLINE or command in [line for _, block, _ in BLOCKS for line in commands(block)]
+
+
+@pytest.mark.parametrize(("code", "shown"), [(code, shown) for kind, code, shown in BLOCKS if kind == "python"])
+def test_the_code_works_and_prints_what_is_shown(code, shown, checkout, served):
+    model = OnnxClassifier(ROOT / "classifier.onnx").model_name
+    code = code.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}").replace("efficientnet-lite0", model)
+    result = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1].startswith(answer.strip().partition("probability")[0])
+    assert re.fullmatch(as_shown(shown), plain(result.stdout))
 
-    classifier = OnnxClassifier(tmp_path / "colours.onnx")
+
+def test_ones_own_model_is_deployed_by_the_readmes_commands(checkout):
+    [(block, shown)] = [(block, shown) for _, block, shown in BLOCKS if "examples/colours.py" in block]
+    printed = [follow(command, checkout, free_port()) for command in commands(block)]
+    assert re.fullmatch(as_shown(shown), plain(printed[-1]))
+
+    classifier = OnnxClassifier(checkout / "colours.onnx")
     assert classifier.class_names == ["red", "green", "blue", "yellow", "grey"]
     network = Colours().eval()
-    network.load_state_dict(torch.load(tmp_path / "colours.pth"))
+    network.load_state_dict(torch.load(checkout / "colours.pth"))
     for right, left in enumerate(COLOURS):
         picture = Image.new("RGB", (128, 96), tuple(int(255 * level) for level in left))
         picture.paste(tuple(int(255 * level) for level in COLOURS[right - 1]), (64, 0, 128, 96))
@@ -94,3 +239,133 @@ def test_ones_own_model_is_deployed_by_the_readmes_commands(tmp_path):
         with torch.inference_mode():
             expected = network((pixels - 0.5) / 0.5).sigmoid()[0]
         assert first.probability == pytest.approx(float(expected.max()), abs=1e-4)
+
+
+# -- the tables ------------------------------------------------------------------------------------------------------
+def found(pattern, *names):
+    """Return what `pattern` finds in the named scripts, or in all; an empty set would prove nothing."""
+    everything = {match for name in names or SOURCES for match in re.findall(pattern, SOURCES[name])}
+    assert everything
+    return sorted(everything)
+
+
+def rows(heading):
+    """Return the cells of every row of the first table under a heading."""
+    section = re.search(rf"^#+ {heading}\n(.*?)(?=^#+ |\Z)", README, re.MULTILINE | re.DOTALL)[1]
+    table = re.search(r"^\|.*\n\|[-|]+\n((?:\|.*\n)+)", section, re.MULTILINE)[1]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
+
+
+@pytest.mark.parametrize("name", found(r'(?:integer|choice|environ\.get)\("([A-Z_]+)"'))
+def test_every_setting_is_in_the_table(name):
+    assert f"| `{name}` |" in README
+
+
+@pytest.mark.parametrize("name", re.findall(r"^([A-Z_]+) \?=", MAKEFILE, re.MULTILINE))
+def test_every_variable_of_make_is_in_the_table(name):
+    assert f"| `{name}` |" in README.partition("For `make`:")[2] or name == "PORT"
+
+
+@pytest.mark.parametrize("name", [row[0].strip("`") for row in rows("Settings")])
+def test_every_setting_in_the_table_is_read_somewhere(name):
+    assert name in found(r'(?:integer|choice|environ\.get)\("([A-Z_]+)"')
+
+
+@pytest.mark.parametrize(("method", "route"), found(r'@\w+\.(route|post)\("([^"]+)"', "routes.py", "platforms.py"))
+def test_every_route_is_in_the_table(method, route):
+    assert [f"`{method.upper().replace('ROUTE', 'GET')} {route}`"] in [row[:1] for row in rows("HTTP")]
+
+
+@pytest.mark.parametrize("name", found(r'= (?:Counter|Gauge|Histogram|Info)\("(\w+)"', "observing.py"))
+def test_every_metric_is_in_the_table_and_is_served(name, served):
+    [metric] = [row[0].strip("`") for row in rows("Metrics") if re.fullmatch(rf"`{name}(_total|_info)?`", row[0])]
+    assert f"\n# TYPE {metric} " in served.get("/metrics").text
+
+
+@pytest.mark.parametrize("script", [name for name, source in SOURCES.items() if "ArgumentParser(" in source])
+def test_every_option_of_every_command_is_named(script):
+    help_text = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", help_text.stdout)) - {"--help"}
+    assert options
+    assert {option for option in options if not re.search(rf"{option}\b(?!-)", README)} == set()
+
+
+def test_the_make_targets_are_those_of_the_makefile_in_its_words():
+    targets = re.findall(r"^([a-z-]+):.*?## (.*)$", MAKEFILE, re.MULTILINE)
+    assert rows("Make targets") == [[f"`make {name}`", what] for name, what in targets if name != "help"]
+
+
+@pytest.mark.parametrize("script", SOURCES)
+def test_every_script_is_named_and_says_how_to_run_it(script):
+    assert f"`{script}`" in README
+    assert re.search(r"^    \S", SOURCES[script].split('"""')[1], re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        {name.partition("/")[0] + "/" * ("/" in name) for name in FILES if not name.startswith(".git")}
+        - {"README.md", "LICENSE", "docs/"}
+    )
+    + [name for name in FILES if name.startswith(".ci/")],
+)
+def test_every_file_is_named(name):
+    assert f"`{name}`" in PROSE
+
+
+def test_every_deliverable_has_a_file_and_a_command():
+    deliverables = rows("The assignment")
+    assert len(deliverables) == 13
+    for asked_for, here, shown_by, differs in deliverables:
+        assert asked_for and differs
+        assert any((ROOT / name).exists() for name in re.findall(r"`([^`]+)`", here)) or here == "this file"
+        assert shown_by.strip("`") in INLINE
+
+
+# -- troubleshooting -------------------------------------------------------------------------------------------------
+def messages(path):
+    """Return every text in a file, with `…` for each value that is put into one."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return [source]
+    parts = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.JoinedStr | ast.Constant)]
+    return [
+        "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in getattr(node, "values", [node]))
+        for node in parts
+    ]
+
+
+MESSAGES = {path: messages(path) for path in [*map(ROOT.joinpath, SOURCES), ROOT / "Makefile"]}
+
+
+def test_ten_things_go_wrong():
+    assert len([row for row in rows("Troubleshooting") if row[0]]) == 10
+
+
+@pytest.mark.parametrize(
+    "quoted", [text for row in rows("Troubleshooting") for text in re.findall(r"`([^`]+)`", row[1])]
+)
+def test_every_message_that_is_quoted_is_one_of_ours(quoted):
+    pieces = [piece.strip() for piece in quoted.split("…") if piece.strip()]
+    assert pieces
+    assert any(all(piece in "\n".join(texts) for piece in pieces) for texts in MESSAGES.values()), pieces
+
+
+# -- links and pictures ----------------------------------------------------------------------------------------------
+def test_every_link_and_picture_leads_somewhere():
+    headings = re.findall(r"^#+ (.+)$", PROSE, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([^)]+)\)", README)
+    assert links
+    assert set(links) <= anchors
+    pictures = re.findall(r'src="([^"]+)"', README)
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+@pytest.mark.parametrize("diagram", [block for language, block, _ in BLOCKS if language == "mermaid"], ids=named)
+def test_no_box_of_a_diagram_has_a_name_that_mermaid_keeps_for_itself(diagram):
+    text = re.sub(r'"[^"]*"|\[[^\]]*\]', "", diagram)
+    boxes = re.findall(r"(?:-->|&|^) *([\w.]+)", text, re.MULTILINE)
+    assert boxes
+    assert not {"class", "classDef", "click", "default", "graph", "linkStyle", "style"} & set(boxes)

@@ -1,6 +1,8 @@
 """What both peers do with a picture, as one would write it in ten minutes around the same ONNX file.
 
-python benchmarks/bench.py --peers
+    make bench-peers
+
+The servers beside this file import it.
 """
 
 import base64

@@ -1,6 +1,8 @@
 """FastAPI and uvicorn: a plain `def` handler, run by FastAPI in its thread pool.
 
-python benchmarks/bench.py --peers
+    make bench-peers
+
+benchmarks/bench.py starts it.
 """
 
 import common

@@ -1,6 +1,8 @@
 """LitServe as its README teaches it, with two workers.
 
-python benchmarks/bench.py --peers
+    make bench-peers
+
+benchmarks/bench.py starts it.
 """
 
 import common

@@ -1,6 +1,8 @@
-"""A yardstick: app.py with PyTorch in eager mode where ONNX Runtime is. benchmarks/bench.py puts it behind server.py.
+"""A yardstick: app.py with PyTorch in eager mode where ONNX Runtime is.
 
-python benchmarks/bench.py
+    make bench
+
+benchmarks/bench.py puts it behind server.py.
 """
 
 import os
