@@ -159,7 +159,10 @@ class Prediction:
 
 
 class OnnxClassifier:
-    """A classifier.onnx, ready to answer. `model_name`, `class_names` and `preprocessor` come from the file."""
+    """A classifier.onnx, ready to answer. `model_name`, `class_names` and `preprocessor` come from the file.
+
+    So does `activation`, what made probabilities: softmax, sigmoid or none; None in a file that does not say.
+    """
 
     def __init__(
         self,
@@ -190,6 +193,7 @@ class OnnxClassifier:
             self.model_name = metadata["model"]
             self.weights_digest = metadata["weights_digest"]
             self.class_names = json.loads(metadata["class_names"])
+            self.activation = metadata.get("activation")
             self.preprocessor = ImagePreprocessor(
                 size=tuple(preprocessing["size"]),
                 mean=tuple(preprocessing["mean"]),

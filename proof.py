@@ -76,9 +76,9 @@ def prove(path: Path, trained: TrainedModel) -> Agreement:
             return network(torch.from_numpy(normalized)).numpy()
 
     levels = same_pixels = resized = 0.0
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     batch = np.stack([preprocessor.resize(picture) for picture in named.values()])
-    rows = session.run(["probabilities"], {"image": batch})[0]
+    # By the session itself, because `predict` takes them one by one.
+    rows = classifier.runner.session.run(["probabilities"], {"image": batch})[0]
     classes = len(trained.class_names)
     if rows.shape != (len(batch), classes):
         shape = list(rows.shape)

@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from model import InvalidImage, InvalidModel, OnnxClassifier
-from onnx_file import read_metadata
 from presets import EXPECT_HELP, Preset, expected, presets
 
 # -- settings, from the environment --------------------------------------------------------------------------------
@@ -51,7 +50,7 @@ def check_probabilities(known: list[Preset], classifier: OnnxClassifier) -> str:
         raise AssertionError(f"expected numbers from 0 to 1, got {low:.3g} to {high:.3g}")
     sums = rows.sum(axis=1)
     came = f"the sum of a picture's from {sums.min():.3f} to {sums.max():.3f}"
-    if read_metadata(MODEL_PATH).get("activation") == "softmax" and np.abs(sums - 1).max() > SUM_TOLERANCE:
+    if classifier.activation == "softmax" and np.abs(sums - 1).max() > SUM_TOLERANCE:
         raise AssertionError(f"expected a sum of 1 after softmax, got {came}")
     return f"each is from 0 to 1, and {came}"
 

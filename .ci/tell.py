@@ -6,33 +6,26 @@ The issue is the one with the label of LABEL; a person may close it, too.
 """
 
 import json
-import subprocess
 import sys
+
+from merge import output
 
 LABEL = "endpoint-fails"
 
 
-def gh(*arguments: str) -> str:
-    """Return what GitHub's command prints; end with its exit code where it fails."""
-    result = subprocess.run(["gh", *arguments], stdout=subprocess.PIPE, text=True)
-    if result.returncode:
-        sys.exit(result.returncode)
-    return result.stdout
-
-
 def main(result: str, run: str) -> None:
     """Do what the result of the tests asks for; a run that was cancelled says nothing of the endpoint."""
-    found = json.loads(gh("issue", "list", "--label", LABEL, "--state", "open", "--json", "number"))
+    found = json.loads(output("gh", "issue", "list", "--label", LABEL, "--state", "open", "--json", "number"))
     number = str(found[0]["number"]) if found else None
     if result == "failure":
         body = f"The endpoint has failed its tests. The summary of the run says which: {run}"
         if number:
-            gh("issue", "comment", number, "--body", body)
+            output("gh", "issue", "comment", number, "--body", body)
         else:
-            gh("label", "create", LABEL, "--force", "--description", "The deployed endpoint fails its tests")
-            gh("issue", "create", "--title", "The endpoint fails its tests", "--label", LABEL, "--body", body)
+            output("gh", "label", "create", LABEL, "--force", "--description", "The deployed endpoint fails its tests")
+            output("gh", "issue", "create", "--title", "The endpoint fails its tests", "--label", LABEL, "--body", body)
     elif result == "success" and number:
-        gh("issue", "close", number, "--comment", f"The endpoint has passed its tests: {run}")
+        output("gh", "issue", "close", number, "--comment", f"The endpoint has passed its tests: {run}")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,9 @@ def init() -> None:
     """Load the network, and let it answer once."""
     global network, preprocessor, class_names
     torch.set_num_threads(1)  # a thread for each call in work was measured faster than all threads for one
-    known = pytorch_model.KNOWN_MODELS[NAME]
-    network = pytorch_model.load(NAME).network
-    preprocessor = ImagePreprocessor(known.size, known.mean, known.std)
-    class_names = known.class_names()
+    trained = pytorch_model.load(NAME)
+    network, class_names = trained.classifier, trained.class_names
+    preprocessor = ImagePreprocessor(trained.size, trained.mean, trained.std)
     warm_up()
 
 
@@ -55,7 +54,7 @@ def classify(model_inputs: dict, alone: bool = True) -> Outcome:
         raise InvalidInput(str(error)) from error
     decoded = perf_counter()
     with torch.inference_mode():
-        probabilities = network(torch.from_numpy(pixels)).softmax(1)[0]
+        probabilities = network(torch.from_numpy(pixels))[0]
     top = int(probabilities.argmax())
     ran = perf_counter()
     timing = {"decode": (decoded - started) * 1e3, "model": (ran - decoded) * 1e3, "total": (ran - started) * 1e3}
