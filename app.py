@@ -27,7 +27,9 @@ MAX_PIXELS = integer("MAX_PIXELS", 25_000_000, 1, 1_000_000_000)  # width x heig
 # ------------------------------------------------------------------------------------------------------------------
 
 VERSION = "1.0.0"  # of this server
-WORKERS = THREADS + 1  # calls to work on at a time: a picture is decoded while each thread has another in the model
+# While each thread has a picture in the model, others are decoded, read from JSON or answered.
+MORE_WORKERS = 3
+WORKERS = THREADS + MORE_WORKERS  # calls to work on at a time
 DEFAULT_TOP_K = 5
 
 classifier: OnnxClassifier | None = None

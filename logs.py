@@ -35,8 +35,10 @@ class LineFormatter(logging.Formatter):
     @staticmethod
     def _text(value: object) -> str:
         # Quoted wherever a caller's text could break the line or pass for another field.
-        plain = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
-        return str(value) if plain else json.dumps(value)
+        if isinstance(value, str):
+            plain = value.isascii() and value.isprintable() and " " not in value
+            return value if plain else json.dumps(value)
+        return repr(value) if type(value) in (int, float) else json.dumps(value)
 
 
 def log_to_stderr(as_json: bool) -> None:

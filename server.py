@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import app
 import memory
-from logs import log_to_stderr
+from logs import log_to_stderr, logger
 from settings import choice, integer
 
 # -- settings, from the environment --------------------------------------------------------------------------------
@@ -23,11 +23,23 @@ LOG_FORMAT = choice("LOG_FORMAT", "text", ("text", "json"))
 # ------------------------------------------------------------------------------------------------------------------
 
 
+def yield_less() -> None:
+    """Let a thread that wakes up wait for its turn: one that it would interrupt loses what its CPU's caches hold."""
+    if not hasattr(os, "SCHED_BATCH"):  # which Linux alone has
+        return
+    try:
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:  # else somebody has chosen another
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except OSError as error:
+        logger.info("scheduled as usual", extra={"fields": {"reason": error.strerror}})
+
+
 def main() -> None:
     """Serve until SIGTERM; exit 1 if the model cannot be loaded, or if work was left unfinished."""
     if sys.argv[1:] not in ([], ["serve"]):  # which is what SageMaker passes
         sys.exit("usage: python server.py [serve]; README.md has the settings, which are environment variables")
     log_to_stderr(LOG_FORMAT == "json")
+    yield_less()
     memory.return_large()
     loading = ThreadPoolExecutor(1, "load").submit(app.init)
     from routes import serve

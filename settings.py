@@ -38,7 +38,7 @@ def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
 
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return how many CPUs this process may use, at least 1: its affinity, or its container's quota if that is less."""
-    cpus = len(os.sched_getaffinity(0))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # as on macOS
     try:
         if (cgroup / "cpu.max").exists():  # version 2: "<quota> <period>", in microseconds, or "max <period>"
             quota, period = (cgroup / "cpu.max").read_text().split()

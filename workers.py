@@ -65,12 +65,12 @@ class WorkQueue:
         Where the caller is cancelled while it waits, its place is free at once.
         """
         self.require_room()
-        loop = asyncio.get_running_loop()
         self.pending += 1
         job = [work, arguments]
         future = self._pool.submit(self._work, perf_counter(), job)
-        future.add_done_callback(lambda future: self._leave(loop, future, job))
-        return await asyncio.wrap_future(future)
+        waiting = asyncio.wrap_future(future)
+        waiting.add_done_callback(lambda waiting: self._leave(waiting.get_loop(), future, job))
+        return await waiting
 
     def _work(self, submitted: float, job: list) -> Done:
         work, arguments = job
@@ -84,9 +84,10 @@ class WorkQueue:
     def _leave(self, loop: asyncio.AbstractEventLoop, future: Future, job: list) -> None:
         if future.cancelled():
             job.clear()  # the pool keeps it until a thread is free, and it may be large
+        if future.done():
             self._count_down()
-        else:
-            loop.call_soon_threadsafe(self._count_down)
+        else:  # the caller has gone, and a thread is at its work
+            future.add_done_callback(lambda future: loop.call_soon_threadsafe(self._count_down))
 
     def _count_down(self) -> None:
         self.pending -= 1

@@ -34,7 +34,7 @@ REPLICAS_PER_GPU = integer("REPLICAS_PER_GPU", 0, 0, 100)  # that share one; 0: 
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "classifier"
-WORKERS = CPUS_PER_REPLICA + 1  # calls in a replica, as in app.py
+WORKERS = CPUS_PER_REPLICA + app.MORE_WORKERS  # calls in a replica
 SETTINGS = {
     "PYTHONPATH": ROOT,
     "MODEL_PATH": Path(app.MODEL_PATH).resolve(),

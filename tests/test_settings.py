@@ -75,3 +75,9 @@ def test_the_cpus_are_those_that_the_container_may_use(monkeypatch, tmp_path, fi
     for name, content in files.items():
         (tmp_path / name).write_text(content + "\n")
     assert available_cpus(tmp_path) == cpus
+
+
+def test_where_the_system_tells_no_affinity_all_cpus_count(monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert available_cpus(tmp_path) == 12
