@@ -23,6 +23,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 import memory
 from logs import logger
+from onnx_file import read_metadata
 
 # ONNX Runtime's errors have no base class of their own.
 ONNX_ERRORS = (
@@ -151,8 +152,8 @@ def open_runner(
 
     With `auto` it is the first of cuda, openvino and cpu that works, and it works if `check` does not raise ValueError:
     a provider can load a model and then fail on it. With `precision` auto OpenVINO may compute in bfloat16 and CUDA in
-    TF32, with f32 neither. Raises ProviderUnavailable for a provider that was named, and for a file that cannot be run
-    at all what `check` raises or one of ONNX_ERRORS.
+    TF32, with f32 neither; with a file in float16 CUDA computes in that. Raises ProviderUnavailable for a provider that
+    was named, and for a file that cannot be run at all what `check` raises or one of ONNX_ERRORS.
     """
     *preferred, last = ("cuda", "openvino", "cpu") if provider == "auto" else (provider,)
     for name in preferred:
@@ -224,7 +225,14 @@ def _open_cuda(path: str, size: tuple[int, int], precision: str, threads: int) -
     options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0" if precision == "f32" else "1"}
     session = onnxruntime.InferenceSession(path, providers=[(name, options), "CPUExecutionProvider"])
     _require(session, name)
-    return BatchRunner(name, "f32" if precision == "f32" else "tf32", session)
+    return BatchRunner(name, cuda_precision(path, precision), session)
+
+
+def cuda_precision(path: str, precision: str) -> str:
+    """Return what CUDA computes in: f16 with a file of such weights, whatever is asked for, else f32 or tf32."""
+    if read_metadata(path).get("precision") == "f16":
+        return "f16"
+    return "f32" if precision == "f32" else "tf32"
 
 
 def _require_gpu() -> None:

@@ -93,6 +93,19 @@ def test_the_metadata_says_everything_about_the_model(weights, output):
     }
 
 
+def test_half_precision_halves_the_file_and_leaves_its_input_and_output_as_they_are(weights, output, tmp_path):
+    trained = pytorch_model.load("resnet18", weights)
+    half = tmp_path / "half.onnx"
+    convert(trained, half, half=True)
+    assert half.stat().st_size < 0.51 * output.stat().st_size
+    assert (OnnxClassifier(half).half, OnnxClassifier(output).half) == (True, False)
+    whole, halved = InferenceSession(output), InferenceSession(half)
+    for one, other in zip(
+        whole.get_inputs() + whole.get_outputs(), halved.get_inputs() + halved.get_outputs(), strict=True
+    ):
+        assert (one.name, one.type, one.shape) == (other.name, other.type, other.shape)
+
+
 def test_no_path_of_this_machine_is_in_the_file(weights, output):
     content = output.read_bytes()
     for folder in (weights.parent, ROOT, sys.prefix):
@@ -127,7 +140,7 @@ def test_the_graphs_own_resize_is_pillows_to_one_level(output, size):
 def test_a_refused_file_is_not_written_and_the_old_one_stays(monkeypatch, tmp_path):
     network = trained(Small())
     broken = broken_copy(build_graph(network), swap_channels)
-    monkeypatch.setattr(convert_to_onnx, "build_graph", lambda _: broken)
+    monkeypatch.setattr(convert_to_onnx, "build_graph", lambda *_: broken)
     (tmp_path / "classifier.onnx").write_bytes(b"old")
     with pytest.raises(Disagreement):
         convert(network, tmp_path / "classifier.onnx")
@@ -153,7 +166,7 @@ def test_what_onnx_runtime_cannot_run_is_refused(monkeypatch, tmp_path):
     graph = build_graph(trained(Small()))
     graph.graph.node[-1].op_type = "Hardmax"
     graph.graph.node[-1].domain = "somebody.elses"
-    monkeypatch.setattr(convert_to_onnx, "build_graph", lambda _: graph)
+    monkeypatch.setattr(convert_to_onnx, "build_graph", lambda *_: graph)
     with pytest.raises(ConversionError, match=r"ONNX Runtime cannot run what became of the network: .*Hardmax"):
         convert(trained(Small()), tmp_path / "classifier.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import threading
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -102,6 +103,16 @@ def test_a_gpu_that_is_not_there_is_known_before_onnx_runtime_is_asked(monkeypat
     monkeypatch.setattr(providers, "ctypes", SimpleNamespace(CDLL=load))
     with pytest.raises(ProviderUnavailable, match=why):
         OnnxClassifier(MODEL_PATH, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("weights", "asked", "computes_in"),
+    [("f16", "auto", "f16"), ("f16", "f32", "f16"), ("f32", "auto", "tf32"), ("f32", "f32", "f32")],
+)
+def test_a_gpu_computes_in_half_precision_where_the_file_has_it(tmp_path, weights, asked, computes_in):
+    entry = onnx.StringStringEntryProto(key="precision", value=weights)
+    (tmp_path / "classifier.onnx").write_bytes(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
+    assert providers.cuda_precision(tmp_path / "classifier.onnx", asked) == computes_in
 
 
 @pytest.mark.parametrize("module", ["server", "convert_to_onnx", "test_onnx"])
