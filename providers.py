@@ -23,7 +23,6 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 import memory
 from logs import logger
-from onnx_file import read_metadata
 
 # ONNX Runtime's errors have no base class of their own.
 ONNX_ERRORS = (
@@ -225,12 +224,12 @@ def _open_cuda(path: str, size: tuple[int, int], precision: str, threads: int) -
     options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0" if precision == "f32" else "1"}
     session = onnxruntime.InferenceSession(path, providers=[(name, options), "CPUExecutionProvider"])
     _require(session, name)
-    return BatchRunner(name, cuda_precision(path, precision), session)
+    return BatchRunner(name, cuda_precision(session, precision), session)
 
 
-def cuda_precision(path: str, precision: str) -> str:
+def cuda_precision(session: onnxruntime.InferenceSession, precision: str) -> str:
     """Return what CUDA computes in: f16 with a file of such weights, whatever is asked for, else f32 or tf32."""
-    if read_metadata(path).get("precision") == "f16":
+    if session.get_modelmeta().custom_metadata_map.get("precision") == "f16":
         return "f16"
     return "f32" if precision == "f32" else "tf32"
 

@@ -69,7 +69,7 @@ class WorkQueue:
         job = [work, arguments]
         future = self._pool.submit(self._work, perf_counter(), job)
         waiting = asyncio.wrap_future(future)
-        waiting.add_done_callback(lambda waiting: self._leave(waiting.get_loop(), future, job))
+        waiting.add_done_callback(lambda _: self._leave(future, job))
         return await waiting
 
     def _work(self, submitted: float, job: list) -> Done:
@@ -81,12 +81,13 @@ class WorkQueue:
         finally:
             del self._began[get_ident()]
 
-    def _leave(self, loop: asyncio.AbstractEventLoop, future: Future, job: list) -> None:
+    def _leave(self, future: Future, job: list) -> None:
         if future.cancelled():
             job.clear()  # the pool keeps it until a thread is free, and it may be large
         if future.done():
             self._count_down()
         else:  # the caller has gone, and a thread is at its work
+            loop = asyncio.get_running_loop()
             future.add_done_callback(lambda future: loop.call_soon_threadsafe(self._count_down))
 
     def _count_down(self) -> None:

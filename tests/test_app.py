@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import app
+from tests.imports import imported, imports
 from tests.serving import NEWT, ROOT, TENCH
-from tests.test_image import imported, imports
 
 
 @pytest.fixture(scope="module", autouse=True)

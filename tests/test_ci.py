@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from tests.misbehaving import misbehaving
 from tests.serving import ROOT
-from tests.test_test_server import misbehaving
 
 CI = ROOT / ".ci"
 

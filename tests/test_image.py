@@ -1,10 +1,10 @@
 """The Dockerfile and .dockerignore: each stage is given every file that its scripts import, and nothing else."""
 
-import ast
 import re
 
 import pytest
 
+from tests.imports import imported
 from tests.serving import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -21,25 +21,6 @@ def copied(stage):
     """Return the files and folders that a stage takes from the repository."""
     lines = re.findall(r"^COPY (?!--from)(?:--\S+ )?(.*) \S+$", stages()[stage], re.MULTILINE)
     return {name.rstrip("/").replace("[h]", "h") for line in lines for name in line.split()}
-
-
-def imports(script):
-    """Return the names of all packages and scripts that a script imports, wherever in it."""
-    nodes = list(ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))))
-    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
-    return {module.partition(".")[0] for module in modules}
-
-
-def imported(script):
-    """Return the scripts of this repository that one needs, itself among them."""
-    found, queue = set(), [script]
-    while queue:
-        name = f"{queue.pop()}.py"
-        if (ROOT / name).exists() and name not in found:
-            found.add(name)
-            queue += imports(name)
-    return found
 
 
 def allowed():

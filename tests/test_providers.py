@@ -9,9 +9,9 @@ import threading
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
+from onnx import helper, parser
 
 import providers
 from model import InvalidModel, OnnxClassifier
@@ -109,10 +109,12 @@ def test_a_gpu_that_is_not_there_is_known_before_onnx_runtime_is_asked(monkeypat
     ("weights", "asked", "computes_in"),
     [("f16", "auto", "f16"), ("f16", "f32", "f16"), ("f32", "auto", "tf32"), ("f32", "f32", "f32")],
 )
-def test_a_gpu_computes_in_half_precision_where_the_file_has_it(tmp_path, weights, asked, computes_in):
-    entry = onnx.StringStringEntryProto(key="precision", value=weights)
-    (tmp_path / "classifier.onnx").write_bytes(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
-    assert providers.cuda_precision(tmp_path / "classifier.onnx", asked) == computes_in
+def test_a_gpu_computes_in_half_precision_where_the_file_has_it(weights, asked, computes_in):
+    graph = "g (float[1] x) => (float[1] y) { y = Neg (x) }"
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> {graph}')
+    helper.set_model_props(model, {"precision": weights})
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert providers.cuda_precision(session, asked) == computes_in
 
 
 @pytest.mark.parametrize("module", ["server", "convert_to_onnx", "test_onnx"])

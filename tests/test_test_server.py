@@ -7,17 +7,13 @@ import signal
 import subprocess
 import sys
 import termios
-import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.misbehaving import ANSWER, misbehaving
 from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, ready, wait_until
-
-ANSWER = {"class_id": 7, "class_name": "cock", "probability": 0.5, "timing_ms": {"total": 1}}
 
 
 def command_line(*arguments, **environment):
@@ -48,51 +44,6 @@ def started(*arguments, **environment):
 def sleeps(process):
     """Return whether its main thread does. Of a signal just before that, Python takes note only on waking."""
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].startswith("S")
-
-
-@contextmanager
-def misbehaving(
-    status: int, body: bytes, hang: bool = False, good: range = range(0), health: bytes = b""
-) -> Iterator[tuple[str, list[str]]]:
-    """Run an endpoint that answers every POST alike, or never; give its URL and the paths it was asked for.
-
-    The `good` calls, counted from 0, get an answer as they should.
-    """
-    asked: list[str] = []
-    hold = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked.append(self.path)
-            well = len(asked) - 1 in good
-            if hang and not well:
-                hold.wait()
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.answer(*(200, json.dumps(ANSWER).encode()) if well else (status, body))
-
-        def do_GET(self):
-            self.answer(200, health)
-
-        def answer(self, status, content):
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments):
-            pass
-
-    endpoint = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    endpoint.daemon_threads = True
-    thread = threading.Thread(target=endpoint.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{endpoint.server_port}", asked
-    finally:
-        hold.set()
-        endpoint.shutdown()
-        thread.join()
-        endpoint.server_close()
 
 
 def test_a_picture_is_named_with_id_probability_and_time(served):
