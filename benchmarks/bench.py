@@ -196,11 +196,12 @@ def table(measured: list[Candidate], limit: Candidate, model: str) -> str:
         f"| | {' | '.join(columns)} | of the limit |",
         f"|---|{'---|' * (len(columns) + 1)}",
     ]
-    best = statistics.median(limit.figures["16 clients /s"])
     for candidate in [*measured, limit]:
         medians = {name: statistics.median(values) for name, values in candidate.figures.items()}
         cells = [f"{medians[name]:.{2 if name == 'start s' else 1}f}" if name in medians else "" for name in columns]
-        lines.append(f"| {candidate.name} | {' | '.join(cells)} | {medians['16 clients /s'] / best:.2f} |")
+        rounds = zip(candidate.figures["16 clients /s"], limit.figures["16 clients /s"], strict=True)
+        of_limit = statistics.median(rate / most for rate, most in rounds)
+        lines.append(f"| {candidate.name} | {' | '.join(cells)} | {of_limit:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -219,11 +220,15 @@ def main() -> None:
     classifier.predict(classifier.preprocessor(picture)[None], alone=False)
     servers, limit = candidates(classifier.model_name, given.peers), Candidate("the limit: a bare loop", [])
     for round_number in range(given.rounds):
-        # Every second round runs backwards, so that no one always follows the same one.
-        for candidate in servers if round_number % 2 == 0 else reversed(servers):
+        # The limit beside this server, as the machine's speed drifts. Every second round runs backwards, so that no one
+        # always follows the same one.
+        order = [servers[0], limit, *servers[1:]]
+        for candidate in order if round_number % 2 == 0 else reversed(order):
             print(f"round {round_number + 1} of {given.rounds}: {candidate.name}", file=sys.stderr)
-            measure(candidate, picture, given.seconds)
-        measure_limit(limit, classifier, picture, given.seconds)
+            if candidate is limit:
+                measure_limit(limit, classifier, picture, given.seconds)
+            else:
+                measure(candidate, picture, given.seconds)
     text = table(servers, limit, classifier.model_name)
     print(text)
     if given.output:
