@@ -26,6 +26,9 @@ from settings import available_cpus
 LARGE_PIXELS = 4_000_000
 REDUCED_SIDES = 4
 
+# Classes that are found one by one; to sort all 1,000 for 5 takes four times as long.
+FEW = 10
+
 # Resizes the lower half of a lone caller's picture, while the upper half is resized where it was decoded.
 lower_half = ThreadPoolExecutor(1, "lower half")
 
@@ -229,5 +232,15 @@ class OnnxClassifier:
 
     def top(self, probabilities: np.ndarray, top_k: int) -> list[Prediction]:
         """Return the `top_k` most probable classes of one row of probabilities; of equals, the lower id first."""
-        order = np.argsort(-probabilities, kind="stable")[:top_k]
-        return [Prediction(int(i), self.class_names[i], float(probabilities[i])) for i in order]
+        return [Prediction(i, self.class_names[i], float(probabilities[i])) for i in _largest(probabilities, top_k)]
+
+
+def _largest(values: np.ndarray, count: int) -> list[int]:
+    """Return the positions of the `count` largest values, the largest first."""
+    if count > FEW:
+        return np.argsort(-values, kind="stable")[:count].tolist()
+    rest, found = values.copy(), []
+    for _ in range(min(count, len(values))):
+        found.append(int(rest.argmax()))
+        rest[found[-1]] = -np.inf
+    return found

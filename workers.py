@@ -6,12 +6,18 @@ Knows nothing of HTTP or of pictures.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from threading import get_ident
+from queue import SimpleQueue
+from threading import Thread, get_ident
 from time import monotonic, perf_counter
 from typing import Any
+
+# Seconds for which answers are kept while calls wait, to be handed over together: what the event loop needs for that
+# has left the CPU's caches after every run of a model, and is brought back once for all of them. At 0 none is kept.
+TOGETHER_S = 0.02
 
 
 class QueueFull(Exception):
@@ -26,6 +32,13 @@ class Done:
     queued_s: float
 
 
+@dataclass
+class _Job:
+    todo: list[tuple[Callable, tuple]]  # one piece of work; whoever takes it out has it: a thread, or a caller who goes
+    submitted: float  # perf_counter seconds
+    answer: asyncio.Future
+
+
 class WorkQueue:
     """Runs at most `threads` pieces of work at a time, and keeps at most `capacity` waiting.
 
@@ -35,9 +48,13 @@ class WorkQueue:
     def __init__(self, threads: int, capacity: int) -> None:
         self.threads = threads
         self.capacity = capacity
-        self.pending = 0  # in work and waiting
-        self._pool = ThreadPoolExecutor(threads, "work")
+        self.pending = 0  # waiting, in work, and done but not handed over
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
         self._began: dict[int, float] = {}  # by thread, monotonic seconds
+        self._done: deque[tuple[asyncio.Future, Done | None, BaseException | None]] = deque()  # not handed over
+        self._keeping = False
+        for number in range(threads):
+            Thread(target=self._work_forever, name=f"work {number}", daemon=True).start()
 
     @property
     def in_work(self) -> int:
@@ -47,7 +64,7 @@ class WorkQueue:
     @property
     def queued(self) -> int:
         """How many wait."""
-        return max(0, self.pending - self.in_work)
+        return max(0, self.pending - self.in_work - len(self._done))
 
     @property
     def longest_s(self) -> float:
@@ -56,7 +73,7 @@ class WorkQueue:
 
     def require_room(self) -> None:
         """Raise QueueFull where one more piece of work could not even wait."""
-        if self.pending >= self.threads + self.capacity:
+        if self.pending - len(self._done) >= self.threads + self.capacity:
             raise QueueFull(f"{self.capacity} calls are waiting already")
 
     async def run(self, work: Callable, *arguments: Any) -> Done:
@@ -66,29 +83,58 @@ class WorkQueue:
         """
         self.require_room()
         self.pending += 1
-        job = [work, arguments]
-        future = self._pool.submit(self._work, perf_counter(), job)
-        waiting = asyncio.wrap_future(future)
-        waiting.add_done_callback(lambda _: self._leave(future, job))
-        return await waiting
-
-    def _work(self, submitted: float, job: list) -> Done:
-        work, arguments = job
-        queued_s = perf_counter() - submitted
-        self._began[get_ident()] = monotonic()
+        job = _Job([(work, arguments)], perf_counter(), asyncio.get_running_loop().create_future())
+        self._jobs.put(job)
         try:
-            return Done(work(*arguments), queued_s)
+            return await job.answer
+        except asyncio.CancelledError:
+            self._withdraw(job)
+            raise
         finally:
-            del self._began[get_ident()]
+            del job  # whose error, if it has one, has a traceback with this frame: neither would be freed
 
-    def _leave(self, future: Future, job: list) -> None:
-        if future.cancelled():
-            job.clear()  # the pool keeps it until a thread is free, and it may be large
-        if future.done():
-            self._count_down()
-        else:  # the caller has gone, and a thread is at its work
-            loop = asyncio.get_running_loop()
-            future.add_done_callback(lambda future: loop.call_soon_threadsafe(self._count_down))
+    def _withdraw(self, job: _Job) -> None:
+        with suppress(IndexError):  # a thread is at it, or has done it
+            job.todo.pop()
+            self.pending -= 1
 
-    def _count_down(self) -> None:
-        self.pending -= 1
+    def _work_forever(self) -> None:
+        while True:
+            self._work(self._jobs.get())
+
+    def _work(self, job: _Job) -> None:
+        try:
+            work, arguments = job.todo.pop()
+        except IndexError:
+            return  # its caller has gone
+        queued_s = perf_counter() - job.submitted
+        self._began[get_ident()] = monotonic()
+        done = error = None
+        try:
+            done = Done(work(*arguments), queued_s)
+        except BaseException as raised:  # whatever it is, it is the caller's
+            error = raised
+        self._done.append((job.answer, done, error))
+        del self._began[get_ident()]
+        if not self._keeping or not self.queued:
+            with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+                job.answer.get_loop().call_soon_threadsafe(self._hand_over)
+        del job, error  # as in `run`
+
+    def _hand_over(self) -> None:
+        if self._done and self.queued and not self._keeping:
+            self._keeping = True
+            asyncio.get_running_loop().call_later(TOGETHER_S, self._keep_no_longer)
+        while self._done:
+            answer, done, error = self._done.popleft()
+            self.pending -= 1
+            if answer.cancelled():
+                continue
+            if error is None:
+                answer.set_result(done)
+            else:
+                answer.set_exception(error)
+
+    def _keep_no_longer(self) -> None:
+        self._keeping = False
+        self._hand_over()

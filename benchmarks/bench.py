@@ -11,10 +11,12 @@ decoding, resizing and running in a bare loop, on as many threads as there are C
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import platform
 import re
+import selectors
 import socket
 import statistics
 import subprocess
@@ -75,9 +77,8 @@ def request(port: int, body: bytes) -> bytes:
     return head.encode() + b"\r\n\r\n" + body
 
 
-def exchange(connection: socket.socket, message: bytes) -> None:
-    """Send a request and read its answer. Raises RuntimeError for any status but 200."""
-    connection.sendall(message)
+def read_answer(connection: socket.socket) -> None:
+    """Read a whole answer. Raises RuntimeError for any status but 200."""
     answer = b""
     while b"\r\n\r\n" not in answer:
         received = connection.recv(65536)
@@ -93,21 +94,28 @@ def exchange(connection: socket.socket, message: bytes) -> None:
 
 
 def load(port: int, message: bytes, clients: int, seconds: float) -> list[float]:
-    """Return how long each call took, in ms, with so many clients for so long."""
+    """Return how long each call took, in ms, with so many clients that begin calls for so long.
+
+    All of them are in one thread: what the load takes of the CPUs is lost to the server.
+    """
     times: list[float] = []
+    began: dict[socket.socket, float] = {}
     end = time.perf_counter() + seconds
-
-    def call_again_and_again() -> None:
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            while (began := time.perf_counter()) < end:
-                exchange(connection, message)
-                times.append((time.perf_counter() - began) * 1e3)
-
-    threads = [threading.Thread(target=call_again_and_again) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with contextlib.ExitStack() as closing, selectors.DefaultSelector() as selector:
+        for _ in range(clients):
+            connection = closing.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * len(message))  # to send without waiting
+            selector.register(connection, selectors.EVENT_READ)
+            began[connection] = time.perf_counter()
+            connection.sendall(message)
+        while began:
+            for key, _ in selector.select():
+                read_answer(key.fileobj)
+                now = time.perf_counter()
+                times.append((now - began.pop(key.fileobj)) * 1e3)
+                if now < end:
+                    began[key.fileobj] = now
+                    key.fileobj.sendall(message)
     return times
 
 
@@ -117,7 +125,8 @@ def first_answer(port: int, message: bytes) -> None:
     while True:
         try:
             with socket.create_connection(("127.0.0.1", port)) as connection:
-                return exchange(connection, message)
+                connection.sendall(message)
+                return read_answer(connection)
         except (OSError, RuntimeError):
             if time.monotonic() > deadline:
                 raise
@@ -150,8 +159,9 @@ def measure(candidate: Candidate, picture: bytes, seconds: float) -> None:
         load(port, message, CLIENTS, 1)  # to have everything warm
         alone = load(port, message, 1, seconds)
         candidate.note("1 client p50 ms", statistics.median(alone))
+        began = time.perf_counter()
         many = load(port, message, CLIENTS, seconds)
-        candidate.note("16 clients /s", len(many) / seconds)
+        candidate.note("16 clients /s", len(many) / (time.perf_counter() - began))
         candidate.note("p99 ms", statistics.quantiles(many, n=100)[98])
         candidate.note("MB", memory_mb(process.pid))
     finally:
@@ -161,11 +171,11 @@ def measure(candidate: Candidate, picture: bytes, seconds: float) -> None:
 
 def measure_limit(candidate: Candidate, classifier: OnnxClassifier, picture: bytes, seconds: float) -> None:
     """Measure the bare loop: no server, no HTTP, no JSON."""
-    end = time.perf_counter() + seconds
+    began = time.perf_counter()
     counts = [0] * available_cpus()
 
     def classify_again_and_again(thread: int) -> None:
-        while time.perf_counter() < end:
+        while time.perf_counter() < began + seconds:
             classifier.predict(classifier.preprocessor(picture)[None], alone=False)
             counts[thread] += 1
 
@@ -174,7 +184,7 @@ def measure_limit(candidate: Candidate, classifier: OnnxClassifier, picture: byt
         thread.start()
     for thread in threads:
         thread.join()
-    candidate.note("16 clients /s", sum(counts) / seconds)
+    candidate.note("16 clients /s", sum(counts) / (time.perf_counter() - began))
 
 
 def table(measured: list[Candidate], limit: Candidate, model: str) -> str:
@@ -186,11 +196,12 @@ def table(measured: list[Candidate], limit: Candidate, model: str) -> str:
         f"| | {' | '.join(columns)} | of the limit |",
         f"|---|{'---|' * (len(columns) + 1)}",
     ]
-    best = statistics.median(limit.figures["16 clients /s"])
     for candidate in [*measured, limit]:
         medians = {name: statistics.median(values) for name, values in candidate.figures.items()}
         cells = [f"{medians[name]:.{2 if name == 'start s' else 1}f}" if name in medians else "" for name in columns]
-        lines.append(f"| {candidate.name} | {' | '.join(cells)} | {medians['16 clients /s'] / best:.2f} |")
+        rounds = zip(candidate.figures["16 clients /s"], limit.figures["16 clients /s"], strict=True)
+        of_limit = statistics.median(rate / most for rate, most in rounds)
+        lines.append(f"| {candidate.name} | {' | '.join(cells)} | {of_limit:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -209,11 +220,15 @@ def main() -> None:
     classifier.predict(classifier.preprocessor(picture)[None], alone=False)
     servers, limit = candidates(classifier.model_name, given.peers), Candidate("the limit: a bare loop", [])
     for round_number in range(given.rounds):
-        # Every second round runs backwards, so that no one always follows the same one.
-        for candidate in servers if round_number % 2 == 0 else reversed(servers):
+        # The limit beside this server, as the machine's speed drifts. Every second round runs backwards, so that no one
+        # always follows the same one.
+        order = [servers[0], limit, *servers[1:]]
+        for candidate in order if round_number % 2 == 0 else reversed(order):
             print(f"round {round_number + 1} of {given.rounds}: {candidate.name}", file=sys.stderr)
-            measure(candidate, picture, given.seconds)
-        measure_limit(limit, classifier, picture, given.seconds)
+            if candidate is limit:
+                measure_limit(limit, classifier, picture, given.seconds)
+            else:
+                measure(candidate, picture, given.seconds)
     text = table(servers, limit, classifier.model_name)
     print(text)
     if given.output:

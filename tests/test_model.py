@@ -129,7 +129,7 @@ def test_probabilities_sum_to_1(classifier):
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-4)
 
 
-@pytest.mark.parametrize("top_k", [1, 5, 1000])
+@pytest.mark.parametrize("top_k", [1, 5, 10, 11, 1000, 1001])
 def test_the_top_k_come_in_descending_order_with_their_own_names(classifier, top_k):
     (predictions,) = classifier.classify([NEWT], top_k)
     row = classifier.predict(classifier.preprocessor(NEWT)[None])[0]
@@ -138,10 +138,11 @@ def test_the_top_k_come_in_descending_order_with_their_own_names(classifier, top
     assert all(p.probability == row[p.class_id] for p in predictions)
 
 
-def test_of_equal_probabilities_the_lower_id_comes_first(classifier):
+@pytest.mark.parametrize("top_k", [2, 10, 11, 100])
+def test_of_equal_probabilities_the_lower_id_comes_first(classifier, top_k):
     row = np.full(1000, 0.001, np.float32)
     row[[700, 300]] = 0.1
-    assert [p.class_id for p in classifier.top(row, 5)] == [300, 700, 0, 1, 2]
+    assert [p.class_id for p in classifier.top(row, top_k)] == [300, 700, *range(top_k - 2)]
 
 
 def test_a_batch_of_two_gives_what_each_gives_alone(classifier):

@@ -5,9 +5,11 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 
 import pytest
 
+import workers
 from tests.serving import DEADLINE_S
 from workers import QueueFull, WorkQueue
 
@@ -148,6 +150,71 @@ def test_work_that_has_begun_keeps_its_place_until_it_ends_though_its_caller_has
             queue.require_room()
         gate.open.set()
         await until(lambda: queue.pending == 0)
+
+    run(test)
+
+
+async def done_while_another_waited(gate: Gate, queue: WorkQueue) -> list[asyncio.Task]:
+    """Return two tasks of a queue of one thread: one that was done while the other waited, and that other, begun."""
+    ends = [threading.Event(), threading.Event()]
+    first, second = [asyncio.create_task(queue.run(end.wait, DEADLINE_S)) for end in ends]
+    [last] = start(queue, gate, "last")
+    await until(lambda: queue.queued == 2)
+    ends[0].set()
+    await first
+    ends[1].set()
+    await until(lambda: gate.began == ["last"])
+    return [second, last]
+
+
+def test_what_is_done_while_others_wait_is_handed_over_together_with_the_last(monkeypatch):
+    monkeypatch.setattr(workers, "TOGETHER_S", 3600)
+
+    async def test(gate):
+        queue = WorkQueue(1, 2)
+        done, last = await done_while_another_waited(gate, queue)
+        assert not done.done()
+        assert (queue.pending, queue.in_work, queue.queued) == (2, 1, 0)
+        queue.require_room()  # what is done takes nobody's place
+        gate.open.set()
+        assert [each.result for each in await asyncio.gather(done, last)] == [True, "last"]
+        assert queue.pending == 0
+
+    run(test)
+
+
+def test_what_is_done_is_handed_over_before_long_though_the_work_that_waited_goes_on():
+    async def test(gate):
+        queue = WorkQueue(1, 2)
+        done, last = await done_while_another_waited(gate, queue)
+        assert (await done).result is True
+        assert not last.done()
+        gate.open.set()
+        await last
+
+    run(test)
+
+
+def test_what_is_refused_is_freed_with_its_error():
+    class Body:
+        """Stands for a large body; unlike bytes it can be watched."""
+
+    def refuse(body: Body) -> None:
+        raise ValueError
+
+    async def call(queue: WorkQueue) -> weakref.ref:
+        body = Body()
+        with suppress(ValueError):  # pytest.raises would keep the error
+            await queue.run(refuse, body)
+        return weakref.ref(body)
+
+    async def test(gate):
+        gc.disable()
+        try:
+            watched = await call(WorkQueue(1, 0))
+            await until(lambda: watched() is None)
+        finally:
+            gc.enable()
 
     run(test)
 
