@@ -81,6 +81,8 @@ server.config.update(
     # BodyReader has the limit: Sanic's own closes the connection on a client that is still sending, which then never
     # reads the 413. What is left of a refused body is read and dropped, within IDLE_TIMEOUT_S.
     REQUEST_MAX_SIZE=sys.maxsize,
+    # Bytes that may lie unread before their connection is paused: at 65,536 a picture of 100 KB is, on its way.
+    REQUEST_BUFFER_SIZE=262_144,
     GRACEFUL_SHUTDOWN_TIMEOUT=1,  # seconds for the sockets to close: `drain` has waited for the requests by then
 )
 server.blueprint(platforms.routes)
