@@ -236,7 +236,7 @@ class OnnxClassifier:
 
 
 def _largest(values: np.ndarray, count: int) -> list[int]:
-    """Return the positions of the `count` largest values, the largest first."""
+    """Return the positions of the `count` largest values, the largest first; of equals, the lower first."""
     if count > FEW:
         return np.argsort(-values, kind="stable")[:count].tolist()
     rest, found = values.copy(), []

@@ -101,21 +101,23 @@ def load(port: int, message: bytes, clients: int, seconds: float) -> list[float]
     times: list[float] = []
     began: dict[socket.socket, float] = {}
     end = time.perf_counter() + seconds
+
+    def call(connection: socket.socket) -> None:
+        began[connection] = time.perf_counter()
+        connection.sendall(message)
+
     with contextlib.ExitStack() as closing, selectors.DefaultSelector() as selector:
         for _ in range(clients):
             connection = closing.enter_context(socket.create_connection(("127.0.0.1", port)))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * len(message))  # to send without waiting
             selector.register(connection, selectors.EVENT_READ)
-            began[connection] = time.perf_counter()
-            connection.sendall(message)
+            call(connection)
         while began:
             for key, _ in selector.select():
                 read_answer(key.fileobj)
-                now = time.perf_counter()
-                times.append((now - began.pop(key.fileobj)) * 1e3)
-                if now < end:
-                    began[key.fileobj] = now
-                    key.fileobj.sendall(message)
+                times.append((time.perf_counter() - began.pop(key.fileobj)) * 1e3)
+                if time.perf_counter() < end:
+                    call(key.fileobj)
     return times
 
 
@@ -219,10 +221,9 @@ def main() -> None:
     classifier = OnnxClassifier(MODEL_PATH, "auto", "auto")
     classifier.predict(classifier.preprocessor(picture)[None], alone=False)
     servers, limit = candidates(classifier.model_name, given.peers), Candidate("the limit: a bare loop", [])
+    order = [servers[0], limit, *servers[1:]]  # the limit beside this server, as the machine's speed drifts
     for round_number in range(given.rounds):
-        # The limit beside this server, as the machine's speed drifts. Every second round runs backwards, so that no one
-        # always follows the same one.
-        order = [servers[0], limit, *servers[1:]]
+        # Every second round runs backwards, so that no one always follows the same one.
         for candidate in order if round_number % 2 == 0 else reversed(order):
             print(f"round {round_number + 1} of {given.rounds}: {candidate.name}", file=sys.stderr)
             if candidate is limit:

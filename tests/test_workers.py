@@ -28,6 +28,10 @@ class Gate:
         return what
 
 
+class Body:
+    """Stands for a large body; unlike bytes it can be watched."""
+
+
 def run(test: Callable[[Gate], Coroutine]) -> None:
     """Run the test in an event loop; let no thread wait at its gate for ever."""
     gate = Gate()
@@ -116,9 +120,6 @@ def test_a_place_is_free_at_once_when_its_caller_has_gone():
 
 
 def test_what_a_caller_who_has_gone_has_sent_is_not_kept_until_a_thread_is_free():
-    class Body:
-        """Stands for a large body; unlike bytes it can be watched."""
-
     async def test(gate):
         queue = WorkQueue(1, 1)
         [first] = start(queue, gate, "first")
@@ -196,9 +197,6 @@ def test_what_is_done_is_handed_over_before_long_though_the_work_that_waited_goe
 
 
 def test_what_is_refused_is_freed_with_its_error():
-    class Body:
-        """Stands for a large body; unlike bytes it can be watched."""
-
     def refuse(body: Body) -> None:
         raise ValueError
 
