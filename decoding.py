@@ -16,17 +16,16 @@ from time import thread_time
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
-from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import STRIPOFFSETS, TILEOFFSETS, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from simplejpeg import decode_jpeg
 
-# The formats that people send. No other decoder of Pillow's is ever tried.
-DECODERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile, TiffImageFile, AvifImageFile)
+# The formats that people send. No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a
+# file of a kilobyte asks for, and look at no deadline.
+DECODERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile)
 FORMATS = tuple(decoder.format for decoder in DECODERS)
 
 # model.ImagePreprocessor has the limit, and checks it as early.
@@ -39,9 +38,6 @@ MAX_SIDE = 65_535
 # none changes, which takes 14 ms.
 MAX_SCANS = 64
 SCAN = re.compile(rb"\xff\xda\x00")  # its marker, which a scan's data cannot contain; bytes.count takes twice as long
-
-# Strips or tiles of a TIFF: rows of one pixel, in four planes. Pillow takes 350 bytes for each.
-MAX_STRIPS = 4 * MAX_SIDE
 
 # Seconds of one processor for reading a picture piece by piece, of which much is written in Python in Pillow. No
 # picture that was not made to be slow takes more than 1.
@@ -124,19 +120,6 @@ class _Patience(io.BytesIO):
         if thread_time() > self.deadline:
             raise OSError("reading it takes too long: save it anew")
         return super().read(size)
-
-
-class _FewStrips(TiffImageFile):
-    """A TIFF, unless it has more strips or tiles than MAX_STRIPS."""
-
-    def _setup(self) -> None:
-        # Later is too late: what Pillow makes of them takes 170 times the file.
-        if max(len(self.tag_v2.get(tag, ())) for tag in (STRIPOFFSETS, TILEOFFSETS)) > MAX_STRIPS:
-            raise OSError(f"it has more than {MAX_STRIPS} strips or tiles")
-        super()._setup()
-
-
-Image.register_open(TiffImageFile.format, _FewStrips, Image.OPEN[TiffImageFile.format][1])
 
 
 def _decode_with_turbo(image: JpegImageFile, least_side: int) -> Image.Image:

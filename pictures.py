@@ -23,7 +23,7 @@ from tqdm import tqdm
 from endpoint import Answer, Endpoint, EndpointDown, Refused
 
 # What the server decodes, by the names that such files have.
-SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}
 
 ABOUT_THE_PICTURE = (408, 413, 422)  # any other refusal would be the same for every picture
 GIVE_UP_AFTER = 3  # pictures in a row without an answer, although the endpoint says that it is healthy

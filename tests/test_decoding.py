@@ -13,7 +13,6 @@ from tests.hostile import encoded
 BEST = {
     "WEBP": {"lossless": True},
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
-    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }
 
 
@@ -72,9 +71,7 @@ def assert_pixels(actual, expected, tolerance=0):
             dots("RGBA", (200, 0, 0, 0)), "WEBP", {"lossless": True, "exact": True}, [[255] * 3], id="invisible WebP"
         ),
         pytest.param(dots("1", 0, 255), "PNG", {}, [[0] * 3, [255] * 3], id="1 bit"),
-        pytest.param(dots("1", 0, 255), "TIFF", {"compression": "group4"}, [[0] * 3, [255] * 3], id="a fax"),
         pytest.param(grey16(), "PNG", {}, [[v] * 3 for v in (0, 0, 1, 128, 255)], id="16-bit PNG"),
-        pytest.param(grey16(), "TIFF", {}, [[v] * 3 for v in (0, 0, 1, 128, 255)], id="16-bit TIFF"),
         pytest.param(
             grey16(),
             "PNG",
@@ -82,7 +79,6 @@ def assert_pixels(actual, expected, tolerance=0):
             [[v] * 3 for v in (0, 0, 255, 128, 255)],
             id="16-bit, one transparent",
         ),
-        pytest.param(dots("CMYK", (0, 255, 255, 0)), "TIFF", {}, [[255, 0, 0]], id="CMYK TIFF"),
     ],
 )
 def test_every_mode_becomes_rgb_on_white(image, file_format, options, expected):
@@ -97,20 +93,16 @@ def test_a_cmyk_jpeg_has_the_colours_that_it_shows():
 
 @pytest.mark.parametrize(
     ("file_format", "options"),
-    [
-        *((file_format, {}) for file_format in FORMATS),
-        ("JPEG", {"progressive": True}),
-        ("TIFF", {"compression": "jpeg"}),
-    ],
-    ids=[*FORMATS, "progressive JPEG", "JPEG in TIFF"],
+    [*((file_format, {}) for file_format in FORMATS), ("JPEG", {"progressive": True})],
+    ids=[*FORMATS, "progressive JPEG"],
 )
 def test_every_format_opens(quarters, file_format, options):
-    lossy = file_format in ("JPEG", "AVIF") or "compression" in options
+    lossy = file_format == "JPEG"
     data = encoded(quarters, file_format, **BEST.get(file_format, {}) | options)
     assert_pixels(decoded(data), quarters, tolerance=12 * lossy)
 
 
-@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP"])
 def test_the_first_frame_of_several_counts(quarters, file_format):
     more = [Image.new("RGB", quarters.size, colour) for colour in ("black", "yellow")]
     data = encoded(quarters, file_format, save_all=True, append_images=more, **BEST.get(file_format, {}))
@@ -147,7 +139,10 @@ def test_a_picture_whose_exif_cannot_be_read_is_taken_as_it_lies(quarters, file_
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(encoded(Image.new("RGB", (9, 9)), "PPM"), id="PPM"),
+        *(
+            pytest.param(encoded(Image.new("RGB", (9, 9)), name), id=name)
+            for name in ("TIFF", "AVIF", "PPM", "TGA", "PCX")
+        ),
         pytest.param(encoded(Image.new("RGB", (16, 16)), "ICO"), id="ICO"),
         pytest.param(encoded(Image.new("RGB", (9, 9)), "EPS"), id="EPS, which runs Ghostscript"),
         pytest.param(encoded(Image.new("RGB", (9, 9)), "PDF"), id="PDF"),
@@ -158,7 +153,7 @@ def test_a_picture_whose_exif_cannot_be_read_is_taken_as_it_lies(quarters, file_
     ],
 )
 def test_what_is_no_picture_or_of_another_format_is_refused(data):
-    with pytest.raises(InvalidImage, match=r"not a picture: send one of JPEG, PNG, .*AVIF$|header is damaged"):
+    with pytest.raises(InvalidImage, match=r"not a picture: send one of JPEG, PNG, WEBP, GIF, BMP$|header is damaged"):
         decoded(data)
 
 
@@ -170,15 +165,9 @@ def test_a_truncated_file_is_refused_with_a_sentence(file_format):
     assert " at 0x" not in str(refused.value)
 
 
-def test_an_avif_that_holds_nothing_is_refused(quarters):
-    header, mark, pixels = encoded(quarters, "AVIF").partition(b"mdat")
-    with pytest.raises(InvalidImage, match="the AVIF is damaged"):
-        decoded(header + mark + bytes(len(pixels)))
-
-
 def test_32_bits_a_pixel_are_refused():
     with pytest.raises(InvalidImage, match="save it with 8 or 16"):
-        decoded(encoded(Image.new("F", (2, 2)), "TIFF"))
+        to_rgb(Image.new("F", (2, 2)))
 
 
 def test_reading_a_picture_has_an_end(monkeypatch, quarters):
