@@ -1,7 +1,5 @@
 """Banana's contract: `init()` once at the start, then `inference()` for every call.
 
-    python -c "import app; app.init(); print(app.inference({'image': open('picture.jpg', 'rb').read()}))"
-
 Knows nothing of HTTP. The server calls it, and so may any other platform that works with plain dictionaries.
 """
 

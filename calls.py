@@ -1,7 +1,5 @@
 """What every call goes through on whichever route it came: readiness, the body's limits, the queue.
 
-    python -c "import calls; help(calls.call)"
-
 routes.py has the routes of Banana's contract, platforms.py those of other platforms.
 """
 

@@ -1,7 +1,5 @@
 """Opening and decoding pictures that anyone may have sent, made or damaged in whatever way.
 
-    python -c "import decoding; print(decoding.to_rgb(decoding.open_picture(open('picture.jpg', 'rb').read())).size)"
-
 Only the formats that people send are ever tried. What a file may cost is bounded here; how large it may be is
 model.ImagePreprocessor's to say.
 """

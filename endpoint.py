@@ -1,7 +1,5 @@
 """An endpoint as a caller sees it: Banana's own client, guarded where it would hang or repeat itself, and a server
 started here where there is no other.
-
-    python -c "from endpoint import *; print(Endpoint('http://127.0.0.1:8000').health())"
 """
 
 import base64

@@ -1,7 +1,5 @@
 """The life of a server: loading, ready, suspected, stopping.
 
-    python -c "import lifecycle; help(lifecycle.Lifecycle)"
-
 calls.py asks it whether a call can be taken. It knows nothing of requests but that a connection has one under way.
 """
 

@@ -1,7 +1,5 @@
 """The log: one line an event on stderr, as text or as JSON.
 
-    LOG_FORMAT=json python server.py
-
 Whoever has something to say uses `logger`, with what belongs to it as `extra={"fields": {...}}`.
 """
 

@@ -1,7 +1,5 @@
 """Return to the system what is no longer needed, which glibc would rather keep.
 
-    python -c "import memory; memory.return_large(); memory.return_all()"
-
 Where there is another libc, neither does anything.
 """
 

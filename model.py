@@ -1,7 +1,5 @@
 """From a picture to its class: `ImagePreprocessor` decodes, `OnnxClassifier` runs the ONNX file.
 
-    python -c "import model; print(model.OnnxClassifier('classifier.onnx').classify(['images/n01440764_tench.jpeg']))"
-
 Neither needs PyTorch: the file that convert_to_onnx.py writes says everything about itself.
 """
 

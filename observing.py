@@ -1,7 +1,5 @@
 """What the person on call sees: metrics for Prometheus, and one line in the log for every request.
 
-    curl http://127.0.0.1:8000/metrics
-
 routes.py serves the one and calls `record` for the other.
 """
 

@@ -1,7 +1,5 @@
 """What an ONNX file says about itself, read without its weights.
 
-    python -c "import onnx_file; print(onnx_file.read_metadata('classifier.onnx')['preprocessing'])"
-
 A session says the same, but only once it is open, and how it is opened depends on the model's size.
 """
 

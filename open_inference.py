@@ -1,7 +1,5 @@
 """The Open Inference Protocol v2, as far as one classifier speaks it: requests to inputs, answers to responses.
 
-    python -c "import open_inference; print(open_inference.model_metadata('resnet18', 1000))"
-
 With the extensions for binary tensors and for classification. platforms.py has the routes; knows nothing of HTTP.
 """
 

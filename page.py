@@ -1,7 +1,5 @@
 """The page for a browser: page.html, and the policy under which its own script and style run and nothing else does.
 
-    python -c "import page; print(page.POLICY)"
-
 routes.py serves it at /. The policy names the script and the style by their digests, taken here from the file.
 """
 

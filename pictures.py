@@ -1,7 +1,5 @@
 """Pictures through an endpoint: one, or many with a few in flight at once and their lines in order.
 
-    python -c "import pictures, pathlib; print(pictures.find([pathlib.Path('images')]))"
-
 test_server.py is the command.
 """
 

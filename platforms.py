@@ -1,8 +1,5 @@
 """What platforms other than Banana ask a container for, in front of the same app.py, queue and limits.
 
-    PORT=8080 python server.py serve                                     # as SageMaker starts it
-    curl -H 'Content-Type: image/jpeg' --data-binary @images/n01440764_tench.jpeg http://127.0.0.1:8080/invocations
-
 SageMaker and RunPod ask for /ping; KServe and the clients of Triton and MLServer for the Open Inference Protocol v2.
 """
 

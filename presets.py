@@ -1,7 +1,5 @@
 """The pictures with known classes that test_onnx.py and test_server.py ask for: the preset ones, or one's own.
 
-    python -c "import presets; print(presets.presets())"
-
 images/expected.json says which; the assignment's own photographs of the same names, in images/photos/, are taken in
 where `make photos` has put them. A model with other classes has other pictures: those of `--expect`.
 """

@@ -1,7 +1,5 @@
 """Hold an ONNX file to the network that it was made of: the same pixels as Pillow's, the same answers as PyTorch's.
 
-    python convert_to_onnx.py        # every conversion ends with this proof
-
 Where it fails there is no file.
 """
 

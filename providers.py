@@ -1,7 +1,5 @@
 """Execution providers: run an ONNX file on the fastest that really works here, and say which that is.
 
-    EXECUTION_PROVIDER=cpu python server.py          # auto, cuda, openvino or cpu
-
 What is fastest for one caller, all threads on one picture, is not what is fastest for many, a thread for each picture:
 on a CPU there are two sessions, and every run takes the one that suits. On a GPU the runs that wait become one batch.
 """

@@ -1,7 +1,5 @@
 """Reading a request: in bounded time and memory, and whichever way the picture was sent.
 
-    python -c "import reading; print(reading.inputs_of('application/json', b'{\\"image\\": \\"aGk=\\"}', {}))"
-
 Knows nothing of pictures but their Content-Type.
 """
 

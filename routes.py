@@ -1,9 +1,6 @@
 """HTTP around app.py: routes, limits, authentication, errors.
 
-    python server.py
-
-serves them, and loads the model meanwhile. Knows nothing of ONNX or of image formats. Work is done in a thread, so that
-the event loop always answers.
+Knows nothing of ONNX or of image formats. Work is done in a thread, so that the event loop always answers.
 """
 
 import hmac

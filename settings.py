@@ -1,7 +1,5 @@
 """Settings from environment variables: a bad value ends the program with a sentence, not with a traceback.
 
-    python -c "import settings; print(settings.integer('PORT', 8000, 1, 65535))"
-
 Each file has its settings in one block at its top, with their units and defaults.
 """
 

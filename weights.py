@@ -1,7 +1,5 @@
 """Read a file of weights into a network: safely, and only where every key fits.
 
-    python convert_to_onnx.py --model MODULE:CALLABLE --weights FILE
-
 Takes a state dict or a checkpoint that holds one, as torch.save writes them, and safetensors. No code of the file's
 is ever run.
 """

@@ -1,7 +1,5 @@
 """A bounded queue in front of a few threads: past the bound there is an error at once, not a longer wait.
 
-    python -c "import asyncio, workers; print(asyncio.run(workers.WorkQueue(2, 8).run(sum, [1, 2])))"
-
 Knows nothing of HTTP or of pictures.
 """
 
