@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from endpoint import local_server
-from tests.serving import ROOT
+from tests.server_process import ROOT
 
 OPTIONS = [
     "--max-time=30",  # seconds

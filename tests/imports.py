@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from tests.serving import ROOT
+from tests.server_process import ROOT
 
 
 def imports(file: str) -> set[str]:

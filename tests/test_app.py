@@ -9,7 +9,7 @@ from PIL import Image
 
 import app
 from tests.imports import needed, packages
-from tests.serving import NEWT, ROOT, TENCH
+from tests.server_process import NEWT, ROOT, TENCH
 
 
 @pytest.fixture(scope="module", autouse=True)

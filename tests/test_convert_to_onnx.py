@@ -23,7 +23,7 @@ from proof import Disagreement, pixels_of
 from pytorch_model import KNOWN_MODELS, Classifier
 from tests.graphs import broken_copy, swap_channels
 from tests.networks import ControlFlow, NotInOnnx, OneByOne, Small, grey, trained
-from tests.serving import ROOT
+from tests.server_process import ROOT
 from weights import WeightsError
 
 

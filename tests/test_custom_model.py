@@ -15,7 +15,7 @@ from convert_to_onnx import convert
 from custom_model import InvalidNetwork
 from model import OnnxClassifier
 from tests import networks
-from tests.serving import NEWT, TENCH
+from tests.server_process import NEWT, TENCH
 from tests.test_providers import needs_openvino
 
 SIZE = (96, 128)

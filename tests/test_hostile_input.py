@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import decoding
 from tests.hostile import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, small_pictures, with_right_checksums
-from tests.serving import Served
+from tests.server_process import Served
 
 SCALE = int(os.environ.get("FUZZ_SCALE") or 1)
 ANSWER_S = 10  # for one answer: many times what any takes, so that only one that hangs fails

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.imports import needed
-from tests.serving import ROOT
+from tests.server_process import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 PINS = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("requirements*.txt")}

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 import app
 import routes
-from tests.serving import ROOT, is_ready, serving, wait_until
+from tests.server_process import ROOT, is_ready, serving, wait_until
 
 MANIFEST = YAML(typ="safe").load(ROOT / "deploy/knative.yaml")
 SPEC = MANIFEST["spec"]["template"]["spec"]

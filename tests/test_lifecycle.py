@@ -12,7 +12,7 @@ import pytest
 import server
 from endpoint import free_port
 from tests.clients import PICTURE, begin_call, flooding, status_of
-from tests.serving import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, ready, serving, wait_until
+from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, ready, serving, wait_until
 
 
 def logs(served: Served, text: str) -> bool:

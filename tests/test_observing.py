@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from tests.clients import PICTURE
-from tests.serving import DEADLINE_S, TENCH, Served, ready, serving
+from tests.server_process import DEADLINE_S, TENCH, Served, ready, serving
 
 KEY = "sesame-4711"
 ORIGIN = "https://page.example"

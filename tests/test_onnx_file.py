@@ -5,7 +5,7 @@ import pytest
 from onnx import helper, parser
 
 from onnx_file import read_metadata
-from tests.serving import MODEL_PATH
+from tests.server_process import MODEL_PATH
 
 
 def small(**metadata):

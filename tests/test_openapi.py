@@ -8,7 +8,7 @@ import requests
 
 import app
 from routes import server
-from tests.serving import DEADLINE_S, ROOT, TENCH, Served, serving
+from tests.server_process import DEADLINE_S, ROOT, TENCH, Served, serving
 
 API = json.loads((ROOT / "openapi.json").read_text())
 PICTURE = base64.b64encode(TENCH.read_bytes()).decode()

@@ -11,7 +11,7 @@ from banana_dev.client import ClientException
 
 from reading import BODIES_IN_MEMORY
 from tests.clients import PICTURE, begin_call, flooding, status_of
-from tests.serving import Served, is_ready, ready, wait_until
+from tests.server_process import Served, is_ready, ready, wait_until
 
 RESIDENT = "process_resident_memory_bytes"  # which only Linux has
 TENCH = {"image": base64.b64encode(PICTURE).decode()}

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect
 import page as the_page
 from tests.browsing import CHROMIUM, NO_CHROMIUM, browsing, wait_for_answers
 from tests.clients import begin_call
-from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, Served, is_ready, ready, serving, wait_until
+from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH, Served, is_ready, ready, serving, wait_until
 
 KEY = "the 'key' of $HOME"
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}

@@ -8,7 +8,7 @@ import pytest
 from decoding import DECODERS
 from endpoint import Answer, EndpointDown, Refused
 from pictures import AHEAD, GIVE_UP_AFTER, SUFFIXES, Outcome, Tally, classify_in_order, find
-from tests.serving import DEADLINE_S
+from tests.server_process import DEADLINE_S
 
 
 class FakeEndpoint:

@@ -14,7 +14,7 @@ from PIL import Image
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
-from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, Served, is_ready, ready, serving, wait_until
+from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH, Served, is_ready, ready, serving, wait_until
 
 JPEG = {"Content-Type": "image/jpeg"}
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")

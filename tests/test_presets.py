@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from presets import IMAGES, Preset, expected, presets
-from tests.serving import TENCH
+from tests.server_process import TENCH
 
 
 def test_the_preset_pictures_are_there_under_the_names_that_a_report_shows():

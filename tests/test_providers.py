@@ -16,7 +16,7 @@ from onnx import helper, parser
 import providers
 from model import InvalidModel, OnnxClassifier
 from providers import BatchRunner, ProviderUnavailable
-from tests.serving import MODEL_PATH, NEWT, ROOT, TENCH, wait_until
+from tests.server_process import MODEL_PATH, NEWT, ROOT, TENCH, wait_until
 
 OPENVINO = "OpenVINOExecutionProvider"
 PICTURES = [TENCH, NEWT]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import pytorch_model
 from pytorch_model import KNOWN_MODELS, BasicBlock, Classifier, load
-from tests.serving import ROOT
+from tests.server_process import ROOT
 from weights import WeightsError
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from endpoint import free_port
 from examples.colours import COLOURS, Colours
 from model import OnnxClassifier
-from tests.serving import DEADLINE_S, ROOT, wait_until
+from tests.server_process import DEADLINE_S, ROOT, wait_until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ import requests
 from banana_dev import Client
 from banana_dev.client import ClientException
 
-from tests.serving import NEWT, TENCH, Served, is_ready, ready, serving, wait_until
+from tests.server_process import NEWT, TENCH, Served, is_ready, ready, serving, wait_until
 
 TENCH_BASE64 = base64.b64encode(TENCH.read_bytes()).decode()
 

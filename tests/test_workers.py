@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 import workers
-from tests.serving import DEADLINE_S
+from tests.server_process import DEADLINE_S
 from workers import QueueFull, WorkQueue
 
 
