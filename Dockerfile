@@ -17,9 +17,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --root-user-action=ignore -r requirements-convert.txt
 COPY images/ images/
 # The brackets: where the weights are not there, they are downloaded.
-COPY convert_to_onnx.py custom_model.py decoding.py download.py imagenet_classes.txt logs.py memory.py model.py \
-     onnx_file.py presets.py proof.py providers.py pytorch_model.py pytorch_model_weights.pt[h] settings.py test_onnx.py \
-     weights.py ./
+COPY runtime/ runtime/
+COPY convert_to_onnx.py custom_model.py download.py imagenet_classes.txt model.py presets.py proof.py \
+     pytorch_model.py pytorch_model_weights.pt[h] test_onnx.py weights.py ./
 
 FROM converter AS convert
 ARG MODEL=resnet18
@@ -68,9 +68,9 @@ CMD ["python", "server.py"]
 RUN printf '#!/bin/sh\nexec python server.py serve\n' > /usr/local/bin/serve && chmod 755 /usr/local/bin/serve
 
 FROM scratch AS scripts
-COPY --chmod=644 app.py calls.py decoding.py lifecycle.py logs.py memory.py model.py observing.py onnx_file.py \
-     open_inference.py openapi.json page.html page.py platforms.py providers.py reading.py routes.py \
-     server.py settings.py workers.py /
+COPY --chmod=755 runtime/ /runtime/
+COPY --chmod=644 app.py calls.py lifecycle.py logs.py model.py observing.py open_inference.py openapi.json \
+     page.html page.py platforms.py reading.py routes.py server.py workers.py /
 
 FROM serve AS cpu
 COPY --from=packages-cpu /opt/venv /opt/venv

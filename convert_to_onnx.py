@@ -32,8 +32,8 @@ import pytorch_model
 from custom_model import InvalidNetwork
 from model import InvalidModel
 from proof import Agreement, Disagreement, prove
-from providers import ONNX_ERRORS
 from pytorch_model import ACTIVATIONS, KNOWN_MODELS, TrainedModel
+from runtime.providers import ONNX_ERRORS
 from weights import WeightsError
 
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning

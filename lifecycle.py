@@ -16,8 +16,8 @@ import app
 from logs import logger
 from model import InvalidModel
 from observing import MODEL
-from providers import ProviderUnavailable
 from reading import DeadlineProtocol
+from runtime.providers import ProviderUnavailable
 from workers import QueueFull, WorkQueue
 
 QUIET_S = 0.5  # without a call, after which a server that is stopping takes its clients to have gone

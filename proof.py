@@ -14,8 +14,8 @@ from onnx import utils
 
 import pytorch_model
 from model import ImagePreprocessor, OnnxClassifier
-from providers import onnxruntime  # as it is set up there
 from pytorch_model import TrainedModel
+from runtime.providers import onnxruntime  # as it is set up there
 
 TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels; and, so that it says
 RELATIVE_TOLERANCE = 1e-3  # something of ten thousand classes too, of the largest probability,

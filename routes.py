@@ -24,7 +24,7 @@ from lifecycle import Lifecycle
 from logs import logger
 from observing import Seen, record, watch
 from reading import BodyReader, DeadlineProtocol, content_length
-from settings import BadSetting, integer
+from runtime.settings import BadSetting, integer
 from workers import Done, WorkQueue
 
 # -- settings, from the environment --------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import app
-import memory
 from logs import log_to_stderr, logger
-from settings import choice, integer
+from runtime import memory
+from runtime.settings import choice, integer
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 HOST = os.environ.get("HOST") or "0.0.0.0"  # the address to listen on

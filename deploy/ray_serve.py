@@ -22,7 +22,7 @@ import routes
 import server
 from app import Outcome
 from calls import Unavailable
-from settings import integer
+from runtime.settings import integer
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 MIN_REPLICAS = integer("MIN_REPLICAS", 1, 1, 1000)

@@ -15,8 +15,8 @@ from convert_to_onnx import convert
 from custom_model import InvalidNetwork
 from model import OnnxClassifier
 from tests import networks
+from tests.runtime.test_providers import needs_openvino
 from tests.server_process import NEWT, TENCH
-from tests.test_providers import needs_openvino
 
 SIZE = (96, 128)
 GREY = {"channels": 1, "mean": [0.4], "std": [0.2]}

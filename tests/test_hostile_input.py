@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import decoding
+from runtime import decoding
 from tests.hostile import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, small_pictures, with_right_checksums
 from tests.server_process import Served
 

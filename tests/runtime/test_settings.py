@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from settings import BadSetting, available_cpus, choice, integer
+from runtime.settings import BadSetting, available_cpus, choice, integer
 
 
 def test_the_default_counts_where_the_variable_is_unset_or_empty(monkeypatch):

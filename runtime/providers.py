@@ -6,6 +6,7 @@ on a CPU there are two sessions, and every run takes the one that suits. On a GP
 
 import ctypes
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -19,8 +20,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-import memory
-from logs import logger
+from runtime import memory
+
+logger = logging.getLogger("server")
 
 # ONNX Runtime's errors have no base class of their own.
 ONNX_ERRORS = (

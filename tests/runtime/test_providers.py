@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 from onnx import helper, parser
 
-import providers
 from model import InvalidModel, OnnxClassifier
-from providers import BatchRunner, ProviderUnavailable
+from runtime import providers
+from runtime.providers import BatchRunner, ProviderUnavailable
 from tests.server_process import MODEL_PATH, NEWT, ROOT, TENCH, wait_until
 
 OPENVINO = "OpenVINOExecutionProvider"

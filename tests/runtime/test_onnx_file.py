@@ -4,7 +4,7 @@ import onnx
 import pytest
 from onnx import helper, parser
 
-from onnx_file import read_metadata
+from runtime.onnx_file import read_metadata
 from tests.server_process import MODEL_PATH
 
 

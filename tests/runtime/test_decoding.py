@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import decoding
-from decoding import FORMATS, InvalidImage, open_picture, to_rgb
+from runtime import decoding
+from runtime.decoding import FORMATS, InvalidImage, open_picture, to_rgb
 from tests.hostile import encoded
 
 BEST = {
