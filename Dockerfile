@@ -69,8 +69,8 @@ RUN printf '#!/bin/sh\nexec python server.py serve\n' > /usr/local/bin/serve && 
 
 FROM scratch AS scripts
 COPY --chmod=755 runtime/ /runtime/
-COPY --chmod=644 app.py calls.py lifecycle.py logs.py model.py observing.py open_inference.py openapi.json \
-     page.html page.py platforms.py reading.py routes.py server.py workers.py /
+COPY --chmod=755 serving/ /serving/
+COPY --chmod=644 app.py model.py server.py /
 
 FROM serve AS cpu
 COPY --from=packages-cpu /opt/venv /opt/venv
@@ -78,7 +78,7 @@ COPY --from=convert /convert/classifier.onnx ./
 COPY --from=scripts / ./
 # Once as it will be, which compiles what that takes: a read-only container would compile it anew at every start.
 RUN --mount=type=bind,source=images,target=/mnt \
-    python -c "import app, routes, server; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
+    python -c "import app, server; from serving import routes; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
 USER 65532:65532
 
 FROM serve AS gpu
@@ -89,5 +89,5 @@ COPY --from=packages-gpu /opt/venv /opt/venv
 COPY --from=convert /convert/classifier.onnx ./
 COPY --from=scripts / ./
 RUN --mount=type=bind,source=images,target=/mnt \
-    python -c "import app, routes, server; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
+    python -c "import app, server; from serving import routes; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
 USER 65532:65532

@@ -1,4 +1,4 @@
-"""Hold the real server to openapi.json with Schemathesis, which `make fuzz` installs.
+"""Hold the real server to serving/openapi.json with Schemathesis, which `make fuzz` installs.
 
 python -m tests.fuzz_openapi [any option of `schemathesis run`]
 """

@@ -271,12 +271,14 @@ def test_every_setting_in_the_table_is_read_somewhere(name):
     assert name in found(r'(?:integer|choice|environ\.get)\("([A-Z_]+)"')
 
 
-@pytest.mark.parametrize(("method", "route"), found(r'@\w+\.(route|post)\("([^"]+)"', "routes.py", "platforms.py"))
+@pytest.mark.parametrize(
+    ("method", "route"), found(r'@\w+\.(route|post)\("([^"]+)"', "serving/routes.py", "serving/platforms.py")
+)
 def test_every_route_is_in_the_table(method, route):
     assert [f"`{method.upper().replace('ROUTE', 'GET')} {route}`"] in [row[:1] for row in rows("HTTP")]
 
 
-@pytest.mark.parametrize("name", found(r'= (?:Counter|Gauge|Histogram|Info)\("(\w+)"', "observing.py"))
+@pytest.mark.parametrize("name", found(r'= (?:Counter|Gauge|Histogram|Info)\("(\w+)"', "serving/metrics.py"))
 def test_every_metric_is_in_the_table_and_is_served(name, served):
     [metric] = [row[0].strip("`") for row in rows("Metrics") if re.fullmatch(rf"`{name}(_total|_info)?`", row[0])]
     assert f"\n# TYPE {metric} " in served.get("/metrics").text

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
-from logs import logger
-from workers import WorkQueue
+from serving.log import logger
+from serving.work_queue import WorkQueue
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 

@@ -1,4 +1,4 @@
-"""workers.py: what is waiting is bounded, leaves at once when nobody wants it, and is counted right."""
+"""work_queue.py: what is waiting is bounded, leaves at once when nobody wants it, and is counted right."""
 
 import asyncio
 import gc
@@ -9,9 +9,9 @@ from contextlib import suppress
 
 import pytest
 
-import workers
+from serving import work_queue
+from serving.work_queue import QueueFull, WorkQueue
 from tests.server_process import DEADLINE_S
-from workers import QueueFull, WorkQueue
 
 
 class Gate:
@@ -169,7 +169,7 @@ async def done_while_another_waited(gate: Gate, queue: WorkQueue) -> list[asynci
 
 
 def test_what_is_done_while_others_wait_is_handed_over_together_with_the_last(monkeypatch):
-    monkeypatch.setattr(workers, "TOGETHER_S", 3600)
+    monkeypatch.setattr(work_queue, "TOGETHER_S", 3600)
 
     async def test(gate):
         queue = WorkQueue(1, 2)

@@ -13,9 +13,9 @@ from sanic.exceptions import SanicException
 
 import app
 from app import InvalidInput, Outcome
-from lifecycle import Lifecycle
-from reading import BodyReader, BodyTooLarge, InvalidBody, TooManyBodies, inputs_of
-from workers import QueueFull, WorkQueue
+from serving.bodies import BodyReader, BodyTooLarge, InvalidBody, TooManyBodies, inputs_of
+from serving.lifecycle import Lifecycle
+from serving.work_queue import QueueFull, WorkQueue
 
 to_json = msgspec.json.Encoder().encode
 

@@ -17,7 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-import page as the_page
+from serving import page as the_page
 from tests.browsing import CHROMIUM, NO_CHROMIUM, browsing, wait_for_answers
 from tests.clients import begin_call
 from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH, Served, is_ready, ready, serving, wait_until
@@ -121,7 +121,7 @@ def test_the_page_needs_no_key_and_a_call_does(locked):
 
 
 def test_the_page_names_no_other_host():
-    urls = re.findall(r"[a-z]+://[^\s'\"]+", (ROOT / "page.html").read_text(encoding="utf-8"))
+    urls = re.findall(r"[a-z]+://[^\s'\"]+", (ROOT / "serving" / "page.html").read_text(encoding="utf-8"))
     assert urls == ["http://www.w3.org/2000/svg"]  # which is a name, and is not fetched
 
 

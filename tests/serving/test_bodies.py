@@ -1,4 +1,4 @@
-"""reading.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
+"""bodies.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
 
 import base64
 import json
@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from reading import MAX_FORM_PARTS, InvalidBody, inputs_of
+from serving.bodies import MAX_FORM_PARTS, InvalidBody, inputs_of
 
 PICTURE = bytes(range(256))
 TEXT = base64.b64encode(PICTURE).decode()

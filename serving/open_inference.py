@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from reading import InvalidBody
+from serving.bodies import InvalidBody
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"

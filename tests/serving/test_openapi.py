@@ -7,10 +7,10 @@ import pytest
 import requests
 
 import app
-from routes import server
+from serving.routes import server
 from tests.server_process import DEADLINE_S, ROOT, TENCH, Served, serving
 
-API = json.loads((ROOT / "openapi.json").read_text())
+API = json.loads((ROOT / "serving" / "openapi.json").read_text())
 PICTURE = base64.b64encode(TENCH.read_bytes()).decode()
 INFERENCE = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [PICTURE]}]}
 BEST = {"name": "probabilities", "parameters": {"classification": 3}}
@@ -29,7 +29,7 @@ def resolved(node: dict) -> dict:
 
 
 def fits(value: object, schema: dict) -> bool:
-    """Return whether the value is what the schema says, as far as openapi.json makes use of JSON Schema."""
+    """Return whether the value is what the schema says, as far as serving/openapi.json makes use of JSON Schema."""
     schema = resolved(schema)
     kind = TYPES.get(schema.get("type"), object)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
@@ -55,7 +55,7 @@ def model_of(served: Served) -> str:
 
 
 def assert_promised(response, path: str) -> dict | str:
-    """Fail unless openapi.json promises this answer: its status, headers, type and body. Return the body."""
+    """Fail unless serving/openapi.json promises this answer: its status, headers, type and body. Return the body."""
     promised = resolved(API["paths"][path][response.request.method.lower()]["responses"][str(response.status_code)])
     for name in ("X-Request-ID", "Retry-After"):
         assert (name in response.headers) == (name in promised["headers"])

@@ -16,16 +16,14 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import RequestCancelled
 
 import app
-import calls
-import page
-import platforms
-from calls import Refusal, State, require_healthy, require_ready, respond
-from lifecycle import Lifecycle
-from logs import logger
-from observing import Seen, record, watch
-from reading import BodyReader, DeadlineProtocol, content_length
 from runtime.settings import BadSetting, integer
-from workers import Done, WorkQueue
+from serving import calls, page, platforms
+from serving.bodies import BodyReader, DeadlineProtocol, content_length
+from serving.calls import Refusal, State, require_healthy, require_ready, respond
+from serving.lifecycle import Lifecycle
+from serving.log import logger
+from serving.metrics import Seen, record, watch
+from serving.work_queue import Done, WorkQueue
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 BANANA_API_KEY = os.environ.get("BANANA_API_KEY")  # what callers have to send; unset: open to everyone

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from sanic import Blueprint, HTTPResponse, Request
 
 import app
-import calls
-import open_inference
 from app import Outcome
-from calls import Refusal, call, is_alone, require_healthy, require_ready, respond
-from reading import InvalidBody
+from serving import calls, open_inference
+from serving.bodies import InvalidBody
+from serving.calls import Refusal, call, is_alone, require_healthy, require_ready, respond
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True}

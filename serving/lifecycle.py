@@ -13,12 +13,12 @@ from types import FrameType
 from sanic import Sanic
 
 import app
-from logs import logger
 from model import InvalidModel
-from observing import MODEL
-from reading import DeadlineProtocol
 from runtime.providers import ProviderUnavailable
-from workers import QueueFull, WorkQueue
+from serving.bodies import DeadlineProtocol
+from serving.log import logger
+from serving.metrics import MODEL
+from serving.work_queue import QueueFull, WorkQueue
 
 QUIET_S = 0.5  # without a call, after which a server that is stopping takes its clients to have gone
 POLL_S = 0.02
