@@ -18,8 +18,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY images/ images/
 # The brackets: where the weights are not there, they are downloaded.
 COPY runtime/ runtime/
-COPY convert_to_onnx.py custom_model.py download.py imagenet_classes.txt model.py presets.py proof.py \
-     pytorch_model.py pytorch_model_weights.pt[h] test_onnx.py weights.py ./
+COPY conversion/ conversion/
+COPY convert_to_onnx.py model.py presets.py pytorch_model.py pytorch_model_weights.pt[h] test_onnx.py ./
 
 FROM converter AS convert
 ARG MODEL=resnet18

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from download import digests
+from conversion.download import digests
+from conversion.weights import load_weights
 from pytorch_model import IMAGENET_MEAN, IMAGENET_STD, TrainedModel
-from weights import load_weights
 
 SAME_ANSWER_TOLERANCE = 1e-3  # between two answers to one picture, relative to the largest: rounding is far less
 

@@ -1,4 +1,4 @@
-"""proof.py: it accepts the right graph, and sees every way in which one can be wrong."""
+"""verification.py: it accepts the right graph, and sees every way in which one can be wrong."""
 
 import dataclasses
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import pytorch_model
+from conversion.verification import Disagreement, compare, prove
 from convert_to_onnx import build_graph
 from model import InvalidModel
-from proof import Disagreement, compare, prove
 from tests.graphs import BROKEN, broken_copy
 from tests.networks import AcrossTheBatch, ForBatchesOfOneAndFour, Random, Small, trained
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import app
-import custom_model
+from conversion import custom_model
+from conversion.custom_model import InvalidNetwork
 from convert_to_onnx import convert
-from custom_model import InvalidNetwork
 from model import OnnxClassifier
 from tests import networks
 from tests.runtime.test_providers import needs_openvino

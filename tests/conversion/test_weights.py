@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from weights import WeightsError, load_weights
+from conversion.weights import WeightsError, load_weights
 
 
 @pytest.fixture

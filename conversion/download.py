@@ -17,7 +17,8 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30  # without a single byte
 CHUNK_BYTES = 1 << 20
 
-PHOTOS_DIR = Path(__file__).parent / "images" / "photos"
+ROOT = Path(__file__).parent.parent
+PHOTOS_DIR = ROOT / "images" / "photos"
 PHOTOS_URL = (
     "https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/1a3464dd1125008f9e1545b34a0b0f0d06247b43"
 )
@@ -91,7 +92,7 @@ def main() -> None:
             path = PHOTOS_DIR / name
             if not path.is_file() or digest not in digests(path):
                 download([f"{PHOTOS_URL}/{name}"], path, [digest])
-            print(f"{path.relative_to(Path(__file__).parent)}: there, {digest}")
+            print(f"{path.relative_to(ROOT)}: there, {digest}")
     except DownloadError as error:
         sys.exit(f"download.py: {error}")
 

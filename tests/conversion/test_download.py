@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import download
-from download import DownloadError, digests
+from conversion import download
+from conversion.download import DownloadError, digests
 
 CONTENT = b"\x00weights\xff" * 1000
 DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
@@ -156,7 +156,7 @@ def test_the_digests_are_those_of_sha256sum_and_git(path, content, name):
 
 @pytest.fixture
 def photos(monkeypatch, tmp_path, server):
-    monkeypatch.setattr(download, "__file__", str(tmp_path / "download.py"))
+    monkeypatch.setattr(download, "ROOT", tmp_path)
     monkeypatch.setattr(download, "PHOTOS_DIR", tmp_path / "photos")
     monkeypatch.setattr(download, "PHOTOS_URL", "http://{}:{}".format(*server.server_address))
     monkeypatch.setattr(download, "PHOTOS", {"right": DIGEST})
