@@ -19,7 +19,8 @@ COPY images/ images/
 # The brackets: where the weights are not there, they are downloaded.
 COPY runtime/ runtime/
 COPY conversion/ conversion/
-COPY convert_to_onnx.py model.py presets.py pytorch_model.py pytorch_model_weights.pt[h] test_onnx.py ./
+COPY client/ client/
+COPY convert_to_onnx.py model.py pytorch_model.py pytorch_model_weights.pt[h] test_onnx.py ./
 
 FROM converter AS convert
 ARG MODEL=resnet18

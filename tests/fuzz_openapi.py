@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from endpoint import local_server
+from client.endpoint import local_server
 from tests.server_process import ROOT
 
 OPTIONS = [

@@ -10,7 +10,7 @@ import sys
 
 from PIL import Image
 
-from endpoint import local_server
+from client.endpoint import local_server
 from tests.browsing import CHROMIUM, NO_CHROMIUM, browsing, wait_for_answers
 from tests.server_process import NEWT, ROOT, TENCH
 

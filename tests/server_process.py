@@ -14,7 +14,7 @@ from typing import Any
 
 import requests
 
-from endpoint import free_port
+from client.endpoint import free_port
 
 ROOT = Path(__file__).parent.parent
 TENCH = ROOT / "images" / "n01440764_tench.jpeg"

@@ -15,7 +15,7 @@ import requests
 import torch
 from PIL import Image
 
-from endpoint import free_port
+from client.endpoint import free_port
 from examples.colours import COLOURS, Colours
 from model import OnnxClassifier
 from tests.server_process import DEADLINE_S, ROOT, wait_until
@@ -87,7 +87,7 @@ ELSEWHERE = {
     "pip install 'tritonclient[http]'": ("requirements-dev.txt", "tritonclient[http]=="),
     ".venv-ray/bin/ray start": ("requirements-ray.txt", "ray[serve]=="),
     ".venv-ray/bin/serve shutdown": ("requirements-ray.txt", "ray[serve]=="),
-    "MODEL_PATH=colours.onnx python server.py": ("endpoint.py", "[sys.executable, SERVER]"),
+    "MODEL_PATH=colours.onnx python server.py": ("client/endpoint.py", "[sys.executable, SERVER]"),
     "python benchmarks/precision.py FOLDER": ("benchmarks/precision.py", "python benchmarks/precision.py FOLDER"),
 }
 SERVING = ("make serve", "python server.py")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import server
-from endpoint import free_port
+from client.endpoint import free_port
 from tests.clients import PICTURE, begin_call, flooding, status_of
 from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, ready, serving, wait_until
 

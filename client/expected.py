@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "images"
 
 EXPECT_HELP = (

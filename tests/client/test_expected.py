@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from presets import IMAGES, Preset, expected, presets
+from client.expected import IMAGES, Preset, expected, presets
 from tests.server_process import TENCH
 
 

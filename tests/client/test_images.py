@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from endpoint import Answer, EndpointDown, Refused
-from pictures import AHEAD, GIVE_UP_AFTER, SUFFIXES, Outcome, Tally, classify_in_order, find
+from client.endpoint import Answer, EndpointDown, Refused
+from client.images import AHEAD, GIVE_UP_AFTER, SUFFIXES, Outcome, Tally, classify_in_order, find
 from runtime.decoding import DECODERS
 from tests.server_process import DEADLINE_S
 

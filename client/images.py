@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from endpoint import Answer, Endpoint, EndpointDown, Refused
+from client.endpoint import Answer, Endpoint, EndpointDown, Refused
 
 # What the server decodes, by the names that such files have.
 SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}

@@ -20,7 +20,7 @@ import requests
 from banana_dev import Client
 from banana_dev.client import ClientException
 
-SERVER = Path(__file__).parent / "server.py"
+SERVER = Path(__file__).parent.parent / "server.py"
 CLIENT_BACKOFF_S = 4  # the client looks at its own time-out between retries only, which are up to 3 s apart
 POLL_S = 0.02
 STOP_TIMEOUT_S = 30
