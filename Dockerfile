@@ -17,9 +17,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --root-user-action=ignore -r requirements-convert.txt
 COPY images/ images/
 # The brackets: where the weights are not there, they are downloaded.
-COPY convert_to_onnx.py custom_model.py decoding.py download.py imagenet_classes.txt logs.py memory.py model.py \
-     onnx_file.py presets.py proof.py providers.py pytorch_model.py pytorch_model_weights.pt[h] settings.py test_onnx.py \
-     weights.py ./
+COPY runtime/ runtime/
+COPY conversion/ conversion/
+COPY client/ client/
+COPY convert_to_onnx.py model.py pytorch_model.py pytorch_model_weights.pt[h] test_onnx.py ./
 
 FROM converter AS convert
 ARG MODEL=resnet18
@@ -68,9 +69,9 @@ CMD ["python", "server.py"]
 RUN printf '#!/bin/sh\nexec python server.py serve\n' > /usr/local/bin/serve && chmod 755 /usr/local/bin/serve
 
 FROM scratch AS scripts
-COPY --chmod=644 app.py calls.py decoding.py lifecycle.py logs.py memory.py model.py observing.py onnx_file.py \
-     open_inference.py openapi.json page.html page.py platforms.py providers.py reading.py routes.py \
-     server.py settings.py workers.py /
+COPY --chmod=755 runtime/ /runtime/
+COPY --chmod=755 serving/ /serving/
+COPY --chmod=644 app.py model.py server.py /
 
 FROM serve AS cpu
 COPY --from=packages-cpu /opt/venv /opt/venv
@@ -78,7 +79,7 @@ COPY --from=convert /convert/classifier.onnx ./
 COPY --from=scripts / ./
 # Once as it will be, which compiles what that takes: a read-only container would compile it anew at every start.
 RUN --mount=type=bind,source=images,target=/mnt \
-    python -c "import app, routes, server; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
+    python -c "import app, server; from serving import routes; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
 USER 65532:65532
 
 FROM serve AS gpu
@@ -89,5 +90,5 @@ COPY --from=packages-gpu /opt/venv /opt/venv
 COPY --from=convert /convert/classifier.onnx ./
 COPY --from=scripts / ./
 RUN --mount=type=bind,source=images,target=/mnt \
-    python -c "import app, routes, server; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
+    python -c "import app, server; from serving import routes; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
 USER 65532:65532

@@ -33,7 +33,7 @@ test: classifier.onnx  ## run every test
 	$(bin)/python -m pytest $(if $(REPORT),--junitxml="$(REPORT)")
 
 fuzz: classifier.onnx .venv/fuzz  ## send a server random input for some minutes
-	FUZZ_SCALE=20 $(bin)/python -m pytest tests/test_hostile_input.py
+	FUZZ_SCALE=20 $(bin)/python -m pytest tests/serving/test_hostile_input.py
 	$(bin)/python -m tests.fuzz_openapi
 
 lint: .venv/installed  ## check style and format, the workflows, the Dockerfile and the shell scripts
@@ -101,9 +101,9 @@ clean:  ## remove everything that make has made
 	@mkdir -p .make
 	@echo '$(MODEL)' | cmp -s - $@ || echo '$(MODEL)' > $@
 
-classifier.onnx: .venv/installed .make/model convert_to_onnx.py proof.py pytorch_model.py weights.py model.py imagenet_classes.txt $(wildcard pytorch_model_weights.pth)
+classifier.onnx: .venv/installed .make/model convert_to_onnx.py model.py pytorch_model.py $(wildcard conversion/* runtime/* pytorch_model_weights.pth)
 	$(bin)/python convert_to_onnx.py --model $(MODEL) --output $@
 	@touch $@
 
 $(photos) &: .venv/installed
-	$(bin)/python download.py
+	$(bin)/python -m conversion.download

@@ -1,7 +1,5 @@
 """Banana's contract: `init()` once at the start, then `inference()` for every call.
 
-    python -c "import app; app.init(); print(app.inference({'image': open('picture.jpg', 'rb').read()}))"
-
 Knows nothing of HTTP. The server calls it, and so may any other platform that works with plain dictionaries.
 """
 
@@ -14,8 +12,8 @@ from time import perf_counter
 import numpy as np
 
 from model import InvalidImage, OnnxClassifier, Prepared
-from providers import OPENERS
-from settings import available_cpus, choice, integer
+from runtime.providers import OPENERS
+from runtime.settings import available_cpus, choice, integer
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 MODEL_PATH = os.environ.get("MODEL_PATH") or "classifier.onnx"  # the file that convert_to_onnx.py wrote

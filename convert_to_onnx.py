@@ -27,14 +27,14 @@ import torch
 from onnx import compose, helper, parser
 from torch import nn
 
-import custom_model
 import pytorch_model
-from custom_model import InvalidNetwork
+from conversion import custom_model
+from conversion.custom_model import InvalidNetwork
+from conversion.verification import Agreement, Disagreement, prove
+from conversion.weights import WeightsError
 from model import InvalidModel
-from proof import Agreement, Disagreement, prove
-from providers import ONNX_ERRORS
 from pytorch_model import ACTIVATIONS, KNOWN_MODELS, TrainedModel
-from weights import WeightsError
+from runtime.providers import ONNX_ERRORS
 
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning
 MAX_BYTES = 2**31  # of an ONNX file, which is one Protocol Buffers message

@@ -1,7 +1,5 @@
 """From a picture to its class: `ImagePreprocessor` decodes, `OnnxClassifier` runs the ONNX file.
 
-    python -c "import model; print(model.OnnxClassifier('classifier.onnx').classify(['images/n01440764_tench.jpeg']))"
-
 Neither needs PyTorch: the file that convert_to_onnx.py writes says everything about itself.
 """
 
@@ -16,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from decoding import MAX_SIDE, InvalidImage, open_picture, to_rgb
-from onnx_file import read_metadata
-from providers import ONNX_ERRORS, BatchRunner, Runner, open_runner
-from settings import available_cpus
+from runtime.decoding import MAX_SIDE, InvalidImage, open_picture, to_rgb
+from runtime.onnx_file import read_metadata
+from runtime.providers import ONNX_ERRORS, BatchRunner, Runner, open_runner
+from runtime.settings import available_cpus
 
 # A JPEG of so many pixels may be decoded at a reduced scale: 12 million take 20 ms instead of 100. The sides that are
 # left, in units of the model's: with 2 a photograph's probability moved by up to 0.06, with 4 by 0.02.

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from download import DownloadError, digests, download
-from weights import WeightsError, load_weights
+from conversion.download import DownloadError, digests, download
+from conversion.weights import WeightsError, load_weights
 
 ROOT = Path(__file__).parent
 
@@ -84,7 +84,7 @@ class Classifier(nn.Module):
 
 def imagenet_class_names() -> list[str]:
     """Return the names of ImageNet's 1000 classes; line n + 1 of the file is class n, as `<WordNet id> <name>`."""
-    lines = (ROOT / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "conversion" / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
     return [line.partition(" ")[2] for line in lines]
 
 

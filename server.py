@@ -3,7 +3,7 @@
     python server.py                      # http://127.0.0.1:8000
     PORT=9000 BANANA_API_KEY=secret python server.py
 
-Starts loading the model, then the server of routes.py, which needs as long and leaves a CPU idle meanwhile.
+Starts loading the model, then the server of serving/routes.py, which needs as long and leaves a CPU idle meanwhile.
 """
 
 import os
@@ -11,15 +11,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import app
-import memory
-from logs import log_to_stderr, logger
-from settings import choice, integer
+from runtime import memory
+from runtime.settings import choice, integer
+from serving.log import log_to_stderr, logger
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 HOST = os.environ.get("HOST") or "0.0.0.0"  # the address to listen on
 PORT = integer("PORT", 8000, 1, 65_535)
 LOG_FORMAT = choice("LOG_FORMAT", "text", ("text", "json"))
-# BANANA_API_KEY, CORS_ORIGIN and the limits of requests are in routes.py; what is about the model is in app.py.
+# BANANA_API_KEY, CORS_ORIGIN and the limits of requests are in serving/routes.py; what is about the model is in app.py.
 # ------------------------------------------------------------------------------------------------------------------
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     yield_less()
     memory.return_large()
     loading = ThreadPoolExecutor(1, "load").submit(app.init)
-    from routes import serve
+    from serving.routes import serve
 
     try:
         sys.exit(serve(HOST, PORT, loading))

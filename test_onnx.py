@@ -17,8 +17,8 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from client.expected import EXPECT_HELP, Preset, expected, presets
 from model import InvalidImage, InvalidModel, OnnxClassifier
-from presets import EXPECT_HELP, Preset, expected, presets
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 MODEL_PATH = os.environ.get("MODEL_PATH") or "classifier.onnx"  # the file to test

@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from endpoint import Endpoint, EndpointDown, Refused, local_server
-from pictures import find, print_many, print_one
-from presets import EXPECT_HELP, Preset, expected, presets
+from client.endpoint import Endpoint, EndpointDown, Refused, local_server
+from client.expected import EXPECT_HELP, Preset, expected, presets
+from client.images import find, print_many, print_one
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 BANANA_MODEL_URL = os.environ.get("BANANA_MODEL_URL")  # the endpoint; unset: a server is started here

@@ -30,10 +30,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from endpoint import free_port  # noqa: E402
+from client.endpoint import free_port  # noqa: E402
+from client.expected import presets  # noqa: E402
 from model import OnnxClassifier  # noqa: E402
-from presets import presets  # noqa: E402
-from settings import available_cpus  # noqa: E402
+from runtime.settings import available_cpus  # noqa: E402
 
 MODEL_PATH = Path(os.environ.get("MODEL_PATH") or ROOT / "classifier.onnx").resolve()
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"

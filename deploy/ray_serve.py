@@ -18,18 +18,18 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 import app
-import routes
 import server
 from app import Outcome
-from calls import Unavailable
-from settings import integer
+from runtime.settings import integer
+from serving import routes
+from serving.calls import Unavailable
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 MIN_REPLICAS = integer("MIN_REPLICAS", 1, 1, 1000)
 MAX_REPLICAS = integer("MAX_REPLICAS", max(4, MIN_REPLICAS), MIN_REPLICAS, 1000)
 CPUS_PER_REPLICA = integer("CPUS_PER_REPLICA", 1, 1, 1024)  # and so its THREADS
 REPLICAS_PER_GPU = integer("REPLICAS_PER_GPU", 0, 0, 100)  # that share one; 0: none is asked for
-# Those of app.py hold for the replicas, those of server.py and routes.py for the server.
+# Those of app.py hold for the replicas, those of server.py and serving/routes.py for the server.
 # ------------------------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from tests.clients import flooding
-from tests.serving import NEWT, TENCH, Served, is_ready, ready, wait_until
+from tests.server_process import NEWT, TENCH, Served, is_ready, ready, wait_until
 
 JPEG = {"Content-Type": "image/jpeg"}
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}

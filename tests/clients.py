@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from tests.serving import DEADLINE_S, TENCH, Served
+from tests.server_process import DEADLINE_S, TENCH, Served
 
 PICTURE = TENCH.read_bytes()
 

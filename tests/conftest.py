@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.graphs import of_other_classes
-from tests.serving import Served, ready
+from tests.server_process import Served, ready
 
 
 @pytest.fixture(scope="session")

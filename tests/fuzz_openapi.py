@@ -1,4 +1,4 @@
-"""Hold the real server to openapi.json with Schemathesis, which `make fuzz` installs.
+"""Hold the real server to serving/openapi.json with Schemathesis, which `make fuzz` installs.
 
 python -m tests.fuzz_openapi [any option of `schemathesis run`]
 """
@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from endpoint import local_server
-from tests.serving import ROOT
+from client.endpoint import local_server
+from tests.server_process import ROOT
 
 OPTIONS = [
     "--max-time=30",  # seconds

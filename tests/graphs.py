@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from tests.serving import MODEL_PATH
+from tests.server_process import MODEL_PATH
 
 
 def swap_channels(graph):

@@ -10,9 +10,9 @@ import sys
 
 from PIL import Image
 
-from endpoint import local_server
+from client.endpoint import local_server
 from tests.browsing import CHROMIUM, NO_CHROMIUM, browsing, wait_for_answers
-from tests.serving import NEWT, ROOT, TENCH
+from tests.server_process import NEWT, ROOT, TENCH
 
 SHOTS = {
     "page.png": {"viewport": {"width": 1280, "height": 1290}, "color_scheme": "light"},

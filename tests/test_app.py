@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import app
-from tests.imports import imported, imports
-from tests.serving import NEWT, ROOT, TENCH
+from tests.imports import needed, packages
+from tests.server_process import NEWT, ROOT, TENCH
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,10 +72,10 @@ def test_anything_else_is_refused(inputs):
 
 
 def test_what_serves_imports_nothing_that_converts_and_each_part_keeps_to_its_own():
-    model, everything = imported("app"), imported("server")
+    model, everything = needed("app.py"), needed("server.py")
     for script in everything:
-        assert not imports(script) & {"torch", "onnx", "pytorch_model", "convert_to_onnx"}, script
+        assert not packages(script) & {"torch", "onnx", "pytorch_model", "convert_to_onnx"}, script
     for script in model:
-        assert not imports(script) & {"sanic", "server", "routes", "calls"}, script
+        assert not packages(script) & {"sanic", "server", "routes", "calls"}, script
     for script in everything - model:
-        assert not imports(script) & {"onnxruntime", "PIL"}, script
+        assert not packages(script) & {"onnxruntime", "PIL"}, script

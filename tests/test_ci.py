@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.misbehaving import misbehaving
-from tests.serving import ROOT
+from tests.server_process import ROOT
 
 CI = ROOT / ".ci"
 

@@ -17,14 +17,14 @@ from torch import nn
 
 import convert_to_onnx
 import pytorch_model
+from conversion.verification import Disagreement, pixels_of
+from conversion.weights import WeightsError
 from convert_to_onnx import ConversionError, build_graph, convert
 from model import ImagePreprocessor, OnnxClassifier
-from proof import Disagreement, pixels_of
 from pytorch_model import KNOWN_MODELS, Classifier
 from tests.graphs import broken_copy, swap_channels
 from tests.networks import ControlFlow, NotInOnnx, OneByOne, Small, grey, trained
-from tests.serving import ROOT
-from weights import WeightsError
+from tests.server_process import ROOT
 
 
 def run_converter(*arguments, folder):

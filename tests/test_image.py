@@ -1,11 +1,11 @@
-"""The Dockerfile and .dockerignore: each stage is given every file that its scripts import, and nothing else."""
+"""The Dockerfile and .dockerignore: each stage is given every file that its scripts import, and no other script."""
 
 import re
 
 import pytest
 
-from tests.imports import imported
-from tests.serving import ROOT
+from tests.imports import needed
+from tests.server_process import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 PINS = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("requirements*.txt")}
@@ -26,25 +26,26 @@ def copied(stage):
 def allowed():
     """Return what .dockerignore lets in."""
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    everything, *names = [line for line in lines if line and not line.startswith("#")]
+    everything, *names = [line for line in lines if line and not line.startswith("#") and line != "**/__pycache__"]
     assert everything == "*"
     assert all(name.startswith("!") for name in names)
     return {name.removeprefix("!") for name in names}
 
 
 @pytest.mark.parametrize(
-    ("stage", "scripts"), [("scripts", ["server"]), ("converter", ["convert_to_onnx", "test_onnx"])]
+    ("stage", "scripts"), [("scripts", ["server.py"]), ("converter", ["convert_to_onnx.py", "test_onnx.py"])]
 )
-def test_a_stage_gets_exactly_the_scripts_that_its_own_import(stage, scripts):
-    needed = set().union(*map(imported, scripts))
-    assert {name for name in copied(stage) if name.endswith(".py")} == needed
+def test_a_stage_gets_the_files_that_its_scripts_import_and_no_other_script(stage, scripts):
+    files, names = set().union(*map(needed, scripts)), copied(stage)
+    assert {file for file in files if file not in names and file.partition("/")[0] not in names} == set()
+    assert {name for name in names if name.endswith(".py")} <= files
 
 
-@pytest.mark.parametrize("script", sorted(imported("server")))
-def test_a_file_that_the_server_reads_beside_itself_is_in_the_image(script):
+@pytest.mark.parametrize("file", sorted(needed("server.py")))
+def test_a_file_that_the_server_reads_beside_itself_is_in_the_image(file):
     beside = r'Path\(__file__\)(?:\.parent|\.with_name)[ /(]+"([^"]+)"'
-    for name in re.findall(beside, (ROOT / script).read_text(encoding="utf-8")):
-        assert name in copied("scripts")
+    for name in re.findall(beside, (ROOT / file).read_text(encoding="utf-8")):
+        assert {name, file.rpartition("/")[0]} & copied("scripts")
 
 
 def test_what_is_copied_is_let_in_and_nothing_else_is():

@@ -8,8 +8,8 @@ from cloudcoil.models.knative_serving.serving import v1 as knative
 from ruamel.yaml import YAML
 
 import app
-import routes
-from tests.serving import ROOT, is_ready, serving, wait_until
+from serving import routes
+from tests.server_process import ROOT, is_ready, serving, wait_until
 
 MANIFEST = YAML(typ="safe").load(ROOT / "deploy/knative.yaml")
 SPEC = MANIFEST["spec"]["template"]["spec"]

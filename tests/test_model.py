@@ -8,11 +8,11 @@ import pytest
 from onnx import parser
 from PIL import Image
 
-import decoding
-from decoding import FORMATS
 from model import LARGE_PIXELS, ImagePreprocessor, InvalidImage, InvalidModel, OnnxClassifier
+from runtime import decoding
+from runtime.decoding import FORMATS
 from tests.hostile import encoded
-from tests.serving import MODEL_PATH, NEWT, TENCH
+from tests.server_process import MODEL_PATH, NEWT, TENCH
 
 PICTURE = Image.new("RGB", (48, 32), "red")
 

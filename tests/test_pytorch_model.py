@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 import pytorch_model
+from conversion.weights import WeightsError
 from pytorch_model import KNOWN_MODELS, BasicBlock, Classifier, load
-from tests.serving import ROOT
-from weights import WeightsError
+from tests.server_process import ROOT
 
 
 def torchvision_keys():
@@ -144,6 +144,6 @@ def test_there_are_1000_class_names_in_imagenets_order():
 
 
 def test_every_class_has_its_own_wordnet_id_and_a_name():
-    lines = (ROOT / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "conversion" / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
     assert len({line.partition(" ")[0] for line in lines}) == 1000
     assert all(pytorch_model.imagenet_class_names())

@@ -15,10 +15,10 @@ import requests
 import torch
 from PIL import Image
 
-from endpoint import free_port
+from client.endpoint import free_port
 from examples.colours import COLOURS, Colours
 from model import OnnxClassifier
-from tests.serving import DEADLINE_S, ROOT, wait_until
+from tests.server_process import DEADLINE_S, ROOT, wait_until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ ELSEWHERE = {
     "pip install 'tritonclient[http]'": ("requirements-dev.txt", "tritonclient[http]=="),
     ".venv-ray/bin/ray start": ("requirements-ray.txt", "ray[serve]=="),
     ".venv-ray/bin/serve shutdown": ("requirements-ray.txt", "ray[serve]=="),
-    "MODEL_PATH=colours.onnx python server.py": ("endpoint.py", "[sys.executable, SERVER]"),
+    "MODEL_PATH=colours.onnx python server.py": ("client/endpoint.py", "[sys.executable, SERVER]"),
     "python benchmarks/precision.py FOLDER": ("benchmarks/precision.py", "python benchmarks/precision.py FOLDER"),
 }
 SERVING = ("make serve", "python server.py")
@@ -271,12 +271,14 @@ def test_every_setting_in_the_table_is_read_somewhere(name):
     assert name in found(r'(?:integer|choice|environ\.get)\("([A-Z_]+)"')
 
 
-@pytest.mark.parametrize(("method", "route"), found(r'@\w+\.(route|post)\("([^"]+)"', "routes.py", "platforms.py"))
+@pytest.mark.parametrize(
+    ("method", "route"), found(r'@\w+\.(route|post)\("([^"]+)"', "serving/routes.py", "serving/platforms.py")
+)
 def test_every_route_is_in_the_table(method, route):
     assert [f"`{method.upper().replace('ROUTE', 'GET')} {route}`"] in [row[:1] for row in rows("HTTP")]
 
 
-@pytest.mark.parametrize("name", found(r'= (?:Counter|Gauge|Histogram|Info)\("(\w+)"', "observing.py"))
+@pytest.mark.parametrize("name", found(r'= (?:Counter|Gauge|Histogram|Info)\("(\w+)"', "serving/metrics.py"))
 def test_every_metric_is_in_the_table_and_is_served(name, served):
     [metric] = [row[0].strip("`") for row in rows("Metrics") if re.fullmatch(rf"`{name}(_total|_info)?`", row[0])]
     assert f"\n# TYPE {metric} " in served.get("/metrics").text

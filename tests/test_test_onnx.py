@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests.graphs import BROKEN, broken_copy, of_other_classes, swap_channels
-from tests.serving import MODEL_PATH, NEWT, ROOT, TENCH
+from tests.server_process import MODEL_PATH, NEWT, ROOT, TENCH
 
 
 def run_tester(model_path, *arguments):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.misbehaving import ANSWER, misbehaving
-from tests.serving import DEADLINE_S, NEWT, ROOT, TENCH, ready, wait_until
+from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH, ready, wait_until
 
 
 def command_line(*arguments, **environment):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from ruamel.yaml import YAML
 
-from tests.serving import ROOT
+from tests.server_process import ROOT
 
 FILES = {path.stem: path for path in (ROOT / ".github" / "workflows").iterdir()}
 WORKFLOWS = {name: YAML(typ="safe").load(path) for name, path in FILES.items()}

@@ -12,7 +12,7 @@ import torch
 
 import pytorch_model
 from model import ImagePreprocessor, InvalidImage
-from settings import available_cpus
+from runtime.settings import available_cpus
 
 WORKERS = available_cpus()
 NAME = os.environ["BENCH_MODEL"]

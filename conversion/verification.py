@@ -1,0 +1,134 @@
+"""Hold an ONNX file to the network that it was made of: the same pixels as Pillow's, the same answers as PyTorch's.
+
+Where it fails there is no file.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import utils
+
+import pytorch_model
+from model import ImagePreprocessor, OnnxClassifier
+from pytorch_model import TrainedModel
+from runtime.providers import onnxruntime  # as it is set up there
+
+TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels; and, so that it says
+RELATIVE_TOLERANCE = 1e-3  # something of ten thousand classes too, of the largest probability,
+ROUNDING = 1e-6  # but no less than this
+HALF_PRECISION = 100  # times as much is allowed to a file in float16, which has 13 bits less
+LEVELS_TOLERANCE = 1.01  # of 255, between the graph's pixels and Pillow's: one is rounding
+
+
+class Disagreement(Exception):
+    """The file differs from Pillow or PyTorch; the message says how much, and on which picture."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far ONNX Runtime was from PyTorch and Pillow at most: in levels of 255, and in probabilities."""
+
+    pictures: int
+    levels: float
+    same_pixels: float
+    resized: float
+
+    def __str__(self) -> str:
+        return (
+            f"on {self.pictures} pictures the same class as PyTorch and pixels within {self.levels:.2f} of 255, "
+            f"probabilities within {self.same_pixels:.1e} on the same pixels, "
+            f"and {self.resized:.1e} where the graph resizes and Pillow does"
+        )
+
+
+def generated_pictures() -> list[np.ndarray]:
+    """Return uint8 [height, width, 3] pictures of awkward sizes: noise on a slope, so that every pixel matters."""
+    random = np.random.default_rng(0)
+    pictures = []
+    for height, width in [(1, 1), (7, 3), (224, 224), (375, 501), (1200, 37), (37, 1200), (2000, 3001)]:
+        slope = np.linspace(0, 191, height * width * 3).reshape(height, width, 3)
+        pictures.append((slope + random.integers(0, 64, slope.shape)).astype(np.uint8))
+    return pictures
+
+
+def prove(path: Path, trained: TrainedModel) -> Agreement:
+    """Compare the file's pixels with Pillow's, and its probabilities on them with those of PyTorch.
+
+    Raises Disagreement where a class differs, or anything else by more than the tolerances above.
+    """
+    preprocessor = ImagePreprocessor(trained.size, trained.mean, trained.std)
+    files = sorted((pytorch_model.ROOT / "images").glob("*.jpeg"))
+    named = {file.name: preprocessor.decode(file) for file in files}
+    named |= {f"generated {p.shape[1]}x{p.shape[0]}": p for p in generated_pictures()}
+    classifier = OnnxClassifier(path)
+    described, wanted = ((p.size, p.mean, p.std) for p in (classifier.preprocessor, preprocessor))
+    if described != wanted:
+        raise Disagreement(f"the file describes size, mean and std as {described}, the model wants {wanted}")
+    graph_pixels, network = pixels_of(path), trained.classifier
+
+    def probabilities(normalized: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return network(torch.from_numpy(normalized)).numpy()
+
+    leeway = HALF_PRECISION if classifier.half else 1
+    levels = same_pixels = resized = 0.0
+    batch = np.stack([preprocessor.resize(picture) for picture in named.values()])
+    # By the session itself, because `predict` takes them one by one.
+    rows = classifier.runner.session.run(["probabilities"], {"image": batch})[0]
+    classes = len(trained.class_names)
+    if rows.shape != (len(batch), classes):
+        shape = list(rows.shape)
+        raise Disagreement(f"ONNX Runtime gives {shape} for {len(batch)} pictures of {classes} classes in a batch")
+    for (name, picture), pixels, row in zip(named.items(), batch[:, None], rows[:, None], strict=True):
+        normalized, graphs = preprocessor.normalize(pixels), graph_pixels(picture[None])
+        levels = max(levels, compare_levels(name, graphs, normalized, preprocessor))
+        expected, raw = probabilities(normalized), classifier.predict(picture[None])
+        same_pixels = max(same_pixels, compare(name, classifier.predict(pixels), expected, leeway))
+        same_pixels = max(same_pixels, compare(f"{name}, in a batch", row, expected, leeway))
+        by_graph = compare(f"{name}, resized by the graph", raw, probabilities(graphs), leeway)
+        same_pixels = max(same_pixels, by_graph)
+        resized = max(resized, float(np.abs(raw - expected).max()))
+    return Agreement(len(named), levels, same_pixels, resized)
+
+
+def pixels_of(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the graph's pre-processing alone: uint8 [batch, height, width, 3] to float32 [batch, 3, *size]."""
+    part = utils.Extractor(onnx.load(path)).extract_model(["image"], ["preprocessing/pixels"])
+    session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda picture: session.run(None, {"image": picture})[0]
+
+
+def compare_levels(name: str, actual: np.ndarray, expected: np.ndarray, preprocessor: ImagePreprocessor) -> float:
+    """Return the largest difference of normalized pixels, [1, 3, height, width], in levels of 255.
+
+    Unlike the probabilities, it shows a wrong resize whatever the weights are. Raises Disagreement over tolerance.
+    """
+    std = np.array(preprocessor.std, np.float32).reshape(-1, 1, 1)
+    levels = float((np.abs(actual - expected) * std).max() * 255)
+    if not levels <= LEVELS_TOLERANCE:
+        raise Disagreement(f"{name}: the graph's pixels are up to {levels:.1f} of 255 from Pillow's, 1 is allowed")
+    return levels
+
+
+def compare(name: str, actual: np.ndarray, expected: np.ndarray, leeway: float = 1) -> float:
+    """Return the largest difference of two rows of probabilities, [1, classes].
+
+    Raises Disagreement where it is over `leeway` times the tolerances above, or another class comes first.
+    """
+    if not np.isfinite(expected).all():
+        raise Disagreement(f"{name}: PyTorch's probabilities are not all finite numbers")
+    difference = float(np.abs(actual - expected).max())
+    allowed = leeway * float(np.clip(RELATIVE_TOLERANCE * expected.max(), ROUNDING, TOLERANCE))
+    first, wanted = int(actual.argmax()), int(expected.argmax())
+    # Where PyTorch itself rates two classes alike to within the tolerance, either may come first.
+    tie = expected[0, wanted] - expected[0, first] <= allowed
+    if not difference <= allowed or (first != wanted and not tie):
+        raise Disagreement(
+            f"{name}: ONNX Runtime says class {first}, PyTorch says {wanted}; "
+            f"probabilities are up to {difference:.2g} apart, {allowed:.0e} is allowed"
+        )
+    return difference

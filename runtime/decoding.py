@@ -1,0 +1,162 @@
+"""Opening and decoding pictures that anyone may have sent, made or damaged in whatever way.
+
+Only the formats that people send are ever tried. What a file may cost is bounded here; how large it may be is
+model.ImagePreprocessor's to say.
+"""
+
+import io
+import re
+import struct
+import warnings
+import zlib
+from itertools import islice
+from time import thread_time
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from simplejpeg import decode_jpeg
+
+# The formats that people send. No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a
+# file of a kilobyte asks for, and look at no deadline.
+DECODERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile)
+FORMATS = tuple(decoder.format for decoder in DECODERS)
+
+# model.ImagePreprocessor has the limit, and checks it as early.
+Image.MAX_IMAGE_PIXELS = None
+
+# JPEG's own limit. Resampling needs a table in proportion to the longer side: 400 MB for a line of 25 million pixels.
+MAX_SIDE = 65_535
+
+# Scans of a progressive JPEG. Encoders write 10, or 18 of CMYK. A scan may say of 25 million pixels in 42 bytes that
+# none changes, which takes 14 ms.
+MAX_SCANS = 64
+SCAN = re.compile(rb"\xff\xda\x00")  # its marker, which a scan's data cannot contain; bytes.count takes twice as long
+
+# Seconds of one processor for reading a picture piece by piece, of which much is written in Python in Pillow. No
+# picture that was not made to be slow takes more than 1.
+MAX_READ_S = 1.5
+
+# What EXIF says of a picture that does not lie upright, and what puts it right.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow warns of every field that it skips, in words of the file: two lines in the log, and an entry kept for ever.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# What Pillow's decoders are known to raise for a file that is damaged, or that lies about itself.
+DECODE_ERRORS = (
+    OSError,  # and with it UnidentifiedImageError
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+
+class InvalidImage(ValueError):
+    """What was sent is not a picture that can be classified; the message says what to do about it."""
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Return the picture in a file's content, of which no more than the header has been read. Raises InvalidImage."""
+    # The first two bytes of a JPEG.
+    if data.startswith(b"\xff\xd8") and len(list(islice(SCAN.finditer(data), MAX_SCANS + 1))) > MAX_SCANS:
+        raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans: save it anew")
+    try:
+        return Image.open(_Patience(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise InvalidImage(f"not a picture: send one of {', '.join(FORMATS)}") from error
+    except DECODE_ERRORS as error:
+        raise InvalidImage(f"the picture's header is damaged: {error}") from error
+
+
+def to_rgb(image: Image.Image, least_side: int = 0) -> Image.Image:
+    """Return the first frame as RGB: upright as its EXIF says, transparency on white, 16 bits cut to the upper 8.
+
+    With `least_side` a JPEG is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidImage.
+    """
+    try:
+        decoded = image
+        if isinstance(image, JpegImageFile) and image.mode == "RGB" and isinstance(image.fp, _Patience):
+            decoded = _decode_with_turbo(image, least_side)
+        decoded.load()
+        orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
+        # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
+        return _opaque_rgb(decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded)
+    except DECODE_ERRORS as error:
+        raise InvalidImage(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
+
+
+class _Patience(io.BytesIO):
+    """A picture's bytes, as long as reading them does not take more than MAX_READ_S."""
+
+    def __init__(self, picture: bytes) -> None:
+        super().__init__(picture)
+        self.deadline = thread_time() + MAX_READ_S
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes. Raises OSError."""
+        if thread_time() > self.deadline:
+            raise OSError("reading it takes too long: save it anew")
+        return super().read(size)
+
+
+def _decode_with_turbo(image: JpegImageFile, least_side: int) -> Image.Image:
+    """Decode a JPEG with libjpeg-turbo, at the smallest scale that leaves `least_side` pixels; 0: at its own size.
+
+    At its own size the pixels are Pillow's, bit for bit, in less time. A damaged file is left to Pillow to judge.
+    """
+    scale = {"min_height": least_side, "min_width": least_side, "min_factor": 2} if least_side else {}
+    try:
+        pixels = decode_jpeg(image.fp.getvalue(), "RGB", **scale)
+    except ValueError:
+        return image
+    return Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "RGB", 0, 1)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except DECODE_ERRORS:
+        return None  # EXIF that cannot be read says nothing, and many a camera writes such
+
+
+def _opaque_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "P" and image.palette is None:
+        raise ValueError("its palette is missing")
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits a pixel have no agreed white: save it with 8 or 16")
+    if image.mode.startswith("I;16"):
+        return _from_16_bit(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips at 255, which turns nearly all of a 16-bit picture white.
+    pixels = np.asarray(image)
+    grey = (pixels >> 8).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[pixels == image.info["transparency"]] = 255
+    return Image.fromarray(grey).convert("RGB")

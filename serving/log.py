@@ -1,0 +1,47 @@
+"""The log: one line an event on stderr, as text or as JSON.
+
+Whoever has something to say uses `logger`, with what belongs to it as `extra={"fields": {...}}`.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+logger = logging.getLogger("server")
+
+
+class LineFormatter(logging.Formatter):
+    """One line an event, as text or as a JSON object; line breaks in either are escaped."""
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self.as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
+        fields |= getattr(record, "fields", {})
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        if self.as_json:
+            return json.dumps(fields)
+        values = [fields.pop("time"), fields.pop("level"), fields.pop("event").replace("\n", "\\n")]
+        return " ".join(values + [f"{name}={self._text(value)}" for name, value in fields.items()])
+
+    @staticmethod
+    def _text(value: object) -> str:
+        # Quoted wherever a caller's text could break the line or pass for another field.
+        if isinstance(value, str):
+            plain = value.isascii() and value.isprintable() and " " not in value
+            return value if plain else json.dumps(value)
+        return repr(value) if type(value) in (int, float) else json.dumps(value)
+
+
+def log_to_stderr(as_json: bool) -> None:
+    """Send every log line there, this server's own from INFO on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter(as_json))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,190 @@
+"""The Open Inference Protocol v2, as far as one classifier speaks it: requests to inputs, answers to responses.
+
+With the extensions for binary tensors and for classification. platforms.py has the routes; knows nothing of HTTP.
+"""
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from serving.bodies import InvalidBody
+
+INPUT = "image"  # this and the next as in classifier.onnx
+OUTPUT = "probabilities"
+EXTENSIONS = ("binary_tensor_data", "classification")
+LENGTH = struct.Struct("<I")  # of an element, in front of it
+PIECE = 65_536  # bytes of numbers to read at a time: no other thread runs meanwhile
+
+MISMATCH = "the data is not as large as its shape says, or not nested as that"
+
+
+class _TensorOptions(msgspec.Struct):
+    binary_data_size: int | None = None
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: msgspec.Raw = msgspec.Raw()  # empty: behind the JSON
+    parameters: _TensorOptions = msgspec.field(default_factory=_TensorOptions)
+
+
+class _OutputOptions(msgspec.Struct):
+    binary_data: bool | None = None
+    classification: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class _Output(msgspec.Struct):
+    name: str = OUTPUT
+    parameters: _OutputOptions = msgspec.field(default_factory=_OutputOptions)
+
+
+class _RequestOptions(msgspec.Struct):
+    binary_data_output: bool = False
+
+
+class _Request(msgspec.Struct):
+    """The fields of a request that are read; any other is skipped without being built in memory."""
+
+    inputs: list[_Tensor]
+    outputs: list[_Output] = msgspec.field(default_factory=list)
+    id: str | None = None
+    parameters: _RequestOptions = msgspec.field(default_factory=_RequestOptions)
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+_decode_texts = msgspec.json.Decoder(list[str]).decode
+_decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A request: its pictures as app.classify takes them, and how the answer is wanted."""
+
+    pictures: list[np.ndarray] | list[bytes] | list[str]
+    classes: int | None  # so many classes by name, not all probabilities
+    binary: bool  # the output behind the JSON, not in it
+    id: str | None
+
+
+def model_metadata(name: str, classes: int) -> dict:
+    """Return what a model takes and gives. That the input may be encoded pictures too the protocol cannot say."""
+    return {
+        "name": name,
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
+        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, classes]}],
+    }
+
+
+def read(body: bytes, json_length: str | None, max_images: int) -> Inference:
+    """Return the request in a body, of which `json_length` bytes are JSON, by default all. Raises InvalidBody."""
+    end = len(body) if json_length is None else _number(json_length)
+    if end > len(body):
+        raise InvalidBody("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
+    view = memoryview(body)
+    try:
+        request = _decode(view[:end])
+        if [tensor.name for tensor in request.inputs] != [INPUT]:
+            raise InvalidBody(f'expected one input, with the name "{INPUT}"')
+        if [output.name for output in request.outputs] not in ([], [OUTPUT]):
+            raise InvalidBody(f'expected one output, with the name "{OUTPUT}"')
+        pictures = _pictures(request.inputs[0], view[end:], max_images)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidBody(f"not the JSON of an inference request: {error}") from error
+    wanted = request.outputs[0].parameters if request.outputs else _OutputOptions()
+    binary = request.parameters.binary_data_output if wanted.binary_data is None else wanted.binary_data
+    return Inference(pictures, wanted.classification, binary, request.id)
+
+
+def write(inference: Inference, model: str, results: list[dict]) -> tuple[bytes, int | None]:
+    """Return the response, and how much of it is JSON where that is not all."""
+    if inference.classes:
+        named = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
+        output = {"name": OUTPUT, "datatype": "BYTES", "shape": [len(results), len(named) // len(results)]}
+        data, binary = named, _pack(text.encode() for text in named)
+    else:
+        data = [probability for result in results for probability in result["probabilities"]]
+        output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(results), len(data) // len(results)]}
+        binary = struct.pack(f"<{len(data)}f", *data)
+    response = {"model_name": model, "outputs": [output]} | ({"id": inference.id} if inference.id else {})
+    if not inference.binary:
+        output["data"] = data
+        return msgspec.json.encode(response), None
+    output["parameters"] = {"binary_data_size": len(binary)}
+    text = msgspec.json.encode(response)
+    return text + binary, len(text)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise InvalidBody("Inference-Header-Content-Length has to be a number")
+    return int(text)
+
+
+def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes] | list[str]:
+    shape = tensor.shape
+    fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1}
+    if not fits.get(tensor.datatype) or min(shape) < 1:
+        raise InvalidBody("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")
+    if shape[0] > max_images:
+        raise InvalidBody(f"at most {max_images} pictures are taken in one call")
+    size = tensor.parameters.binary_data_size
+    if bool(tensor.data) == (size is not None) or len(binary) != (size or 0):
+        raise InvalidBody('expected "data", or binary data of "binary_data_size" bytes behind the JSON')
+    if tensor.datatype == "UINT8":
+        pixels = _pixels(bytes(tensor.data), shape) if tensor.data else binary
+        if len(pixels) != prod(shape):
+            raise InvalidBody(MISMATCH)
+        return list(np.frombuffer(pixels, np.uint8).reshape(shape))
+    files = _decode_texts(tensor.data) if tensor.data else _unpack(binary, shape[0])
+    if len(files) != shape[0]:
+        raise InvalidBody(MISMATCH)
+    return files
+
+
+def _pixels(data: bytes, shape: list[int]) -> bytearray:
+    """Return the pixels in valid JSON: numbers in one list, or in lists nested as the shape says.
+
+    Never are more than PIECE bytes of them objects in memory, each of which would be many times as large.
+    """
+    text = data.translate(None, b" \t\r\n")
+    if prod(shape) > len(text):
+        raise InvalidBody(MISMATCH)
+    nested = b""
+    for side in reversed(shape):
+        nested = b"[%b]" % ((nested + b",") * side)[:-1]
+    if text.translate(None, b"0123456789") not in (nested, b"[%b]" % (b"," * (prod(shape) - 1))):
+        raise InvalidBody(MISMATCH)
+    numbers = text.translate(None, b"[]")
+    pixels, at = bytearray(), 0
+    while at < len(numbers):
+        end = numbers.find(b",", at + PIECE)
+        end = len(numbers) if end < 0 else end
+        try:
+            pixels += bytes(_decode_numbers(b"[%b]" % numbers[at:end]))
+        except msgspec.ValidationError as error:
+            raise InvalidBody("pixels have to be whole numbers from 0 to 255") from error
+        at = end + 1
+    return pixels
+
+
+def _pack(elements: Iterable[bytes]) -> bytes:
+    return b"".join(LENGTH.pack(len(element)) + element for element in elements)
+
+
+def _unpack(binary: memoryview, count: int) -> list[bytes]:
+    elements, at = [], 0
+    while at + LENGTH.size <= len(binary) and len(elements) < count:
+        start = at + LENGTH.size
+        at = start + LENGTH.unpack_from(binary, at)[0]
+        elements.append(bytes(binary[start:at]))
+    if at != len(binary):
+        raise InvalidBody("an element's length is not what stands in front of it")
+    return elements

@@ -1,0 +1,113 @@
+"""What platforms other than Banana ask a container for, in front of the same app.py, queue and limits.
+
+SageMaker and RunPod ask for /ping; KServe and the clients of Triton and MLServer for the Open Inference Protocol v2.
+"""
+
+from dataclasses import dataclass
+
+from sanic import Blueprint, HTTPResponse, Request
+
+import app
+from app import Outcome
+from serving import calls, open_inference
+from serving.bodies import InvalidBody
+from serving.calls import Refusal, call, is_alone, require_healthy, require_ready, respond
+
+PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
+GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True}
+JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON in front of binary tensors
+
+routes = Blueprint("platforms")
+
+
+@dataclass(frozen=True)
+class Inferred(Outcome):
+    """An outcome, and how v2 puts it; `json_length` says how much of the body is JSON where that is not all."""
+
+    body: bytes
+    json_length: int | None
+
+
+@routes.route("/ping", **GET)
+async def ping(request: Request) -> HTTPResponse:
+    """200 while the model answers; 204 while it loads, as RunPod has it and SageMaker does not mind; or 503."""
+    life = request.app.ctx.state.life
+    if not life.ready and not life.stopping:
+        return HTTPResponse(status=204)
+    require_healthy(request)
+    return respond({"state": "healthy"})
+
+
+@routes.post("/invocations", stream=True)
+async def invocations(request: Request) -> HTTPResponse:
+    """Do what POST / does."""
+    return await calls.classify(request)
+
+
+def is_v2(path: str) -> bool:
+    """Return whether the path is one of v2's, which has its own form of an error."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
+@routes.route("/v2", **GET)
+async def server_metadata(request: Request) -> HTTPResponse:
+    """Which server this is, and what of v2 it has beside the core."""
+    return respond({"name": "classifier", "version": app.VERSION, "extensions": open_inference.EXTENSIONS})
+
+
+@routes.route("/v2/health/live", **GET)
+async def live(request: Request) -> HTTPResponse:
+    """200 from the moment that the server listens."""
+    return respond({"live": True})
+
+
+@routes.route("/v2/health/ready", **GET)
+async def ready(request: Request) -> HTTPResponse:
+    """200 while the model answers, else 503."""
+    require_healthy(request)
+    return respond({"ready": True})
+
+
+@routes.route("/v2/models/<name>", **GET)
+async def model_metadata(request: Request, name: str) -> HTTPResponse:
+    """What the model takes and gives."""
+    require_model(request, name)
+    return respond(open_inference.model_metadata(name, app.status()["classes"]))
+
+
+@routes.route("/v2/models/<name>/ready", **GET)
+async def model_ready(request: Request, name: str) -> HTTPResponse:
+    """200 while the model answers, else 503."""
+    require_healthy(request)
+    require_model(request, name)
+    return respond({"name": name, "ready": True})
+
+
+@routes.post("/v2/models/<name>/infer", stream=True, unquote=True)
+async def infer(request: Request, name: str) -> HTTPResponse:
+    """Classify pixels or picture files."""
+    require_model(request, name)
+    inferred = await call(request, answer)
+    if inferred.json_length is None:
+        return HTTPResponse(inferred.body, content_type="application/json")
+    headers = {JSON_LENGTH: str(inferred.json_length)}
+    return HTTPResponse(inferred.body, 200, headers, "application/octet-stream")
+
+
+def require_model(request: Request, name: str) -> None:
+    """Raise Refusal unless the model is loaded and bears that name."""
+    require_ready(request)
+    model = app.status()["model"]
+    if name != model:
+        raise Refusal(f"there is no such model here: the one that is here is {model}", 404)
+
+
+def answer(request: Request, body: bytes) -> Inferred:
+    """Return the outcome of an inference, in a thread. Raises InvalidBody or app.InvalidInput."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise InvalidBody("the request is compressed: send it as it is")
+    inference = open_inference.read(body, request.headers.get(JSON_LENGTH), app.MAX_IMAGES)
+    inputs = {"images": inference.pictures, "probabilities": not inference.classes, "top_k": inference.classes or 1}
+    outcome = app.classify(inputs, is_alone(request))
+    response, json_length = open_inference.write(inference, app.status()["model"], outcome.answer["results"])
+    return Inferred(outcome.answer, outcome.pictures, response, json_length)

@@ -1,0 +1,188 @@
+"""custom_model.py: any classifier is served as PyTorch and Pillow have it, and what would go wrong is refused."""
+
+import base64
+import functools
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import app
+from conversion import custom_model
+from conversion.custom_model import InvalidNetwork
+from convert_to_onnx import convert
+from model import OnnxClassifier
+from tests import networks
+from tests.runtime.test_providers import needs_openvino
+from tests.server_process import NEWT, TENCH
+
+SIZE = (96, 128)
+GREY = {"channels": 1, "mean": [0.4], "std": [0.2]}
+
+
+def load(name, folder, **options):
+    """Load a network of tests/networks.py, with its own fresh weights from a file."""
+    state_dict = getattr(networks, name)().state_dict()
+    torch.save(state_dict, folder / "weights.pth")
+    return custom_model.load(f"tests.networks:{name}", folder / "weights.pth", **{"size": SIZE} | options)
+
+
+def pytorchs(name, activation, picture, described):
+    """The probabilities of a picture, from nothing but Pillow, NumPy and PyTorch."""
+    image = Image.open(picture).resize(SIZE[::-1], Image.Resampling.BILINEAR)
+    if described.get("channels") == 1:
+        image = image.convert("L")
+    pixels = (np.asarray(image, np.float64).reshape(*SIZE, -1) / 255 - described["mean"]) / described["std"]
+    with torch.inference_mode():
+        logits = getattr(networks, name)().eval()(torch.from_numpy(pixels).float().permute(2, 0, 1)[None])
+    return activation(logits)[0].numpy()
+
+
+def softmax(logits):
+    return logits.softmax(1)
+
+
+def as_they_are(outputs):
+    return outputs
+
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+OTHER = {"mean": [-0.5, 0, 1e-05], "std": [1, 0.5, 2]}
+CASES = {  # options, and what PyTorch does after the network
+    "Small": ({}, softmax),
+    "Small, of other pixels": (OTHER | {"activation": "sigmoid"}, torch.sigmoid),
+    "Sigmoided": ({"activation": "none"}, as_they_are),
+    "grey": (GREY, softmax),
+    "one_class": ({"activation": "sigmoid"}, torch.sigmoid),
+    "ten_thousand_classes": ({}, softmax),
+}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """Convert a case, once."""
+
+    @functools.cache
+    def convert_case(case):
+        folder = tmp_path_factory.mktemp("converted")
+        convert(load(case.partition(",")[0], folder, **CASES[case][0]), folder / "any.onnx")
+        return folder / "any.onnx"
+
+    return convert_case
+
+
+@pytest.mark.parametrize("provider", ["cpu", pytest.param("openvino", marks=needs_openvino)])
+@pytest.mark.parametrize("case", CASES)
+def test_a_picture_gets_the_probabilities_of_pytorch(converted, case, provider):
+    name, (options, activation) = case.partition(",")[0], CASES[case]
+    classifier = OnnxClassifier(converted(case), provider)
+    assert (classifier.model_name, classifier.preprocessor.size) == (f"tests.networks.{name}", SIZE)
+    described = IMAGENET | options
+    tench, newt = (pytorchs(name, activation, picture, described) for picture in (TENCH, NEWT))
+    assert np.abs(tench - newt).max() > 5e-5
+    for picture, expected in ((TENCH, tench), (NEWT, newt)):
+        row = classifier.predict(classifier.preprocessor(picture)[None])[0]
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+        ((best, *more),) = classifier.classify([picture], top_k=3)
+        assert (best.class_id, best.class_name) == (expected.argmax(), f"class {expected.argmax()}")
+        assert len(more) == min(3, len(row)) - 1
+
+
+def test_the_server_names_no_more_classes_than_there_are(monkeypatch, tmp_path):
+    (tmp_path / "labels.txt").write_text("nöthing but this\n\n", encoding="utf-8")
+    network = load("one_class", tmp_path, activation="sigmoid", labels=tmp_path / "labels.txt")
+    convert(network, tmp_path / "any.onnx")
+    monkeypatch.setattr(app, "classifier", OnnxClassifier(tmp_path / "any.onnx"))
+    app.warm_up()
+    picture = base64.b64encode(TENCH.read_bytes()).decode()
+    answer = app.inference({"image": picture, "top_k": 7, "probabilities": True})
+    assert answer["class_name"] == "nöthing but this"
+    assert answer["predictions"] == [{name: answer[name] for name in ("class_id", "class_name", "probability")}]
+    assert answer["probabilities"] == [answer["probability"]]
+
+
+def test_the_network_is_taken_wherever_and_in_whatever_precision_it_was_built(tmp_path):
+    trained = load("half_precision", tmp_path)
+    assert {parameter.dtype for parameter in trained.network.parameters()} == {torch.float32}
+    assert not any(module.training for module in trained.network.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Pair", r"the network gives tuple; expected one tensor, \[batch, classes\]"),
+        ("Dictionary", r"the network gives dict; expected one tensor"),
+        ("NoClasses", r"torch.float32 \[4\] for 4 pictures; expected float \[4, classes\]"),
+        ("NotNumbers", r"outputs are not all finite numbers"),
+        ("Random", r"another answer each time: it is random"),
+        ("AcrossTheBatch", r"depends on the others in the batch"),
+        ("Softmaxed", r"from 0.* may be probabilities already: say --activation none"),
+        ("Sigmoided", r"may be probabilities already"),
+        ("one_class", r"softmax over one class is always 1: say --activation sigmoid"),
+        ("grey", r"fails on pictures of \[3, 96, 128\].*to have 1 channels, but got 3.*networks.py.*\n--size and"),
+    ],
+)
+def test_a_network_that_is_no_classifier_is_refused(tmp_path, name, message):
+    with pytest.raises(InvalidNetwork, match=message):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("tests.nowhere:Small", r"tests.nowhere cannot be imported: ModuleNotFoundError: No module named"),
+        ("tests.networks:Smal", r"tests.networks, .*networks.py, has no function or class 'Smal'"),
+        ("sys:maxsize", r"sys, which is built in, has no function or class 'maxsize'"),
+        ("tests.networks:with_arguments", r"without arguments: .*'classes'. Name a function that calls it with them"),
+        ("tests.networks:not_a_network", r"not_a_network gave list; expected a torch.nn.Module"),
+        ("tests.networks:failing", r"failing failed: KeyError: 'no such thing' \(.*networks.py, line \d+: raise"),
+    ],
+)
+def test_what_builds_no_network_is_refused(tmp_path, model, message):
+    with pytest.raises(InvalidNetwork, match=message):
+        custom_model.load(model, tmp_path / "weights.pth")
+
+
+def test_a_module_that_fails_says_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mistaken.py").write_text("import torch\n\nx = y\n")
+    with pytest.raises(InvalidNetwork, match=r"NameError: name 'y' is not defined \(.*mistaken.py, line 3: x = y\)"):
+        custom_model.build("mistaken:Network")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"mean": [0.5]}, r"--mean has to be 3 finite numbers, one a channel, not \(0.5,\)", id="one mean"),
+        pytest.param({"std": [1, 1, 1, 1]}, r"--std has to be 3 finite numbers", id="four std"),
+        pytest.param(GREY | {"mean": [0, 0, 0]}, r"--mean has to be 1 finite numbers", id="three means for grey"),
+        pytest.param({"mean": [0, 0, float("nan")]}, r"--mean has to be 3 finite", id="mean not a number"),
+        pytest.param({"std": [1, float("inf"), 1]}, r"--std has to be 3 finite", id="infinite std"),
+        pytest.param({"std": [1, 0, 1]}, r"--std has to be more than 0", id="std of 0"),
+        pytest.param({"size": [0, 9]}, r"--size has to be .* at least 1, not \(0, 9\)", id="size of 0"),
+        pytest.param({"channels": 1}, r"greyscale has no customary mean and std", id="grey without mean and std"),
+        pytest.param({"activation": "none"}, r"from -.* to .*, are no probabilities", id="logits as probabilities"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(tmp_path, options, message):
+    with pytest.raises(InvalidNetwork, match=message):
+        load("Small", tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"a\nb\nc\nd\n", r"has 4 class names, the network has 5 classes", id="too few"),
+        pytest.param(b"a\n\nb\nc\nd", r"line 2 is empty", id="an empty line"),
+        pytest.param(b"\xff\xfea\nb", r"labels.txt cannot be read: .*utf-8", id="not UTF-8"),
+        pytest.param(None, r"labels.txt cannot be read: .*No such file", id="absent"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(InvalidNetwork, match=message):
+        load("Small", tmp_path, labels=tmp_path / "labels.txt")

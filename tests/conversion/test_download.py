@@ -1,0 +1,184 @@
+"""download.py against a real HTTP server on this machine: the file arrives whole and right, or not at all."""
+
+import gzip
+import hashlib
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from conversion import download
+from conversion.download import DownloadError, digests
+
+CONTENT = b"\x00weights\xff" * 1000
+DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+PACKED = gzip.compress(CONTENT)
+
+# Path: status, headers, body.
+ANSWERS = {
+    "/right": (200, {"Content-Length": len(CONTENT)}, CONTENT),
+    "/unsized": (200, {}, CONTENT),
+    "/packed": (200, {"Content-Length": len(PACKED), "Content-Encoding": "gzip"}, PACKED),
+    "/moved": (302, {"Location": "/right"}, b""),
+    "/absent": (404, {}, b"not here"),
+    "/page": (200, {"Content-Type": "text/html; charset=utf-8"}, b"<!DOCTYPE html>"),
+    "/wrong": (200, {"Content-Length": 5}, b"other"),
+    "/broken": (200, {"Content-Length": len(CONTENT)}, CONTENT[:100]),
+}
+
+BAD_ADDRESSES = {
+    "absent": "404",
+    "page": "web page",
+    "wrong": f"sha256:{hashlib.sha256(b'other').hexdigest()} is not a known one",
+    "broken": "100 ",  # bytes of 9000, in the words of whichever layer notices first
+    "refused": "refused",
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        status, headers, body = ANSWERS[self.path]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def running():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.asked = []
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def server(running, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    running.asked.clear()
+    return running
+
+
+@pytest.fixture
+def url(server):
+    with socket.socket() as closed:  # bound and never listening: whoever connects is refused
+        closed.bind(("127.0.0.1", 0))
+        hosts = {"refused": closed.getsockname()}
+        yield lambda name: "http://{}:{}/{}".format(*hosts.get(name, server.server_address), name)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "weights.pth"
+
+
+@pytest.mark.parametrize("name", ["right", "unsized", "packed", "moved"])
+def test_the_file_arrives_whole_with_nothing_left_beside_it(url, path, name):
+    download.download([url(name)], path, [DIGEST])
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_folder_is_made(url, tmp_path):
+    path = tmp_path / "a" / "b" / "weights.pth"
+    download.download([url("right")], path, [DIGEST])
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("name", BAD_ADDRESSES)
+def test_the_second_address_is_asked_when_the_first_fails(url, path, name):
+    download.download([url(name), url("right")], path, [DIGEST])
+    assert path.read_bytes() == CONTENT
+
+
+def test_the_second_address_is_left_alone_when_the_first_answers(server, url, path):
+    download.download([url("right"), url("unsized")], path, [DIGEST])
+    assert server.asked == ["/right"]
+
+
+def test_a_failure_names_each_address_with_its_reason(url, path):
+    with pytest.raises(DownloadError) as failure:
+        download.download([url(name) for name in BAD_ADDRESSES], path, [DIGEST])
+    first, *lines = str(failure.value).splitlines()
+    assert first == "weights.pth could not be downloaded:"
+    assert len(lines) == len(BAD_ADDRESSES)
+    for line, (name, reason) in zip(lines, BAD_ADDRESSES.items(), strict=True):
+        assert line.startswith(f"  {url(name)}: ")
+        assert reason in line.removeprefix(f"  {url(name)}: ")
+
+
+@pytest.mark.parametrize("name", BAD_ADDRESSES)
+def test_a_failure_leaves_no_file(url, path, name):
+    with pytest.raises(DownloadError):
+        download.download([url(name)], path, [DIGEST])
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", BAD_ADDRESSES)
+def test_a_failure_keeps_the_file_that_was_there(url, path, name):
+    path.write_bytes(b"old")
+    with pytest.raises(DownloadError):
+        download.download([url(name)], path, [DIGEST])
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sha256", "git"])
+def test_a_digest_of_either_kind_is_enough(url, path, tmp_path, kind):
+    sample = tmp_path / "sample"
+    sample.write_bytes(CONTENT)
+    download.download([url("right")], path, ["sha256:0", digests(sample)[kind]])
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),  # as `git hash-object` prints it
+    [
+        (b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+        (b"hello\n", "ce013625030ba8dba906f756967f9e9ca394464a"),
+        (b"\0" * 3_000_000, "73e77f405a9ff5ab6f54695cf10e7be6d23c9a4b"),
+    ],
+    ids=["empty", "a line", "longer than a chunk"],
+)
+def test_the_digests_are_those_of_sha256sum_and_git(path, content, name):
+    path.write_bytes(content)
+    assert digests(path) == (f"sha256:{hashlib.sha256(content).hexdigest()}", f"git:{name}")
+
+
+@pytest.fixture
+def photos(monkeypatch, tmp_path, server):
+    monkeypatch.setattr(download, "ROOT", tmp_path)
+    monkeypatch.setattr(download, "PHOTOS_DIR", tmp_path / "photos")
+    monkeypatch.setattr(download, "PHOTOS_URL", "http://{}:{}".format(*server.server_address))
+    monkeypatch.setattr(download, "PHOTOS", {"right": DIGEST})
+    return tmp_path / "photos"
+
+
+def test_the_command_fetches_the_photographs_once(photos, server, capsys):
+    download.main()
+    download.main()
+    assert (photos / "right").read_bytes() == CONTENT
+    assert server.asked == ["/right"]
+    assert capsys.readouterr().out.splitlines() == [f"photos/right: there, {DIGEST}"] * 2
+
+
+def test_the_command_replaces_a_photograph_that_is_not_the_known_one(photos, server):
+    photos.mkdir()
+    (photos / "right").write_bytes(b"another")
+    download.main()
+    assert (photos / "right").read_bytes() == CONTENT
+
+
+def test_the_command_ends_with_a_sentence_where_a_photograph_cannot_be_had(photos, monkeypatch):
+    monkeypatch.setattr(download, "PHOTOS", {"wrong": DIGEST})
+    with pytest.raises(SystemExit, match=r"download.py: wrong could not be downloaded"):
+        download.main()

@@ -1,0 +1,176 @@
+"""decoding.py: every kind of picture becomes RGB, upright and on white, and what is no picture is refused."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from runtime import decoding
+from runtime.decoding import FORMATS, InvalidImage, open_picture, to_rgb
+from tests.hostile import encoded
+
+BEST = {
+    "WEBP": {"lossless": True},
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+}
+
+
+def decoded(data):
+    return np.asarray(to_rgb(open_picture(data)))
+
+
+def dots(mode, *values):
+    """A picture one pixel high."""
+    image = Image.new(mode, (len(values), 1))
+    for x, value in enumerate(values):
+        image.putpixel((x, 0), value)
+    return image
+
+
+def grey16():
+    return Image.fromarray(np.array([[0, 255, 256, 0x80FF, 0xFFFF]], np.uint16))
+
+
+def palette():
+    image = dots("P", 0, 1)
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    return image
+
+
+@pytest.fixture
+def quarters():
+    """Another colour in each quarter and unequal sides, so that no turn or flip leaves it as it was."""
+    image = Image.new("RGB", (48, 32), "red")
+    draw = ImageDraw.Draw(image)
+    for corner, colour in [((24, 0), "lime"), ((0, 16), "blue"), ((24, 16), "white")]:
+        draw.rectangle((*corner, corner[0] + 23, corner[1] + 15), colour)
+    return image
+
+
+def assert_pixels(actual, expected, tolerance=0):
+    assert actual.dtype == np.uint8
+    np.testing.assert_allclose(actual.astype(int), np.asarray(expected).astype(int), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("image", "file_format", "options", "expected"),
+    [
+        pytest.param(dots("L", 0, 100), "PNG", {}, [[0] * 3, [100] * 3], id="grey"),
+        pytest.param(dots("L", 0, 100), "PNG", {"transparency": 100}, [[0] * 3, [255] * 3], id="grey, one transparent"),
+        pytest.param(dots("LA", (100, 255), (100, 0)), "PNG", {}, [[100] * 3, [255] * 3], id="grey and alpha"),
+        pytest.param(palette(), "PNG", {}, [[10, 20, 30], [200, 100, 0]], id="palette"),
+        pytest.param(palette(), "PNG", {"transparency": 1}, [[10, 20, 30], [255] * 3], id="palette, one transparent"),
+        pytest.param(palette(), "GIF", {"transparency": 1}, [[10, 20, 30], [255] * 3], id="GIF, one transparent"),
+        pytest.param(dots("RGB", (255, 128, 0)), "PNG", {}, [[255, 128, 0]], id="RGB, not BGR"),
+        pytest.param(
+            dots("RGB", (1, 2, 3)), "PNG", {"transparency": (1, 2, 3)}, [[255] * 3], id="RGB, one transparent"
+        ),
+        pytest.param(dots("RGBA", (200, 0, 0, 51)), "PNG", {}, [[244, 204, 204]], id="RGBA on white"),
+        pytest.param(
+            dots("RGBA", (200, 0, 0, 0)), "WEBP", {"lossless": True, "exact": True}, [[255] * 3], id="invisible WebP"
+        ),
+        pytest.param(dots("1", 0, 255), "PNG", {}, [[0] * 3, [255] * 3], id="1 bit"),
+        pytest.param(grey16(), "PNG", {}, [[v] * 3 for v in (0, 0, 1, 128, 255)], id="16-bit PNG"),
+        pytest.param(
+            grey16(),
+            "PNG",
+            {"transparency": 256},
+            [[v] * 3 for v in (0, 0, 255, 128, 255)],
+            id="16-bit, one transparent",
+        ),
+    ],
+)
+def test_every_mode_becomes_rgb_on_white(image, file_format, options, expected):
+    assert_pixels(decoded(encoded(image, file_format, **options)), [expected])
+
+
+def test_a_cmyk_jpeg_has_the_colours_that_it_shows():
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red = np.full((16, 16, 3), (255, 0, 0))
+    assert_pixels(decoded(encoded(cmyk, "JPEG", **BEST["JPEG"])), red, tolerance=4)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [*((file_format, {}) for file_format in FORMATS), ("JPEG", {"progressive": True})],
+    ids=[*FORMATS, "progressive JPEG"],
+)
+def test_every_format_opens(quarters, file_format, options):
+    lossy = file_format == "JPEG"
+    data = encoded(quarters, file_format, **BEST.get(file_format, {}) | options)
+    assert_pixels(decoded(data), quarters, tolerance=12 * lossy)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP"])
+def test_the_first_frame_of_several_counts(quarters, file_format):
+    more = [Image.new("RGB", quarters.size, colour) for colour in ("black", "yellow")]
+    data = encoded(quarters, file_format, save_all=True, append_images=more, **BEST.get(file_format, {}))
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert_pixels(decoded(data), quarters)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (1, lambda upright: upright),
+        (2, np.fliplr),
+        (3, lambda upright: np.rot90(upright, 2)),
+        (4, np.flipud),
+        (5, lambda upright: upright.swapaxes(0, 1)),
+        (6, lambda upright: np.rot90(upright, 1)),
+        (7, lambda upright: np.rot90(upright, 2).swapaxes(0, 1)),
+        (8, lambda upright: np.rot90(upright, -1)),
+    ],
+)
+def test_a_photograph_comes_out_upright(quarters, orientation, stored):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photograph = Image.fromarray(np.ascontiguousarray(stored(np.asarray(quarters))))
+    assert_pixels(decoded(encoded(photograph, "JPEG", exif=exif, **BEST["JPEG"])), quarters, tolerance=12)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_whose_exif_cannot_be_read_is_taken_as_it_lies(quarters, file_format):
+    data = encoded(quarters, file_format, exif=b"Exif\0\0this is not EXIF", **BEST.get(file_format, {}))
+    assert_pixels(decoded(data), quarters, tolerance=12)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(
+            pytest.param(encoded(Image.new("RGB", (9, 9)), name), id=name)
+            for name in ("TIFF", "AVIF", "PPM", "TGA", "PCX")
+        ),
+        pytest.param(encoded(Image.new("RGB", (16, 16)), "ICO"), id="ICO"),
+        pytest.param(encoded(Image.new("RGB", (9, 9)), "EPS"), id="EPS, which runs Ghostscript"),
+        pytest.param(encoded(Image.new("RGB", (9, 9)), "PDF"), id="PDF"),
+        pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", id="SVG"),
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"garbage" * 99, id="garbage"),
+        pytest.param(b"\xff\xd8\xff\xe0garbage", id="garbage under a JPEG's first bytes"),
+    ],
+)
+def test_what_is_no_picture_or_of_another_format_is_refused(data):
+    with pytest.raises(InvalidImage, match=r"not a picture: send one of JPEG, PNG, WEBP, GIF, BMP$|header is damaged"):
+        decoded(data)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_truncated_file_is_refused_with_a_sentence(file_format):
+    data = encoded(Image.effect_noise((64, 64), 80).convert("RGB"), file_format)
+    with pytest.raises(InvalidImage) as refused:
+        decoded(data[: len(data) // 2])
+    assert " at 0x" not in str(refused.value)
+
+
+def test_32_bits_a_pixel_are_refused():
+    with pytest.raises(InvalidImage, match="save it with 8 or 16"):
+        to_rgb(Image.new("F", (2, 2)))
+
+
+def test_reading_a_picture_has_an_end(monkeypatch, quarters):
+    monkeypatch.setattr(decoding, "MAX_READ_S", -1)
+    with pytest.raises(InvalidImage, match="too long"):
+        decoded(encoded(quarters, "PNG"))

@@ -1,0 +1,83 @@
+"""settings.py: what an environment variable may hold, what happens where it holds something else, and the CPUs."""
+
+import os
+
+import pytest
+
+from runtime.settings import BadSetting, available_cpus, choice, integer
+
+
+def test_the_default_counts_where_the_variable_is_unset_or_empty(monkeypatch):
+    monkeypatch.delenv("PORT", raising=False)
+    assert integer("PORT", 8000, 1, 65535) == 8000
+    monkeypatch.setenv("PORT", "")
+    assert integer("PORT", 8000, 1, 65535) == 8000
+
+
+@pytest.mark.parametrize(("text", "number"), [("1", 1), ("8080", 8080), ("65535", 65535), ("007", 7)])
+def test_a_whole_number_from_minimum_to_maximum_is_taken(monkeypatch, text, number):
+    monkeypatch.setenv("PORT", text)
+    assert integer("PORT", 8000, 1, 65535) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("eighty", id="a word"),
+        pytest.param("80.5", id="a fraction"),
+        pytest.param("1e3", id="an exponent"),
+        pytest.param("0x50", id="hexadecimal"),
+        pytest.param("1_000", id="an underscore, which int() takes"),
+        pytest.param(" 80 ", id="blanks, which int() takes"),
+        pytest.param(" ", id="only a blank"),
+        pytest.param("+80", id="a plus"),
+        pytest.param("-80", id="negative"),
+        pytest.param("0", id="below the minimum"),
+        pytest.param("65536", id="above the maximum"),
+        pytest.param("٨٠", id="Arabic digits, which int() takes"),
+        pytest.param("8²", id="a superscript, which isdigit() takes"),
+    ],
+)
+def test_anything_else_ends_the_program_with_a_sentence(monkeypatch, text):
+    monkeypatch.setenv("PORT", text)
+    with pytest.raises(BadSetting) as stopped:
+        integer("PORT", 8000, 1, 65535)
+    # SystemExit prints a code that is a string, and exits with 1.
+    assert stopped.value.code == f"PORT={text!r}: expected a whole number from 1 to 65535"
+
+
+def test_a_choice_is_one_of_those_allowed(monkeypatch):
+    monkeypatch.setenv("FORMAT", "json")
+    assert choice("FORMAT", "text", ("text", "json")) == "json"
+    monkeypatch.setenv("FORMAT", "")
+    assert choice("FORMAT", "text", ("text", "json")) == "text"
+    monkeypatch.setenv("FORMAT", "xml")
+    with pytest.raises(BadSetting, match="FORMAT='xml': expected one of text, json"):
+        choice("FORMAT", "text", ("text", "json"))
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "100000 100000"}, 1),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "5000 100000"}, 1),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({}, 8),
+    ],
+)
+def test_the_cpus_are_those_that_the_container_may_use(monkeypatch, tmp_path, files, cpus):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
+    (tmp_path / "cpu").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content + "\n")
+    assert available_cpus(tmp_path) == cpus
+
+
+def test_where_the_system_tells_no_affinity_all_cpus_count(monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert available_cpus(tmp_path) == 12

@@ -1,0 +1,192 @@
+"""bodies.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
+
+import base64
+import json
+import re
+
+import pytest
+
+from serving.bodies import MAX_FORM_PARTS, InvalidBody, inputs_of
+
+PICTURE = bytes(range(256))
+TEXT = base64.b64encode(PICTURE).decode()
+JSON = "application/json"
+FORM = "multipart/form-data; boundary=x"
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"--x--\r\n") -> bytes:
+    """Return a form's body, of fields by name."""
+    whole = b"".join(
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + content + b"\r\n"
+        for name, content in parts
+    )
+    return whole + end
+
+
+def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
+    """Return the message of the refusal."""
+    with pytest.raises(InvalidBody) as raised:
+        inputs_of(content_type, body, query or {})
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "query"),
+    [
+        (JSON, json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode(), {}),
+        (
+            "Application/JSON; charset=utf-8",
+            json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode(),
+            {},
+        ),
+        ("", json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode(), {}),
+        ("text/plain", json.dumps(json.dumps({"image": TEXT, "top_k": 2, "probabilities": True})).encode(), {}),
+        ("image/png", PICTURE, {"top_k": "2", "probabilities": "true"}),
+        ("IMAGE/anything; q=1", PICTURE, {"top_k": "2", "probabilities": "true"}),
+        ("application/octet-stream", PICTURE, {"top_k": "2", "probabilities": "true"}),
+        ("application/x-image", PICTURE, {"top_k": "2", "probabilities": "true"}),
+        (FORM, form(("image", PICTURE), ("top_k", b"2"), ("probabilities", b"true")), {}),
+        (FORM, form(("image", PICTURE), ("top_k", b"2")), {"top_k": "7", "probabilities": "true"}),
+        (
+            'Multipart/Form-Data; charset=utf-8; boundary="x"',
+            form(("image", PICTURE), ("top_k", b"2")),
+            {"probabilities": "true"},
+        ),
+    ],
+)
+def test_every_way_to_send_a_picture_comes_to_the_same(content_type, body, query):
+    assert inputs_of(content_type, body, query) == {"image": PICTURE, "top_k": 2, "probabilities": True}
+
+
+def test_several_pictures_come_in_their_order():
+    assert inputs_of(JSON, json.dumps({"images": [TEXT, "aGk=", ""]}).encode(), {}) == {"images": [PICTURE, b"hi", b""]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"data:image/png;base64,{TEXT}", "\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76)), f" {TEXT}\r\n"],
+)
+def test_data_urls_and_line_breaks_are_left_for_app_to_read(text):
+    assert inputs_of(JSON, json.dumps({"image": text}).encode(), {}) == {"image": text}
+    assert inputs_of(JSON, json.dumps({"images": [TEXT, text]}).encode(), {}) == {"images": [TEXT, text]}
+
+
+def test_only_the_fields_that_count_are_taken():
+    body = {"image": TEXT, "other": {"image": [1.5, None]}, "Image": 1, "top_K": 2, "": [], "\u00e9": "\u2028"}
+    assert inputs_of(JSON, json.dumps(body).encode(), {"top_k": "3", "other": "4"}) == {"image": PICTURE}
+    assert inputs_of("image/png", PICTURE, {"other": "4", "image": TEXT}) == {"image": PICTURE}
+    assert inputs_of(FORM, form(("image", PICTURE), ("other", b"4"), ("images", b"5")), {}) == {"image": PICTURE}
+
+
+def test_of_a_field_that_is_there_twice_the_last_counts():
+    assert inputs_of(JSON, b'{"image": "", "top_k": 1, "image": "aGk=", "top_k": 2}', {}) == {
+        "image": b"hi",
+        "top_k": 2,
+    }
+    assert inputs_of(FORM, form(("image", b"hi"), ("top_k", b"1"), ("top_k", b"2")), {}) == {"image": b"hi", "top_k": 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xd8\xff\xe0", "not JSON"),
+        (b'{"image": "aGk="', "not JSON"),
+        (b'{"image": "aGk="} x', "not JSON"),
+        (b'{"image": NaN}', "not JSON"),
+        (b'{"image": "\xff"}', "not JSON"),
+        (b'"\xff"', "not JSON"),
+        (b'"\\ud800"', "not JSON"),
+        (b"null", "not the JSON that is expected"),
+        (b"[]", "not the JSON that is expected"),
+        (b'{"image": null}', "Expected base64"),
+        (b'{"image": ["aGk="]}', "Expected base64"),
+        (b'{"images": "aGk="}', "Expected"),
+        (b'{"image": "aGk=", "top_k": 1.5}', r"top_k"),
+        (b'{"image": "aGk=", "top_k": "5"}', r"top_k"),
+        (b'{"image": "aGk=", "probabilities": 1}', r"probabilities"),
+        (b'"not JSON inside"', "not JSON"),
+        (b'"\\"twice\\""', "a text"),
+    ],
+)
+def test_json_that_holds_no_inputs_is_refused_with_what_to_send(body, says):
+    message = refusal(JSON, body)
+    assert re.search(says, message), message
+    assert 'send {"image": "<base64>"}' in message
+    assert "`bytes`" not in message
+
+
+@pytest.mark.parametrize("depth", [10_000, 1_000_000])
+@pytest.mark.parametrize("opening", [b"[", b'{"x":', b'{"image":', b'{"images":['])
+def test_json_nested_without_end_is_refused(opening, depth):
+    assert "not" in refusal(JSON, opening * depth)
+    assert "not" in refusal(JSON, b'{"image": "aGk=", "x": ' + opening * depth)
+
+
+@pytest.mark.parametrize("number", [b"9" * 1_000_000, b"1e999999999", b"0." + b"3" * 1_000_000, b"-" + b"9" * 5_000])
+def test_huge_numbers_cost_nothing(number):
+    assert "top_k" in refusal(JSON, b'{"image": "aGk=", "top_k": ' + number + b"}")
+    assert inputs_of("image/png", b"hi", {"top_k": number.decode()}) == {"image": b"hi", "top_k": number.decode()}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("0", 0),
+        ("999999999", 999_999_999),
+        ("1000000000", "1000000000"),
+        ("\u00b2", "\u00b2"),
+        ("\u0663", "\u0663"),
+        ("-1", "-1"),
+        ("true", True),
+        ("True", "True"),
+        ("", ""),
+    ],
+)
+def test_options_that_came_as_text_are_read_as_json_would_have_them(text, value):
+    for inputs in (
+        inputs_of("image/x", b"", {"top_k": text}),
+        inputs_of(FORM, form(("image", b""), ("top_k", text.encode())), {}),
+    ):
+        assert inputs == {"image": b"", "top_k": value}
+        assert type(inputs["top_k"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "says"),
+    [
+        ("multipart/form-data", form(("image", b"hi")), "boundary"),
+        ("multipart/form-data; boundary=", form(("image", b"hi")), "boundary"),
+        ('multipart/form-data; boundary="', form(("image", b"hi")), "boundary"),
+        ("multipart/form-data; boundary=y", form(("image", b"hi")), "can be read"),
+        (FORM, b"", "can be read"),
+        (FORM, b"no form", "can be read"),
+        (FORM, form(("image", b"hi"), end=b""), "can be read"),
+        (FORM, form(), "one file in the field `image`"),
+        (FORM, form(("picture", b"hi")), "one file in the field `image`"),
+        (FORM, form(("image", b"hi"), ("image", b"hi")), "one file in the field `image`"),
+        (FORM, form(*[("other", b"")] * MAX_FORM_PARTS, ("image", b"hi")), "count"),
+        (FORM, b"--x\r\nContent-Disposition: form-data\r\n\r\nhi\r\n--x--", "one file in the field `image`"),
+        (FORM, b"--x\r\n\r\nhi\r\n--x--", "Content-Disposition"),
+        (FORM, b"--x\r\nContent-Disposition: form-data; name=\xff\r\n\r\nhi\r\n--x--", "decode"),
+        (FORM, b"--x\r\nX: " + b"y" * 1_000_000 + b"\r\n\r\nhi\r\n--x--", "length"),
+        (FORM, b"--x\r\n" + b"X: y\r\n" * 1_000 + b"\r\nhi\r\n--x--", "count"),
+    ],
+)
+def test_forms_that_hold_no_picture_are_refused(content_type, body, says):
+    message = refusal(content_type, body)
+    assert re.search(says, message), message
+
+
+def test_a_form_may_have_as_many_parts_as_the_limit():
+    parts = [("other", b"")] * (MAX_FORM_PARTS - 1)
+    assert inputs_of(FORM, form(*parts, ("image", PICTURE)), {}) == {"image": PICTURE}
+
+
+@pytest.mark.parametrize("charset", ["punycode", "utf-16", "rot13", "nonsense"])
+def test_the_charset_that_a_part_claims_is_not_believed(charset):
+    # Of Punycode, decoding takes time in proportion to the square of the length.
+    part = f'--x\r\nContent-Disposition: form-data; name="top_k"\r\nContent-Type: text/plain; charset={charset}\r\n\r\n'
+    body = form(("image", b"hi"), end=part.encode() + b"a-" + b"b" * 2_000_000 + b"\r\n--x--")
+    assert inputs_of(FORM, body, {})["top_k"].startswith("a-b")

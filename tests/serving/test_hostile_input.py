@@ -1,0 +1,307 @@
+"""Whatever is sent, the real server answers 200, 413 or 422, soon, and is then as large as before.
+
+FUZZ_SCALE (default 1) multiplies the number of examples. At 1 they are the same at every run; above, which is what
+`make fuzz` does, they are others each time.
+"""
+
+import base64
+import json
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runtime import decoding
+from tests.hostile import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, small_pictures, with_right_checksums
+from tests.server_process import Served
+
+SCALE = int(os.environ.get("FUZZ_SCALE") or 1)
+ANSWER_S = 10  # for one answer: many times what any takes, so that only one that hangs fails
+KEPT_MB = 25  # by which the server may grow when it is sent all that once more
+SMALL = small_pictures()
+PICTURE = base64.b64encode(SMALL["PNG"][2]).decode()
+
+Ask = Callable[..., int]
+
+
+def examples(count: int) -> settings:
+    """Return the settings for a test of that many examples, times FUZZ_SCALE."""
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    same = SCALE == 1
+    return settings(
+        max_examples=count * SCALE, derandomize=same, database=None, deadline=None, suppress_health_check=slow
+    )
+
+
+@pytest.fixture(scope="module")
+def ask(served: Served) -> Iterator[Ask]:
+    """A function that posts a body and returns the status, having checked the answer; the server outlives it all."""
+    with closing(HTTPConnection("127.0.0.1", served.port, timeout=ANSWER_S)) as connection:
+
+        def ask(
+            body: bytes, content_type: str | bytes = "image/x", path: str = "/", headers: dict | None = None
+        ) -> int:
+            connection.request("POST", path, body, (headers or {}) | {"Content-Type": content_type})
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            assert response.status in (200, 413, 422), answer
+            assert ("error" in answer) == (response.status != 200)
+            return response.status
+
+        yield ask
+    assert served.process.poll() is None
+    assert "Warning" not in served.log.read_text()
+
+
+# -- JSON ------------------------------------------------------------------------------------------------------------
+
+texts = st.one_of(
+    st.sampled_from([PICTURE, "data:image/png;base64," + PICTURE, PICTURE[:40], "data:,", "=", "\ud800"]),
+    st.text(st.sampled_from("Aa0+/=-_ \n\r\t,;:\0\u00e9\u2028"), max_size=60),
+    st.tuples(st.integers(0, len(PICTURE)), st.text(max_size=3)).map(
+        lambda cut: PICTURE[: cut[0]] + cut[1] + PICTURE[cut[0] :]
+    ),
+)
+scalars = st.one_of(
+    texts, st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from([10**400, -(2**63) - 1, 2**64, 1e308])
+)
+names = st.sampled_from(["image", "images", "top_k", "probabilities", "Image", "", "model_inputs"])
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(names | st.text(max_size=4), inner, max_size=5),
+)
+nearly_right = st.fixed_dictionaries({}, optional={"image": texts, "images": st.lists(texts, max_size=20)}).flatmap(
+    lambda given: st.fixed_dictionaries({}, optional={"top_k": scalars, "probabilities": scalars}).map(given.__or__)
+)
+
+
+@examples(300)
+@given(value=nearly_right | values, twice=st.booleans(), ascii_only=st.booleans())
+def test_json_of_any_shape(ask, value, twice, ascii_only):
+    body = json.dumps(json.dumps(value) if twice else value, ensure_ascii=ascii_only)
+    ask(body.encode(errors="surrogatepass"), "application/json")
+
+
+@examples(200)
+@given(at=st.integers(0, 60), instead=st.binary(max_size=6), drop=st.integers(0, 6))
+def test_json_that_is_damaged(ask, at, instead, drop):
+    body = json.dumps({"top_k": 1, "image": PICTURE, "probabilities": False, "x": [1.5, None, {"y": "\\"}]}).encode()
+    at = at if at < 30 else len(body) - at + 30
+    ask(body[:at] + instead + body[at + drop :], "application/json")
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"x":', b'{"image":', b'{"images":[', b'"', b'{"top_k":1'])
+def test_json_that_goes_on_and_on(ask, opening):
+    assert ask(opening * 200_000, "application/json") == 422
+    assert ask(opening + b"1" * 2_000_000, "application/json") == 422
+
+
+# -- headers, queries and forms --------------------------------------------------------------------------------------
+
+# What may stand in a header, but for the headers that say where the body ends.
+header_text = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=40)
+kinds = st.sampled_from(["application/json", "image/png", "application/octet-stream", "multipart/form-data", "text/x"])
+content_types = kinds | header_text | st.tuples(kinds, st.just(";"), header_text).map("".join)
+header_names = st.sampled_from(
+    [
+        "Authorization",
+        "Content-Encoding",
+        "Cookie",
+        "Host",
+        "Range",
+        "Upgrade",
+        "X-Banana-API-Key",
+        "X-Banana-Request-ID",
+    ]
+)
+queries = st.sampled_from(["", "top_k=1", "top_k=&probabilities=yes", "top_k=" + "9" * 5_000, "top_k=%c2%b2", "&&=;%"])
+queries |= st.text(st.sampled_from("topk_=&%;+20ffx[]"), max_size=30)
+bodies = st.sampled_from([b"", b"{}", json.dumps({"image": PICTURE}).encode(), SMALL["PNG"][2]])
+bodies |= st.binary(max_size=80)
+
+
+@examples(300)
+@given(bodies, content_types, queries, st.dictionaries(header_names, header_text, max_size=3))
+def test_headers_and_queries_of_any_kind(ask, body, content_type, query, headers):
+    ask(body, content_type.encode("latin-1"), f"/?{query}", headers)
+
+
+def test_headers_that_are_too_long(served):
+    assert served.post(headers={"X-Long": "y" * 20_000}).status_code == 413
+    assert served.post("/?" + "y" * 20_000).status_code == 413
+
+
+part_headers = st.sampled_from(
+    [
+        b'Content-Disposition: form-data; name="image"; filename="a.png"',
+        b'Content-Disposition: form-data; name="top_k"',
+        b'Content-Disposition: form-data; name="probabilities"',
+        b"Content-Disposition: form-data; name=image; filename*=utf-8''%ff",
+        b"Content-Disposition: attachment",
+        b"Content-Type: text/plain; charset=utf-16",
+        b"Content-Transfer-Encoding: base64",
+        b"Content-Length: -1",
+        b"X: " + b"y" * 9_000,
+    ]
+)
+contents = st.sampled_from([SMALL["PNG"][2], b"1", b"true", b"\xff", b"--x", b""]) | st.binary(max_size=30)
+parts = st.tuples(st.lists(part_headers | st.binary(max_size=30), max_size=3), contents)
+endings = st.sampled_from([b"\r\n--x--\r\n", b"\r\n--x--", b"--x--", b"\r\n--x\r\n", b"\n", b""])
+
+
+@examples(250)
+@given(parts=st.lists(parts, max_size=5), many=st.sampled_from([1, 1, 1, 20]), ending=endings, boundary=header_text)
+def test_forms_of_any_kind(ask, parts, many, ending, boundary):
+    whole = b"\r\n".join(b"--x\r\n" + b"\r\n".join([*headers, b"", content]) for headers, content in parts * many)
+    for value in ("x", boundary):
+        ask(whole + ending, f"multipart/form-data; boundary={value}".encode("latin-1"))
+
+
+# -- tensors ---------------------------------------------------------------------------------------------------------
+
+INFERENCE = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 2, 1, 3], "data": [0, 9, 99, 100, 255, 1]}]}
+sides = st.sampled_from([1, 2, 3, 6, 0, -1, 2**31, 2**63, 10**30, 1.5, None, "3"])
+numbers = st.lists(st.integers(-1, 256), max_size=8) | st.sampled_from(
+    [[[[[0, 9, 9]], [[9, 1, 2]]]], [[0], [9, 9]], "0"]
+)
+inputs = st.fixed_dictionaries(
+    {
+        "name": st.just("image"),
+        "datatype": st.sampled_from(["UINT8", "UINT8", "BYTES", "FP32"]),
+        "shape": st.lists(sides, max_size=5) | st.sampled_from([[1, 2, 1, 3], [2, 1, 1, 3], [1], [2]]),
+    },
+    optional={"data": numbers | st.lists(texts, max_size=3) | values, "parameters": values},
+)
+options = st.dictionaries(st.sampled_from(["binary_data", "classification", "binary_data_size"]), scalars, max_size=2)
+outputs = st.lists(st.fixed_dictionaries({"name": st.just("probabilities") | texts, "parameters": options}), max_size=2)
+inferences = st.fixed_dictionaries(
+    {"inputs": st.lists(inputs, max_size=2)}, optional={"outputs": outputs, "id": scalars}
+)
+
+
+@pytest.fixture(scope="module")
+def route(served: Served) -> str:
+    """Where the server's model is inferred."""
+    return f"/v2/models/{served.get('/healthcheck').json()['model']}/infer"
+
+
+@examples(300)
+@given(value=inferences | values)
+def test_inferences_of_any_shape(ask, route, value):
+    ask(json.dumps(value).encode(errors="surrogatepass"), "application/json", route)
+
+
+@examples(200)
+@given(
+    at=st.integers(0, 140),
+    instead=st.binary(max_size=6),
+    drop=st.integers(0, 6),
+    length=st.none() | st.integers(0, 200),
+)
+def test_inferences_that_are_damaged(ask, route, at, instead, drop, length):
+    body = json.dumps(INFERENCE).encode()
+    headers = {} if length is None else {"Inference-Header-Content-Length": str(length)}
+    ask(body[:at] + instead + body[at + drop :], "application/json", route, headers)
+
+
+@examples(200)
+@given(
+    shape=st.lists(sides, min_size=1, max_size=4) | st.sampled_from([[1, 2, 1, 3], [2, 1, 1, 3], [1], [2]]),
+    kind=st.sampled_from(["UINT8", "BYTES"]),
+    data=st.binary(max_size=12)
+    | st.sampled_from([b"\1\0\0\0x" * 2, struct.pack("<I", len(SMALL["PNG"][2])) + SMALL["PNG"][2]]),
+    size=st.none() | st.integers(-1, 12) | st.just(2**64),
+    more=st.sampled_from([0, 0, 0, 1, -1]),
+)
+def test_binary_tensors_of_any_shape(ask, route, shape, kind, data, size, more):
+    size = {"binary_data_size": len(data) if size is None else size}
+    head = json.dumps({"inputs": [{"name": "image", "datatype": kind, "shape": shape, "parameters": size}]}).encode()
+    ask(head + data, "application/octet-stream", route, {"Inference-Header-Content-Length": str(len(head) + more)})
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+edits = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "set", "cut", "drop", "repeat"]),
+        st.integers(0, 80) | st.integers(0, 5_000),
+        st.sampled_from([b"\0", b"\xff", b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\x80"]) | st.binary(max_size=8),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def edited(data: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
+    """Return the data with these edits made to it."""
+    for what, at, value in edits:
+        at %= len(data) + 1
+        if what == "flip":
+            value = bytes(byte ^ 1 << len(value) % 8 for byte in data[at : at + 1])
+        if what == "repeat":
+            value = data[at : at + 8 * len(value)] * 2
+        length = {"cut": len(data), "drop": 4}.get(what, len(value))
+        data = data[:at] + (b"" if what in ("cut", "drop") else value) + data[at + length :]
+    return data
+
+
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
+@examples(110)
+@given(data=st.data(), edits=edits, checksums=st.booleans())
+def test_pictures_with_any_edits(ask, file_format, data, edits, checksums):
+    picture = edited(data.draw(st.sampled_from(SMALL[file_format])), edits)
+    ask(with_right_checksums(picture) if checksums and picture.startswith(PNG_SIGNATURE) else picture)
+
+
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
+def test_pictures_that_end_early_or_have_one_wrong_bit(ask, file_format):
+    picture = SMALL[file_format][0]
+    for at in range(0, len(picture) - 1, max(1, len(picture) // 20)):
+        ask(picture[:at])
+        ask(picture[:at] + bytes([picture[at] ^ 1 << at % 8]) + picture[at + 1 :])
+    assert ask(picture[: len(picture) // 4]) == 422
+
+
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
+def test_pictures_that_lie_about_their_size(ask, file_format):
+    picture = SMALL[file_format][0]
+    for size in [(0, 0), (1, 1), (8, 8), (24, 0), (0, 18), (25, 19), (5_000, 5_000), (24, 65_535), (65_535, 1)]:
+        ask(lying(file_format, picture, *size))
+    assert ask(lying(file_format, picture, 2**32, 2**32)) == 422
+
+
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
+def test_small_files_of_huge_pictures(ask, file_format):
+    assert ask(huge(file_format, SIDE, SIDE)) == 200
+    assert ask(huge(file_format, SIDE + 1, SIDE)) == 422
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_bombs(ask, what):
+    status, make = BOMBS[what]
+    assert ask(make()) == status
+
+
+# -- afterwards ------------------------------------------------------------------------------------------------------
+
+
+def test_the_server_is_as_large_afterwards_as_after_the_first_of_each_kind(served, ask):
+    everything = [make() for _, make in BOMBS.values()] + [huge(name, 2_000, 2_000) for name in decoding.FORMATS]
+    everything += [lying(name, SMALL[name][0], 9, 9) for name in decoding.FORMATS] + [b"no picture", b""]
+
+    def size_after_all() -> int:
+        for picture in everything:
+            ask(picture)
+            ask(json.dumps({"image": base64.b64encode(picture[:100_000]).decode()}).encode(), "application/json")
+        status = Path(f"/proc/{served.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) // 1_000
+
+    first = size_after_all()
+    assert size_after_all() < first + KEPT_MB

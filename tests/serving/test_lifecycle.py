@@ -1,0 +1,233 @@
+"""The server from its start to its end: bad settings, broken models, health, signals in the middle of work."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import server
+from client.endpoint import free_port
+from tests.clients import PICTURE, begin_call, flooding, status_of
+from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, ready, serving, wait_until
+
+
+def logs(served: Served, text: str) -> bool:
+    """Return whether the log has the text."""
+    return text in served.log.read_text()
+
+
+def get_stuck(served: Served) -> None:
+    """Have the stub's server work on a call that does not end."""
+    begin_call(served, b"x")
+    wait_until(lambda: served.metric("classifier_in_work") == 1, "a call is in work")
+
+
+def classify(served: Served, picture: bytes) -> int:
+    """Return the status of a call."""
+    return served.post(data=picture, headers={"Content-Type": "image/jpeg"}).status_code
+
+
+# -- the end --------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_in_a_flood_leaves_no_request_without_an_answer(tmp_path):
+    with ready(tmp_path, MAX_QUEUE="8") as served:
+        with flooding(served, clients=16) as flood:
+            wait_until(lambda: flood.statuses[200] >= 50 and flood.statuses[503] >= 50, "the flood is there")
+            served.process.terminate()
+            flood.leaving.set()
+            assert served.process.wait(DEADLINE_S) == 0
+        assert not flood.faults
+        assert logs(served, "stopping")
+
+
+def test_sigterm_waits_for_a_client_that_is_still_sending_and_answers_it(tmp_path):
+    with ready(tmp_path) as served:
+        pieces = [b"x"] * 100  # of which one is sent every 10 ms
+        call = begin_call(served, length=len(pieces))
+        served.process.terminate()
+
+        def sends() -> bool:
+            call.sendall(pieces.pop(0))
+            return not pieces
+
+        wait_until(sends, "all is sent")
+        assert status_of(call) == 503
+        assert served.process.wait(DEADLINE_S) == 0
+
+
+def test_sigint_is_obeyed_like_sigterm(tmp_path):
+    with ready(tmp_path) as served:
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(DEADLINE_S) == 0
+        assert logs(served, "stopping")
+
+
+@pytest.mark.parametrize(("grace_s", "signals"), [("1", 1), ("3600", 2)], ids=["grace-over", "second-signal"])
+def test_work_that_does_not_end_is_given_up_after_the_grace_or_at_a_second_signal(tmp_path, grace_s, signals):
+    with ready(tmp_path, stub=True, SHUTDOWN_GRACE_S=grace_s) as served:
+        get_stuck(served)
+        for count in range(1, signals + 1):
+            served.process.terminate()
+            wait_until(lambda count=count: served.log.read_text().count(" stopping ") == count, "it is seen")
+        assert served.process.wait(DEADLINE_S) == 1
+        assert logs(served, f"not finished pending=1 grace_s={grace_s}")
+
+
+@pytest.mark.parametrize(("loads", "code"), [(True, 0), (False, 1)])
+def test_sigterm_before_the_model_is_loaded_waits_for_it_in_bounded_time(tmp_path, loads, code):
+    with serving(tmp_path, stub=True, SHUTDOWN_GRACE_S="3600" if loads else "1") as served:
+        wait_until(lambda: logs(served, "listening"), "it obeys signals")
+        served.process.terminate()
+        wait_until(lambda: logs(served, "stopping"), "it has seen the signal")
+        if loads:
+            (tmp_path / "loaded").touch()
+        assert served.process.wait(DEADLINE_S) == code
+
+
+def test_after_kill_9_it_starts_again_on_the_same_port(tmp_path):
+    port = free_port()
+    for life in ("first", "second"):
+        (tmp_path / life).mkdir()
+        with ready(tmp_path / life, port=port) as served:
+            begin_call(served, PICTURE[:1000], len(PICTURE))
+            assert classify(served, PICTURE) == 200
+            served.process.kill()
+            assert served.process.wait(DEADLINE_S) == -signal.SIGKILL
+
+
+# -- health ---------------------------------------------------------------------------------------------------------
+
+
+def test_health_is_bad_while_the_model_fails_on_its_own_picture_and_good_again_after(tmp_path):
+    with ready(tmp_path, stub=True) as served:
+        (tmp_path / "release").touch()
+        (tmp_path / "broken").touch()
+        assert is_ready(served)  # nothing has failed yet
+        assert classify(served, b"fail") == 500
+        wait_until(lambda: not is_ready(served), "the model was found to be broken")
+        assert "warm-up picture" in served.get("/healthcheck").json()["error"]["message"]
+        (tmp_path / "broken").unlink()
+        wait_until(lambda: is_ready(served), "the model was found to be whole")
+        assert classify(served, b"x") == 200
+
+
+def test_health_is_good_after_a_bug_in_one_call(tmp_path):
+    with ready(tmp_path, stub=True) as served:
+        assert classify(served, b"fail") == 500
+        assert is_ready(served)
+        wait_until(lambda: served.get("/_k/status").json()["inference_time"] == 0, "the model has been tried")
+        assert is_ready(served)
+
+
+def test_health_is_bad_while_a_call_is_stuck(tmp_path):
+    with ready(tmp_path, stub=True, ANSWER_TIMEOUT_S="1") as served:
+        get_stuck(served)
+        wait_until(lambda: not is_ready(served), "the call was found to be stuck")
+        assert "in work for" in served.get("/healthcheck").json()["error"]["message"]
+        [stuck] = served.connections
+        assert status_of(stuck) == 503  # its caller was told, and has not waited for ever
+        (tmp_path / "release").touch()
+        wait_until(lambda: is_ready(served), "the call has ended")
+
+
+# -- how it is scheduled --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has SCHED_BATCH")
+def test_a_thread_that_wakes_up_waits_for_its_turn(tmp_path):
+    with ready(tmp_path) as served:
+        assert classify(served, PICTURE) == 200
+        threads = sorted(int(task.name) for task in Path(f"/proc/{served.process.pid}/task").iterdir())
+        # Its first and its last: those in between may have been started by a library when it was imported.
+        assert {os.sched_getscheduler(thread) for thread in (threads[0], threads[-1])} == {os.SCHED_BATCH}
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="only Linux has SCHED_IDLE")
+def test_a_scheduling_policy_that_somebody_chose_is_left_alone():
+    program = (
+        "import os, server; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); server.yield_less(); "
+        "print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout == "True\n"
+
+
+def test_where_the_policy_cannot_be_chosen_the_log_says_so(monkeypatch, caplog):
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with caplog.at_level("INFO"):
+        server.yield_less()
+    assert caplog.records[-1].fields == {"reason": "Operation not permitted"}
+
+
+# -- a bad start ----------------------------------------------------------------------------------------------------
+
+
+def start(**environment: str) -> str:
+    """Start a server that cannot start; return what it says."""
+    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port())} | environment
+    ended = subprocess.run(
+        [sys.executable, "server.py"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "65536"),
+        ("LOG_FORMAT", "xml"),
+        ("CORS_ORIGIN", "https://a.example, https://b.example"),
+        ("CORS_ORIGIN", "example.com"),
+        ("THREADS", "0"),
+        ("MAX_QUEUE", "-1"),
+        ("MAX_BODY_MB", "1.5"),
+        ("MAX_BODY_MB", "20MB"),
+        ("REQUEST_TIMEOUT_S", "0"),
+        ("ANSWER_TIMEOUT_S", "never"),
+        ("IDLE_TIMEOUT_S", "1e3"),
+        ("SHUTDOWN_GRACE_S", " 1"),
+        ("MAX_IMAGES", "\u0665"),
+        ("MAX_PIXELS", "1" * 5000),
+    ],
+)
+def test_a_bad_setting_is_named_and_ends_it(name, value):
+    *_, said = start(**{name: value}).splitlines()
+    assert said.startswith(f"{name}=")
+    assert "expected" in said
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with serving(tmp_path, stub=True) as served:
+        assert f"cannot listen on 127.0.0.1:{served.port}" in start(PORT=str(served.port))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda model: b"garbage" * 100, lambda model: model[: len(model) // 2], bytes.upper]
+)
+def test_a_model_file_that_is_none_is_named_and_ends_it(tmp_path, damage):
+    model = tmp_path / "classifier.onnx"
+    model.write_bytes(damage(MODEL_PATH.read_bytes()))
+    assert f"{model} is not a file that convert_to_onnx.py wrote" in start(MODEL_PATH=str(model))
+
+
+def test_a_model_file_that_is_not_there_is_said_to_come_from_the_converter():
+    assert "nowhere.onnx is not there: make it with `python convert_to_onnx.py`" in start(MODEL_PATH="nowhere.onnx")
+
+
+def test_a_model_that_fails_on_its_own_warm_up_picture_ends_it(tmp_path):
+    (tmp_path / "broken").touch()
+    with serving(tmp_path, stub=True) as served:
+        assert served.get("/healthcheck").status_code == 503
+        (tmp_path / "loaded").touch()
+        assert served.process.wait(DEADLINE_S) == 1
+        assert logs(served, "the model cannot be loaded")

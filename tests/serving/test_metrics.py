@@ -1,0 +1,253 @@
+"""What every answer bears, who is let in, and what the log and the metrics say: all of it, and nothing secret."""
+
+import json
+import re
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from tests.clients import PICTURE
+from tests.server_process import DEADLINE_S, TENCH, Served, ready, serving
+
+KEY = "sesame-4711"
+ORIGIN = "https://page.example"
+ROUTES = {
+    "/": {"GET", "HEAD", "POST"},
+    "/healthcheck": {"GET", "HEAD"},
+    "/_k/warmup": {"POST"},
+    "/_k/status": {"GET", "HEAD"},
+    "/metrics": {"GET", "HEAD"},
+    "/openapi.json": {"GET", "HEAD"},
+    "/ping": {"GET", "HEAD"},
+    "/invocations": {"POST"},
+    "/v2": {"GET", "HEAD"},
+    "/v2/health/live": {"GET", "HEAD"},
+    "/v2/health/ready": {"GET", "HEAD"},
+    "/v2/models/stub": {"GET", "HEAD"},
+    "/v2/models/stub/ready": {"GET", "HEAD"},
+    "/v2/models/stub/infer": {"POST"},
+}
+PROBES = {"/healthcheck", "/ping", "/v2/health/live", "/v2/health/ready"}
+EVERYWHERE = [
+    *ROUTES,
+    "/nowhere",
+    "/healthcheck/",
+    "//healthcheck",
+    "/healthcheck/..",
+    "/%68ealthcheck",
+    "/_k",
+    "/*",
+    "/v2/",
+    "/ping/",
+]
+SAFE_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The stub's server with a key and a web page that may call it."""
+    folder = tmp_path_factory.mktemp("keyed")
+    (folder / "release").touch()
+    with ready(folder, stub=True, BANANA_API_KEY=KEY, CORS_ORIGIN=ORIGIN, MAX_BODY_MB="1") as served:
+        yield served
+
+
+def ask(served: Served, method: str, path: str, key: str | None = KEY, **arguments) -> requests.Response:
+    """Send the path as it stands, without what `requests` would tidy up."""
+    headers = {"X-Banana-API-Key": key} if key else {}
+    request = requests.Request(method, served.url, headers=headers | arguments.pop("headers", {}), **arguments)
+    with requests.Session() as session:
+        prepared = session.prepare_request(request)
+        prepared.url = served.url + path
+        return session.send(prepared, timeout=DEADLINE_S)
+
+
+def one_of_each(served: Served) -> dict[int, requests.Response]:
+    """Return an answer of each status that can be had from a server that is well."""
+    image = {"Content-Type": "image/jpeg"}
+    answers = [
+        ask(served, "POST", "/", data=b"x", headers=image),
+        ask(served, "OPTIONS", "/"),
+        ask(served, "GET", "/metrics", key="another"),
+        ask(served, "GET", "/nowhere"),
+        ask(served, "PUT", "/"),
+        ask(served, "POST", "/", data=b"x" * 2_000_000, headers=image),
+        ask(served, "POST", "/", data=b"no JSON"),
+        ask(served, "POST", "/", data=b"fail", headers=image),
+    ]
+    by_status = {answer.status_code: answer for answer in answers}
+    assert set(by_status) == {200, 204, 401, 404, 405, 413, 422, 500}
+    return by_status
+
+
+@pytest.mark.parametrize("key", [None, "", "sesame", KEY + "x", KEY.upper(), "\u00e9".encode()])
+def test_nothing_but_health_and_the_page_is_told_to_those_without_the_key(keyed, key):
+    for path in EVERYWHERE:
+        for method in ("GET", "HEAD", "POST", "PUT", "DELETE"):
+            answer = ask(keyed, method, path, key, data=b"{}")
+            if path == "/" and method in ("GET", "HEAD"):
+                assert answer.status_code == 200
+            elif path in PROBES:
+                assert answer.status_code == (200 if method in ROUTES[path] else 405)
+            else:
+                assert (answer.status_code, method, path) == (401, method, path)
+
+
+@pytest.mark.parametrize("path", EVERYWHERE)
+def test_head_is_get_without_the_body_and_options_names_the_methods(keyed, path):
+    head = f"HEAD {path} HTTP/1.1\r\nX-Banana-API-Key: {KEY}\r\nConnection: close\r\n\r\n".encode()
+    headers, _, body = keyed.raw(head).partition(b"\r\n\r\n")
+    assert headers.startswith(b"HTTP/1.1 %d " % ask(keyed, "GET", path).status_code)
+    assert re.search(rb"(?i)content-length: [1-9]", headers)
+    assert body == b""
+    options = ask(keyed, "OPTIONS", path, key=None)
+    if path in ROUTES:
+        assert (options.status_code, options.content) == (204, b"")
+        assert set(re.findall(r"\w+", options.headers["Allow"])) == ROUTES[path]
+
+
+def test_every_answer_bears_the_safe_headers_and_a_web_page_may_read_it(keyed):
+    for status, answer in one_of_each(keyed).items():
+        assert SAFE_HEADERS.items() <= answer.headers.items(), status
+        assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert answer.headers["Vary"] == "Origin"
+        assert "Server" not in answer.headers
+    malformed = keyed.raw(b"GARBAGE\r\n\r\n")
+    assert all(f"{name}: {value}".encode() in malformed for name, value in SAFE_HEADERS.items())
+
+
+def test_a_preflight_lets_the_page_send_all_that_a_call_needs(keyed):
+    asked = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    answer = ask(keyed, "OPTIONS", "/", key=None, headers=asked)
+    assert answer.status_code == 204
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert "POST" in answer.headers["Access-Control-Allow-Methods"]
+    assert {"Content-Type", "X-Banana-API-Key"} <= set(answer.headers["Access-Control-Allow-Headers"].split(", "))
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+def test_no_web_page_may_read_an_answer_unless_one_is_set(served):
+    for method, path in (("GET", "/healthcheck"), ("OPTIONS", "/"), ("GET", "/nowhere")):
+        answer = ask(served, method, path, headers={"Origin": ORIGIN})
+        assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+        assert SAFE_HEADERS.items() <= answer.headers.items()
+
+
+def test_the_key_is_in_no_answer_log_or_metric(keyed):
+    said = [answer.text + str(answer.headers) for answer in one_of_each(keyed).values()]
+    for path in EVERYWHERE:
+        said.append(ask(keyed, "POST", path, data=b"{}").text)
+        said.append(ask(keyed, "GET", f"{path}?api_key={KEY}").text)  # not how it is sent, but somebody will
+        said.append(ask(keyed, "GET", path, key=None, headers={"Authorization": f"Bearer {KEY}"}).text)
+    said.append(keyed.raw(f"GET /\x01 HTTP/1.1\r\nX-Banana-API-Key: {KEY}\r\n\r\n".encode()).decode())
+    said.append(keyed.log.read_text())
+    assert not [text for text in said if KEY in text]
+
+
+def test_an_id_that_the_caller_gave_comes_back_and_is_in_the_log(keyed):
+    for given in ("7f9c1d1e-55c5-4c1f-9d9c-1b0a0c6a4f11", "a", "trace:1.2_3-4", "x" * 128):
+        answer = ask(keyed, "GET", "/healthcheck", headers={"X-Banana-Request-ID": given})
+        assert answer.headers["X-Request-ID"] == given
+        assert f" id={given} method=GET path=/healthcheck status=200 " in keyed.log.read_text()
+
+
+@pytest.mark.parametrize("name", [b"X-Banana-Request-ID", b"X-Request-ID"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"",
+        b"a b",
+        b"x" * 1000,
+        b"\xc3\xa9",
+        b"\xff",
+        b"a\nSet-Cookie: x=1",
+        b"a\rb",
+        b"a\x00b",
+        b'a"b',
+        b"a=b",
+        b"\xd9\xa5",
+    ],
+)
+def test_an_id_that_is_not_fit_to_be_shown_is_replaced(keyed, name, given):
+    request = b"GET /healthcheck HTTP/1.1\r\nConnection: close\r\n%b: %b\r\n\r\n" % (name, given)
+    shown = re.search(rb"(?i)x-request-id: (.*)\r\n", keyed.raw(request))[1].decode()
+    assert uuid.UUID(shown)
+    assert f" id={shown} method=GET path=/healthcheck status=200 " in keyed.log.read_text()
+
+
+def test_a_call_is_one_line_of_json_with_all_that_is_known_of_it_but_the_picture(tmp_path):
+    with ready(tmp_path, LOG_FORMAT="json") as served:
+        call = served.post(files={"image": PICTURE}, headers={"X-Banana-Request-ID": "good"}).json()
+        served.post(json={"image": "not base64!"}, headers={"X-Banana-Request-ID": "bad"})
+        lines = [json.loads(line) for line in served.log.read_text().splitlines()]
+        events = [line["event"] for line in lines]
+        assert {"listening", "ready", "request"} <= set(events)
+        [good] = [line for line in lines if line.get("id") == "good"]
+        assert (good["method"], good["path"], good["status"], good["level"]) == ("POST", "/", 200, "info")
+        assert len(PICTURE) < good["bytes"] < len(PICTURE) + 1000
+        assert [re.fullmatch(r"JPEG \d+x\d+", picture) is not None for picture in good["pictures"]] == [True]
+        assert (good["decode_ms"], good["model_ms"]) == (call["timing_ms"]["decode"], call["timing_ms"]["model"])
+        assert good["queue_ms"] >= 0 and good["total_ms"] >= call["timing_ms"]["total"] - 1
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", good["time"])
+        [bad] = [line for line in lines if line.get("id") == "bad"]
+        assert bad["status"] == 422 and "model_ms" not in bad
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_caller_cannot_forge_a_line_of_the_log(tmp_path, log_format):
+    forged = b"2030-01-01T00:00:00.000+00:00 info ready forged=yes"
+    with serving(tmp_path, stub=True, LOG_FORMAT=log_format) as served:
+        ways = [b"/a\n%b", b"/a\r%b", b"/\x1b[2J%b", b"/%%0A%b", b"/\xe2\x80\xa8%b", b"/\x85%b", b"/\x7f%b", b"/?\n%b"]
+        for way in ways:
+            path = way % forged.replace(b" ", b"\t")
+            for request in (b"GET %b HTTP/1.1", b"G\nE%b / HTTP/1.1", b"PUT / HTTP/1.1\r\nX-Banana-Request-ID: %b"):
+                head = b"\r\nConnection: close\r\nContent-Length: 0\r\nAuthorization: %b\r\n\r\n" % path
+                answer = served.raw(request % path + head)
+                assert re.match(rb"HTTP/1.1 (404|405|422) ", answer), request % path
+        log = served.log.read_bytes().decode("ascii")
+        assert "Traceback" not in log
+        for line in log.split("\n")[:-1]:
+            assert line.isprintable()
+            if log_format == "json":
+                assert json.loads(line)["event"] in ("listening", "ready", "request")
+            else:
+                assert re.match(r"20\d\d-\S+ info (listening|ready|request) ", line), line
+                assert "ready forged" not in line
+
+
+def test_a_failure_is_in_the_log_with_its_id_and_on_one_line(keyed):
+    answer = one_of_each(keyed)[500]
+    wanted = f" error failed id={answer.headers['X-Request-ID']} traceback="
+    [line] = [line for line in keyed.log.read_text().splitlines() if wanted in line]
+    assert "RuntimeError: a bug" in line
+
+
+def test_metrics_count_every_answer_and_time_every_call(served):
+    def numbers() -> list[float]:
+        names = [f'classifier_requests_total{{status="{status}"}}' for status in (200, 404, 405, 422)]
+        names += [f"classifier_{what}_seconds_count" for what in ("queue", "decode", "model")]
+        return [served.metric(name) for name in names]
+
+    before = numbers()
+    asked = len(before)  # every look at the metrics is an answer too
+    served.post(data=TENCH.read_bytes(), headers={"Content-Type": "image/jpeg"})
+    served.post(data=b"no picture", headers={"Content-Type": "image/jpeg"})
+    served.get("/nowhere")
+    served.get("/_k/warmup")
+    served.raw(b"GARBAGE\r\n\r\n")
+    gained = [after - earlier for earlier, after in zip(before, numbers(), strict=True)]
+    assert gained == [asked + 1, 1, 1, 2, 1, 1, 1]
+    health = served.get("/healthcheck").json()
+    [info] = [line for line in served.get("/metrics").text.splitlines() if line.startswith("classifier_model_info{")]
+    assert f'model="{health["model"]}"' in info and f'execution_provider="{health["execution_provider"]}"' in info

@@ -1,0 +1,207 @@
+"""More than the server can take: it says 503 in time, keeps what it has promised, and is itself again afterwards."""
+
+import base64
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from banana_dev import Client
+from banana_dev.client import ClientException
+
+from serving.bodies import BODIES_IN_MEMORY
+from tests.clients import PICTURE, begin_call, flooding, status_of
+from tests.server_process import Served, is_ready, ready, wait_until
+
+RESIDENT = "process_resident_memory_bytes"  # which only Linux has
+TENCH = {"image": base64.b64encode(PICTURE).decode()}
+
+
+def classify(served: Served, picture: bytes = b"x") -> int:
+    """Return the status of a call on a connection of its own."""
+    return served.post(data=picture, headers={"Content-Type": "image/jpeg"}).status_code
+
+
+def gauges(served: Served) -> tuple[float, float]:
+    """Return how many calls are in work and how many wait."""
+    return served.metric("classifier_in_work"), served.metric("classifier_queued")
+
+
+def is_closed(connection: socket.socket, send: bytes = b"") -> bool:
+    """Send a little more, and return whether the server has closed the connection; whatever it answers is skipped."""
+    connection.setblocking(False)
+    try:
+        if send:
+            connection.send(send)
+        if connection.recv(65_536):
+            return False
+    except BlockingIOError:
+        return False
+    except (ConnectionResetError, BrokenPipeError):
+        pass
+    connection.close()
+    return True
+
+
+def test_a_flood_gets_200_or_503_while_probes_are_answered_and_costs_no_memory(tmp_path):
+    with ready(tmp_path, MAX_QUEUE="16") as served:
+
+        def flood(calls: int) -> None:
+            with flooding(served, clients=64) as flood:
+                while flood.statuses.total() < calls and not flood.faults:
+                    assert served.get("/healthcheck").status_code == 200
+                    assert served.get("/metrics").status_code == 200
+            assert not flood.faults
+            assert flood.statuses[200] and flood.statuses[503]
+
+        flood(300)  # what a first flood costs is not a leak
+        before = served.metric(RESIDENT)
+        flood(2000)
+        assert served.metric(RESIDENT) < before + 50e6
+        assert gauges(served) == (0, 0)
+        assert classify(served, PICTURE) == 200
+
+
+@pytest.mark.parametrize("size", [1, 5_000_000], ids=["small", "large"])
+def test_a_client_who_goes_gives_up_its_place_and_the_next_one_has_it(tmp_path, size):
+    # Of a large body, Sanic stops reading in the middle, and would then not see the client go.
+    with ready(tmp_path, stub=True, MAX_QUEUE="2") as served:
+        calls = [begin_call(served, b"x")]
+        wait_until(lambda: gauges(served) == (1, 0), "a call is in work")
+        calls += [begin_call(served, b"x" * size) for _ in range(2)]
+        wait_until(lambda: gauges(served) == (1, 2), "two calls wait")
+        assert classify(served) == 503
+        calls.pop().close()
+        wait_until(lambda: gauges(served) == (1, 1), "one of them has gone")
+        calls.append(begin_call(served, b"x"))
+        wait_until(lambda: gauges(served) == (1, 2), "another has its place")
+        (tmp_path / "release").touch()
+        assert [status_of(call) for call in calls] == [200, 200, 200]
+        wait_until(lambda: gauges(served) == (0, 0), "nothing is left")
+        assert served.metric('classifier_requests_total{status="499"}') == 1
+        assert served.metric('classifier_requests_total{status="500"}') == 0
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with short time-outs that answers calls at once."""
+    folder = tmp_path_factory.mktemp("slow")
+    (folder / "release").touch()
+    with ready(folder, stub=True, REQUEST_TIMEOUT_S="1", ANSWER_TIMEOUT_S="2", IDLE_TIMEOUT_S="1") as served:
+        yield served
+
+
+def test_200_slow_connections_stop_nobody_and_are_dropped(slow):
+    kinds = [  # what each sends at once, and what a little more is
+        (b"GET /healthcheck HTTP/1.1\r\nX-Slow: ", b"x"),
+        (b"POST / HTTP/1.1\r\nContent-Type: image/jpeg\r\nContent-Length: 1000000\r\n\r\n", b"x"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"GET /healthcheck HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n", b"x"),
+        (b"GET /healthcheck HTTP/1.1\r\nUpgrade: websocket\r\nContent-Length: 1000000\r\n\r\n", b"x"),
+        (b"POST /nowhere HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n", b"x"),
+        (b"GET /healthcheck HTTP/1.1\r\n\r\n", b""),
+        (b"", b""),
+    ]
+    left = [(slow.connect(), *kind) for _ in range(25) for kind in kinds]
+    for connection, start, _ in left:
+        connection.sendall(start)
+    assert is_ready(slow)
+    assert classify(slow) == 200
+
+    def dropped() -> bool:
+        left[:] = [(connection, start, more) for connection, start, more in left if not is_closed(connection, more)]
+        return not left
+
+    wait_until(dropped, "all of them are dropped, though most keep sending")
+    assert classify(slow) == 200
+
+
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nX-Slow: ", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"])
+def test_a_request_that_never_ends_is_answered_408(slow, start):
+    assert slow.raw(start).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_reads_no_answer_is_dropped_and_nobody_suffers(slow):
+    deaf = slow.connect()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.setblocking(False)
+    requests_at_once = b"GET /metrics HTTP/1.1\r\n\r\n" * 100
+
+    def dropped() -> bool:
+        assert is_ready(slow)
+        try:
+            deaf.send(requests_at_once)
+        except BlockingIOError:
+            pass  # nothing of it is read any more
+        except (ConnectionResetError, BrokenPipeError):
+            return True
+        return False
+
+    wait_until(dropped, "the server drops it")
+
+
+def test_large_bodies_together_are_bounded_and_all_of_it_is_released(tmp_path):
+    size, clients = 5_000_000, 40
+    with ready(tmp_path, stub=True, MAX_BODY_MB="5", MAX_QUEUE="64") as served:
+        (tmp_path / "release").touch()
+        before = served.metric(RESIDENT)
+        refused = 'classifier_requests_total{status="503"}'
+        earlier = served.metric(refused)  # while the model was loaded
+        calls = [begin_call(served, b"x" * (size - 100_000), size) for _ in range(clients)]
+        wait_until(lambda: served.metric(refused) >= earlier + clients - BODIES_IN_MEMORY, "the others are refused")
+        assert served.metric(RESIDENT) < before + 2 * BODIES_IN_MEMORY * size
+        for call in calls:
+            call.sendall(b"x" * 100_000)
+        statuses = [status_of(call) for call in calls]
+        assert set(statuses) == {200, 503}
+        assert statuses.count(200) <= BODIES_IN_MEMORY
+        for _ in range(2 * BODIES_IN_MEMORY):  # if anything was still held, these would not fit
+            assert classify(served, b"x" * size) == 200
+
+
+def test_the_body_of_a_request_that_needs_none_is_not_kept(tmp_path):
+    with ready(tmp_path, stub=True) as served:
+        before = served.metric(RESIDENT)
+        for method, path in (("GET", "/healthcheck"), ("POST", "/_k/warmup"), ("GET", "/metrics"), ("PUT", "/nowhere")):
+            with served.connect() as connection:
+                connection.sendall(f"{method} {path} HTTP/1.1\r\nContent-Length: 100000001\r\n\r\n".encode())
+                for _ in range(100):
+                    connection.sendall(b"x" * 1_000_000)
+                assert served.metric(RESIDENT) < before + 50e6
+                connection.sendall(b"x")
+                assert status_of(connection) == (404 if path == "/nowhere" else 200)
+        assert " error " not in served.log.read_text()  # Sanic would log one for a body that was not read
+
+
+def test_banana_client_gets_through_a_flood_by_its_retries_and_is_told_of_its_own_mistakes(tmp_path, monkeypatch):
+    key = {"X-Banana-API-Key": "the key"}
+    results: dict[str, object] = {}
+
+    def call(name: str, key: str, inputs: dict) -> None:
+        try:
+            results[name] = Client(key, served.url, verbosity="").call("/", json=inputs, headers={})[0]["class_id"]
+        except ClientException as error:
+            results[name] = error
+
+    def lines(name: str, status: int) -> int:
+        return served.log.read_text().count(f"id={name} method=POST path=/ status={status}")
+
+    # The id that the client gives all tries of one call says in the log which thread it was.
+    monkeypatch.setattr("banana_dev.client.uuid4", lambda: threading.current_thread().name)
+    with ready(tmp_path, MAX_QUEUE="2", BANANA_API_KEY="the key") as served:
+        callers = {f"good-{n}": ("the key", TENCH) for n in range(6)}
+        callers |= {"bad-picture": ("the key", {"image": "AAAA"}), "bad-key": ("another", TENCH)}
+        threads = [threading.Thread(target=call, args=(name, *args), name=name) for name, args in callers.items()]
+        with flooding(served, 16, **key) as flood:
+            wait_until(lambda: flood.statuses[200] and flood.statuses[503], "the server is flooded")
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: "bad-key" in results, "the wrong key is refused at once")
+            wait_until(lambda: any(lines(f"good-{n}", 503) for n in range(6)), "calls are refused")
+        for thread in threads:
+            thread.join()
+        assert not flood.faults
+        assert [results[f"good-{n}"] for n in range(6)] == [0] * 6
+        assert all(lines(f"good-{n}", 200) == 1 for n in range(6))
+        assert "422" in str(results["bad-picture"]) and lines("bad-picture", 422) == 1
+        assert "send the API key" in str(results["bad-key"]) and lines("bad-key", 401) == 1

@@ -1,0 +1,248 @@
+"""routes.py through real sockets: what each status of the HTTP contract looks like, and what the routes answer."""
+
+import base64
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+from banana_dev import Client
+from banana_dev.client import ClientException
+
+from tests.server_process import NEWT, TENCH, Served, is_ready, ready, serving, wait_until
+
+TENCH_BASE64 = base64.b64encode(TENCH.read_bytes()).decode()
+
+
+def refuse(served: Served, route: str, inputs: object, key: str = "") -> None:
+    """Call as Banana's client does; expect it to raise at once, without a retry."""
+    with pytest.raises(ClientException) as raised:
+        Client(key, served.url, verbosity="").call(route, json=inputs, headers={}, retry_timeout=60)
+    assert "Retry timeout" not in str(raised.value)
+
+
+@contextmanager
+def call_in_work(served: Served, folder: Path) -> Iterator[list[int]]:
+    """Have the stub's server work on a call while the context lasts; give the list that its status will be in."""
+    results: list[int] = []
+    caller = threading.Thread(target=lambda: results.append(served.post(json={}).status_code))
+    caller.start()
+    wait_until(lambda: any(folder.glob("began-*")), "a call is in work")
+    yield results
+    caller.join()
+
+
+def error_of(response: requests.Response, status: int, kind: str) -> str:
+    """Return the message of an error response, having checked everything else of it."""
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/json"
+    assert set(response.json()) == {"error"}
+    assert set(response.json()["error"]) == {"type", "message"}
+    assert response.json()["error"]["type"] == kind
+    return response.json()["error"]["message"]
+
+
+def test_banana_client_gets_the_class(served):
+    answer, _ = Client("", served.url, verbosity="").call("/", json={"image": TENCH_BASE64}, headers={})
+    assert (answer["class_id"], answer["class_name"]) == (0, "tench")
+    assert answer["predictions"][0] == {name: answer[name] for name in ("class_id", "class_name", "probability")}
+    assert len(answer["predictions"]) == 5
+    assert 0 < answer["timing_ms"]["decode"] + answer["timing_ms"]["model"] <= answer["timing_ms"]["total"] + 0.01
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"json": {"image": TENCH_BASE64, "top_k": 2}},
+        {"json": {"image": "data:image/jpeg;base64," + TENCH_BASE64, "top_k": 2}},
+        {"json": json.dumps({"image": TENCH_BASE64, "top_k": 2})},
+        {"data": json.dumps({"image": TENCH_BASE64, "top_k": 2})},
+        {"data": TENCH.read_bytes(), "headers": {"Content-Type": "image/jpeg"}, "params": {"top_k": "2"}},
+        {"data": TENCH.read_bytes(), "headers": {"Content-Type": "application/octet-stream"}, "params": {"top_k": "2"}},
+        {"files": {"image": TENCH.read_bytes()}, "data": {"top_k": "2"}},
+        {"files": {"image": TENCH.read_bytes()}, "params": {"top_k": "2"}},
+        {"data": iter([TENCH.read_bytes()]), "headers": {"Content-Type": "image/jpeg"}, "params": {"top_k": "2"}},
+    ],
+    ids=["json", "data-url", "json-twice", "no-type", "bytes", "octet-stream", "form", "form-query", "chunked"],
+)
+def test_every_way_to_send_a_picture_gets_the_same_answer(served, arguments):
+    answer = served.post(**arguments).json()
+    assert (answer["class_id"], answer["class_name"]) == (0, "tench")
+    assert answer["probability"] == pytest.approx(served.post(json={"image": TENCH_BASE64}).json()["probability"])
+    assert len(answer["predictions"]) == 2
+
+
+def test_several_pictures_come_back_in_their_order(served):
+    newt = base64.b64encode(NEWT.read_bytes()).decode()
+    answer = served.post(json={"images": [TENCH_BASE64, newt, TENCH_BASE64], "top_k": 1}).json()
+    assert [result["class_id"] for result in answer["results"]] == [0, 26, 0]
+    assert set(answer) == {"results", "timing_ms"}
+
+
+def test_the_whole_array_of_probabilities_on_request(served):
+    answer = served.post(json={"image": TENCH_BASE64, "probabilities": True}).json()
+    assert len(answer["probabilities"]) == 1000
+    assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-4)
+    assert answer["probabilities"][0] == answer["probability"]
+
+
+def test_health_names_what_runs(served):
+    health = served.get("/healthcheck")
+    assert health.status_code == 200
+    assert health.json()["state"] == "healthy"
+    assert health.json()["gpu"] is False
+    assert health.json()["model"] in ("resnet18", "efficientnet-lite0")
+    assert health.json()["execution_provider"].endswith("ExecutionProvider")
+
+
+def test_banana_client_warms_up(served):
+    assert Client("", served.url, verbosity="").warmup()[0] == {"warm": True}
+
+
+def test_status_counts_calls(served):
+    before = served.get("/_k/status").json()
+    served.post(json={"image": TENCH_BASE64})
+    after = served.get("/_k/status").json()
+    assert after["sequence_number"] == before["sequence_number"] + 1
+    assert after["gpu_available"] is True
+    assert after["inference_time"] == 0
+    assert after["idle_time"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({}, "image"),
+        ([], "not the JSON that is expected"),
+        ("not JSON inside", "not JSON"),
+        ({"image": 7}, "base64"),
+        ({"image": ""}, "not a picture"),
+        ({"image": "@@@@"}, "base64"),
+        ({"image": base64.b64encode(b"no picture").decode()}, "not a picture"),
+        ({"image": TENCH_BASE64[: len(TENCH_BASE64) // 8 * 4]}, "damaged"),
+        ({"image": TENCH_BASE64, "images": []}, "one of"),
+        ({"images": []}, "1 to"),
+        ({"images": [TENCH_BASE64] * 17}, "1 to 16"),
+        ({"images": [TENCH_BASE64, "!"]}, "base64"),
+        ({"images": [TENCH_BASE64, base64.b64encode(b"no picture").decode()]}, r"images\[1\]"),
+        ({"image": TENCH_BASE64, "top_k": 0}, "top_k"),
+        ({"image": TENCH_BASE64, "top_k": True}, "top_k"),
+        ({"image": TENCH_BASE64, "top_k": "5"}, "top_k"),
+        ({"image": TENCH_BASE64, "probabilities": 1}, "probabilities"),
+    ],
+)
+def test_422_for_input_that_cannot_be_classified(served, inputs, says):
+    refuse(served, "/", inputs)
+    message = error_of(served.post(json=inputs), 422, "invalid_input")
+    assert re.search(says, message), message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"data": b""},
+        {"data": b"\xff\xd8\xff"},
+        {"data": b"", "headers": {"Content-Type": "image/jpeg"}},
+        {"files": {"picture": b"wrong field"}},
+        {"files": [("image", TENCH.read_bytes()), ("image", TENCH.read_bytes())]},
+        {"data": b"no form", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+        {"data": b"no form", "headers": {"Content-Type": "multipart/form-data"}},
+        {"data": TENCH.read_bytes(), "headers": {"Content-Type": "image/jpeg"}, "params": {"top_k": "many"}},
+    ],
+)
+def test_422_for_other_bodies_that_hold_no_picture(served, arguments):
+    error_of(served.post(**arguments), 422, "invalid_input")
+
+
+def test_404_and_405_say_where_to_post(served):
+    refuse(served, "/predict", {})
+    refuse(served, "/healthcheck", {})
+    assert "POST a picture to /" in error_of(served.post("/predict", json={}), 404, "not_found")
+    assert "POST a picture to /" in error_of(served.post("/healthcheck", json={}), 405, "method_not_allowed")
+    assert set(requests.put(served.url).headers["Allow"].split(", ")) == {"GET", "HEAD", "POST"}
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length-known", "chunked"])
+def test_413_reaches_a_client_that_is_still_sending(served, chunked):
+    body = b'{"image": "' + b"A" * 30_000_000
+    response = served.post(data=iter([body[:25_000_000], body[25_000_000:]]) if chunked else body)
+    assert "20 MB" in error_of(response, 413, "too_large")
+    if not chunked:
+        refuse(served, "/", {"image": "A" * 30_000_000})
+
+
+def test_a_request_that_is_no_http_is_not_answered_with_400(served):
+    for request in (b"GARBAGE\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b"GET / HTTP/9\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(request)
+            assert connection.recv(100).startswith(b"HTTP/1.1 422 ")
+
+
+def test_a_length_of_thousands_of_digits_is_refused_like_any_other(served):
+    for digits in (30, 5000):
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * digits + b"\r\n\r\n")
+            assert connection.recv(100)[:13] in (b"HTTP/1.1 413 ", b"HTTP/1.1 422 ")
+
+
+def test_401_without_the_key_or_with_another(tmp_path):
+    with serving(tmp_path, BANANA_API_KEY="the key") as served:
+        wait_until(lambda: is_ready(served), "health needs no key")
+        for key in ("", "another", "the", "the key and more", "cl\u00e9"):
+            response = served.post(json={"image": TENCH_BASE64}, headers={"X-Banana-API-Key": key.encode()})
+            assert "the key" not in error_of(response, 401, "unauthorized")
+        refuse(served, "/", {"image": TENCH_BASE64}, key="another")
+        for name, value in (("X-Banana-API-Key", "the key"), ("Authorization", "Bearer the key")):
+            assert served.post(json={"image": TENCH_BASE64}, headers={name: value}).status_code == 200
+        answer, _ = Client("the key", served.url, verbosity="").call("/", json={"image": TENCH_BASE64}, headers={})
+        assert answer["class_id"] == 0
+
+
+def test_503_while_the_model_loads_then_banana_client_gets_through_by_its_retries(tmp_path):
+    with serving(tmp_path, stub=True) as served:
+        assert "loading" in error_of(served.post(json={}), 503, "unavailable")
+        assert served.post(json={}).headers["Retry-After"] == "1"
+        error_of(served.get("/healthcheck"), 503, "unavailable")
+        with pytest.raises(ClientException):
+            Client("", served.url, verbosity="").warmup()
+        (tmp_path / "release").touch()
+        threading.Timer(0.3, (tmp_path / "loaded").touch).start()
+        assert Client("", served.url, verbosity="").call("/", json={}, headers={})[0]["class_id"] == 0
+
+
+def test_503_when_the_queue_is_full_and_health_still_answers(tmp_path):
+    with ready(tmp_path, stub=True, MAX_QUEUE="0") as served, call_in_work(served, tmp_path) as results:
+        assert served.get("/healthcheck").status_code == 200
+        assert served.get("/_k/status").json()["gpu_available"] is False
+        refused = served.post(json={})
+        assert "try again" in error_of(refused, 503, "unavailable")
+        assert refused.headers["Retry-After"] == "1"
+        (tmp_path / "release").touch()
+    assert results == [200]
+
+
+def test_500_for_a_bug_is_raised_at_once_and_shows_nothing_of_it(tmp_path):
+    with ready(tmp_path, stub=True) as served:
+        refuse(served, "/", {"image": "ZmFpbA=="})
+        response = served.post(json={"image": "ZmFpbA=="})
+        error_of(response, 500, "internal_error")
+        assert "secret" not in response.text
+        assert "RuntimeError: a bug, with a secret in it" in served.log.read_text()
+
+
+def test_503_after_sigterm_while_the_work_is_finished(tmp_path):
+    with ready(tmp_path, stub=True) as served:
+        with call_in_work(served, tmp_path) as results:
+            served.process.terminate()
+            wait_until(lambda: not is_ready(served), "readiness has gone")
+            refused = served.post(json={})
+            assert "stopping" in error_of(refused, 503, "unavailable")
+            assert refused.headers["Connection"] == "close"
+            (tmp_path / "release").touch()
+        assert results == [200]
+        assert served.process.wait(60) == 0

@@ -1,0 +1,250 @@
+"""work_queue.py: what is waiting is bounded, leaves at once when nobody wants it, and is counted right."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+
+import pytest
+
+from serving import work_queue
+from serving.work_queue import QueueFull, WorkQueue
+from tests.server_process import DEADLINE_S
+
+
+class Gate:
+    """Work that ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.began: list = []
+        self.open = threading.Event()
+
+    def pass_through(self, what: object = None) -> object:
+        """Return `what`, once the gate is open."""
+        self.began.append(what)
+        assert self.open.wait(DEADLINE_S)
+        return what
+
+
+class Body:
+    """Stands for a large body; unlike bytes it can be watched."""
+
+
+def run(test: Callable[[Gate], Coroutine]) -> None:
+    """Run the test in an event loop; let no thread wait at its gate for ever."""
+    gate = Gate()
+
+    async def bounded() -> None:
+        try:
+            await asyncio.wait_for(test(gate), DEADLINE_S)
+        finally:
+            gate.open.set()
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return as soon as `condition` holds; `run` fails the test where it never does."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def start(queue: WorkQueue, gate: Gate, *names: object) -> list[asyncio.Task]:
+    """Have the queue take on a piece of work for each name."""
+    return [asyncio.create_task(queue.run(gate.pass_through, name)) for name in names]
+
+
+def test_work_is_done_in_a_thread_and_its_result_returned():
+    async def test(gate):
+        done = await WorkQueue(1, 0).run(lambda a, b: (a + b, threading.current_thread()), 1, 2)
+        assert done.result[0] == 3
+        assert done.result[1] is not threading.current_thread()
+        assert done.queued_s >= 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(("threads", "capacity"), [(1, 0), (1, 2), (3, 2)])
+def test_past_the_bound_there_is_an_error_at_once_and_no_longer_wait(threads, capacity):
+    async def test(gate):
+        queue = WorkQueue(threads, capacity)
+        tasks = start(queue, gate, *range(threads + capacity))
+        await until(lambda: queue.in_work == threads and queue.queued == capacity)
+        with pytest.raises(QueueFull, match=f"{capacity} calls"):
+            queue.require_room()
+        with pytest.raises(QueueFull):
+            await queue.run(gate.pass_through)
+        assert queue.pending == threads + capacity
+        gate.open.set()
+        assert [done.result for done in await asyncio.gather(*tasks)] == list(range(threads + capacity))
+        await until(lambda: queue.pending == 0)
+        assert (queue.in_work, queue.queued) == (0, 0)
+        queue.require_room()
+
+    run(test)
+
+
+def test_who_comes_first_is_served_first_and_the_others_know_how_long_they_waited():
+    async def test(gate):
+        queue = WorkQueue(1, 9)
+        tasks = start(queue, gate, *range(10))
+        await until(lambda: queue.in_work == 1 and queue.queued == 9)
+        since = queue.longest_s
+        await until(lambda: queue.longest_s > since + 0.02)
+        gate.open.set()
+        waited = [done.queued_s for done in await asyncio.gather(*tasks)]
+        assert gate.began == list(range(10))
+        assert min(waited[1:]) > 0.02
+
+    run(test)
+
+
+def test_a_place_is_free_at_once_when_its_caller_has_gone():
+    async def test(gate):
+        queue = WorkQueue(1, 2)
+        first, *waiting = start(queue, gate, "first", "second", "third")
+        await until(lambda: queue.queued == 2)
+        waiting[0].cancel()
+        await asyncio.gather(*waiting[:1], return_exceptions=True)
+        assert (queue.in_work, queue.queued) == (1, 1)
+        [fourth] = start(queue, gate, "fourth")
+        await until(lambda: queue.queued == 2)
+        gate.open.set()
+        await asyncio.gather(first, waiting[1], fourth)
+        assert gate.began == ["first", "third", "fourth"]
+        await until(lambda: queue.pending == 0)
+
+    run(test)
+
+
+def test_what_a_caller_who_has_gone_has_sent_is_not_kept_until_a_thread_is_free():
+    async def test(gate):
+        queue = WorkQueue(1, 1)
+        [first] = start(queue, gate, "first")
+        await until(lambda: queue.in_work == 1)
+        body = Body()
+        watched = weakref.ref(body)
+        [second] = start(queue, gate, body)
+        del body
+        await until(lambda: queue.queued == 1)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        del second
+        await until(lambda: gc.collect() >= 0 and watched() is None)
+        assert queue.in_work == 1
+        gate.open.set()
+        await first
+
+    run(test)
+
+
+def test_work_that_has_begun_keeps_its_place_until_it_ends_though_its_caller_has_gone():
+    async def test(gate):
+        queue = WorkQueue(1, 0)
+        [task] = start(queue, gate, "first")
+        await until(lambda: queue.in_work == 1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        with pytest.raises(QueueFull):
+            queue.require_room()
+        gate.open.set()
+        await until(lambda: queue.pending == 0)
+
+    run(test)
+
+
+async def done_while_another_waited(gate: Gate, queue: WorkQueue) -> list[asyncio.Task]:
+    """Return two tasks of a queue of one thread: one that was done while the other waited, and that other, begun."""
+    ends = [threading.Event(), threading.Event()]
+    first, second = [asyncio.create_task(queue.run(end.wait, DEADLINE_S)) for end in ends]
+    [last] = start(queue, gate, "last")
+    await until(lambda: queue.queued == 2)
+    ends[0].set()
+    await first
+    ends[1].set()
+    await until(lambda: gate.began == ["last"])
+    return [second, last]
+
+
+def test_what_is_done_while_others_wait_is_handed_over_together_with_the_last(monkeypatch):
+    monkeypatch.setattr(work_queue, "TOGETHER_S", 3600)
+
+    async def test(gate):
+        queue = WorkQueue(1, 2)
+        done, last = await done_while_another_waited(gate, queue)
+        assert not done.done()
+        assert (queue.pending, queue.in_work, queue.queued) == (2, 1, 0)
+        queue.require_room()  # what is done takes nobody's place
+        gate.open.set()
+        assert [each.result for each in await asyncio.gather(done, last)] == [True, "last"]
+        assert queue.pending == 0
+
+    run(test)
+
+
+def test_what_is_done_is_handed_over_before_long_though_the_work_that_waited_goes_on():
+    async def test(gate):
+        queue = WorkQueue(1, 2)
+        done, last = await done_while_another_waited(gate, queue)
+        assert (await done).result is True
+        assert not last.done()
+        gate.open.set()
+        await last
+
+    run(test)
+
+
+def test_what_is_refused_is_freed_with_its_error():
+    def refuse(body: Body) -> None:
+        raise ValueError
+
+    async def call(queue: WorkQueue) -> weakref.ref:
+        body = Body()
+        with suppress(ValueError):  # pytest.raises would keep the error
+            await queue.run(refuse, body)
+        return weakref.ref(body)
+
+    async def test(gate):
+        gc.disable()
+        try:
+            watched = await call(WorkQueue(1, 0))
+            await until(lambda: watched() is None)
+        finally:
+            gc.enable()
+
+    run(test)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyError("no"), QueueFull("of another")])
+def test_an_error_of_the_work_reaches_its_caller_and_frees_the_place(error):
+    def work() -> None:
+        raise error
+
+    async def test(gate):
+        queue = WorkQueue(1, 0)
+        with pytest.raises(type(error)) as raised:
+            await queue.run(work)
+        assert raised.value is error
+        await until(lambda: queue.pending == 0)
+        assert (queue.in_work, queue.queued, queue.longest_s) == (0, 0, 0)
+        assert (await queue.run(int, "7")).result == 7
+
+    run(test)
+
+
+def test_the_oldest_work_is_known_by_its_age():
+    async def test(gate):
+        queue = WorkQueue(2, 1)
+        assert queue.longest_s == 0
+        tasks = start(queue, gate, "first")
+        await until(lambda: queue.longest_s > 0.05)
+        tasks += start(queue, gate, "second", "third")
+        await until(lambda: queue.in_work == 2 and queue.queued == 1)
+        assert queue.longest_s > 0.05
+        gate.open.set()
+        await asyncio.gather(*tasks)
+        await until(lambda: queue.longest_s == 0)
+
+    run(test)
