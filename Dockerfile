@@ -79,7 +79,7 @@ COPY --from=convert /convert/classifier.onnx ./
 COPY --from=scripts / ./
 # Once as it will be, which compiles what that takes: a read-only container would compile it anew at every start.
 RUN --mount=type=bind,source=images,target=/mnt \
-    python -c "import app, server; from serving import routes; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
+    python -c "import app, server; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
 USER 65532:65532
 
 FROM serve AS gpu
@@ -90,5 +90,5 @@ COPY --from=packages-gpu /opt/venv /opt/venv
 COPY --from=convert /convert/classifier.onnx ./
 COPY --from=scripts / ./
 RUN --mount=type=bind,source=images,target=/mnt \
-    python -c "import app, server; from serving import routes; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
+    python -c "import app, server; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
 USER 65532:65532

@@ -32,8 +32,8 @@ from conversion import custom_model
 from conversion.custom_model import InvalidNetwork
 from conversion.verification import Agreement, Disagreement, prove
 from conversion.weights import WeightsError
-from model import InvalidModel
 from pytorch_model import ACTIVATIONS, KNOWN_MODELS, TrainedModel
+from runtime.errors import InvalidModel
 from runtime.providers import ONNX_ERRORS
 
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning

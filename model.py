@@ -7,14 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from runtime.decoding import MAX_SIDE, InvalidImage, open_picture, to_rgb
+from runtime.decoding import MAX_SIDE, open_picture, to_rgb
+from runtime.errors import InvalidImage, InvalidModel
 from runtime.onnx_file import read_metadata
 from runtime.providers import ONNX_ERRORS, BatchRunner, Runner, open_runner
 from runtime.settings import available_cpus
@@ -27,14 +27,7 @@ REDUCED_SIDES = 4
 # Classes that are found one by one; to sort all 1,000 for 5 takes four times as long.
 FEW = 10
 
-# Resizes the lower half of a lone caller's picture, while the upper half is resized where it was decoded.
-lower_half = ThreadPoolExecutor(1, "lower half")
-
 Picture = bytes | str | os.PathLike | Image.Image | np.ndarray
-
-
-class InvalidModel(ValueError):
-    """The ONNX file is missing, damaged, or not one that convert_to_onnx.py wrote."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +59,13 @@ class ImagePreprocessor:
         """Return the picture at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidImage."""
         return self.prepare(picture).pixels
 
-    def prepare(self, picture: Picture, threads: int = 1) -> Prepared:
-        """Return the picture at the model's size, with its own size and format. Raises InvalidImage.
-
-        `threads` says how many CPUs nobody else wants.
-        """
+    def prepare(self, picture: Picture) -> Prepared:
+        """Return the picture at the model's size, with its own size and format. Raises InvalidImage."""
         image = self._open(picture)
         width, height = image.size
         reduce = not self.exact and width * height >= LARGE_PIXELS
         rgb = self._rgb(image, REDUCED_SIDES * max(self.size) if reduce else 0)
-        pixels = self.resize(rgb) if self.exact or min(threads, self.size[0]) == 1 else self._resize_in_halves(rgb)
-        return Prepared(pixels, image.format or "pixels", width, height)
+        return Prepared(self.resize(rgb), image.format or "pixels", width, height)
 
     def decode(self, picture: Picture) -> np.ndarray:
         """Return the picture at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidImage."""
@@ -88,19 +77,7 @@ class ImagePreprocessor:
         Takes an RGB image or uint8 [height, width, 3], returns uint8 [size[0], size[1], 3].
         """
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-        return self._resize_rows(image, 0, self.size[0])
-
-    def _resize_in_halves(self, image: Image.Image) -> np.ndarray:
-        # Rounding makes one level of 255 of difference to the whole, for few heights: 0.2 ms less for 500x375.
-        middle = self.size[0] // 2
-        lower = lower_half.submit(self._resize_rows, image, middle, self.size[0])
-        return np.concatenate([self._resize_rows(image, 0, middle), lower.result()])
-
-    def _resize_rows(self, image: Image.Image, first: int, end: int) -> np.ndarray:
-        """Return some rows of the picture at the model's size."""
-        height, width = self.size
-        box = (0, first * image.height / height, image.width, end * image.height / height)
-        return np.asarray(image.resize((width, end - first), Image.Resampling.BILINEAR, box))
+        return np.asarray(image.resize(self.size[::-1], Image.Resampling.BILINEAR))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Return (pixels / 255 - mean) / std, of RGB or of its luma where `mean` has one entry.
@@ -214,14 +191,11 @@ class OnnxClassifier:
         if rows.shape != (1, len(self.class_names)) or not ((rows >= 0) & (rows <= 1.001)).all():
             raise ValueError(f"{runner.provider} does not give the probabilities of {len(self.class_names)} classes")
 
-    def predict(self, pixels: np.ndarray, alone: bool = True) -> np.ndarray:
-        """Return probabilities, float32 [batch, classes], of RGB pixels, uint8 [batch, any height, any width, 3].
-
-        `alone` says that no other call is in work or waiting, so that all threads may work on this one.
-        """
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        """Return probabilities, float32 [batch, classes], of RGB pixels, uint8 [batch, any height, any width, 3]."""
         if pixels.shape[1:3] != self.preprocessor.size and not self.runner.any_size:
             pixels = np.stack([self.preprocessor.resize(picture) for picture in pixels])
-        return self.runner.run(pixels, alone)
+        return self.runner.run(pixels)
 
     def classify(self, pictures: Sequence[Picture], top_k: int = 5) -> list[list[Prediction]]:
         """Return each picture's `top_k` most probable classes, the most probable first. Raises InvalidImage."""

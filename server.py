@@ -1,54 +1,269 @@
-"""Serve a classifier over HTTP.
+"""Serve a classifier over HTTP, on Banana's contract and on those of other platforms.
 
     python server.py                      # http://127.0.0.1:8000
     PORT=9000 BANANA_API_KEY=secret python server.py
 
-Starts loading the model, then the server of serving/routes.py, which needs as long and leaves a CPU idle meanwhile.
+Settings are environment variables: runtime/settings.py. A call is processed in a thread, so that the event loop always
+answers. A new route goes here, and into serving/openapi.json.
 """
 
+import hmac
 import os
+import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic, perf_counter
+from uuid import uuid4
 
-import app
-from runtime import memory
-from runtime.settings import choice, integer
+from runtime.settings import ServerSettings, read
+from serving.backend import Backend
 from serving.log import log_to_stderr, logger
 
-# -- settings, from the environment --------------------------------------------------------------------------------
-HOST = os.environ.get("HOST") or "0.0.0.0"  # the address to listen on
-PORT = integer("PORT", 8000, 1, 65_535)
-LOG_FORMAT = choice("LOG_FORMAT", "text", ("text", "json"))
-# BANANA_API_KEY, CORS_ORIGIN and the limits of requests are in serving/routes.py; what is about the model is in app.py.
-# ------------------------------------------------------------------------------------------------------------------
+SETTINGS = read(ServerSettings)
 
 
-def yield_less() -> None:
-    """Let a thread that wakes up wait for its turn: one that it would interrupt loses what its CPU's caches hold."""
-    if not hasattr(os, "SCHED_BATCH"):  # which Linux alone has
-        return
-    try:
-        if os.sched_getscheduler(0) == os.SCHED_OTHER:  # else somebody has chosen another
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    except OSError as error:
-        logger.info("scheduled as usual", extra={"fields": {"reason": error.strerror}})
+def load(backend: Backend) -> Future:
+    """Begin to load the backend's model, in a thread."""
+    log_to_stderr(SETTINGS.LOG_FORMAT == "json")
+    return ThreadPoolExecutor(1, "load").submit(backend.init)
 
 
-def main() -> None:
-    """Serve until SIGTERM; exit 1 if the model cannot be loaded, or if work was left unfinished."""
+if __name__ == "__main__":  # here, because importing Sanic takes as long and leaves a CPU idle
     if sys.argv[1:] not in ([], ["serve"]):  # which is what SageMaker passes
         sys.exit("usage: python server.py [serve]; README.md has the settings, which are environment variables")
-    log_to_stderr(LOG_FORMAT == "json")
-    yield_less()
-    memory.return_large()
-    loading = ThreadPoolExecutor(1, "load").submit(app.init)
-    from serving.routes import serve
+    import app
 
+    loading = load(app)
+
+from sanic import HTTPResponse, Request, Sanic
+from sanic.exceptions import RequestCancelled
+
+from serving import calls, page, platforms
+from serving.bodies import BodyReader, DeadlineProtocol, content_length
+from serving.calls import Refusal, State, require_healthy, require_ready, respond
+from serving.lifecycle import Lifecycle
+from serving.metrics import record, watch
+from serving.work_queue import WorkQueue
+
+BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
+ERROR_TYPES = {
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "too_large",
+    422: "invalid_input",
+    500: "internal_error",
+    503: "unavailable",
+}
+SAFE_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+CORS_HEADERS = {
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Inference-Header-Content-Length, X-Banana-API-Key, "
+    "X-Banana-Request-ID",
+    "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS, POST",
+    "Access-Control-Expose-Headers": "Inference-Header-Content-Length, Retry-After, X-Request-ID",
+    "Access-Control-Max-Age": "600",
+    "Vary": "Origin",
+}
+OPEN_PATHS = {"/healthcheck", *platforms.PROBES}  # those who probe have no key
+OPENAPI = Path(__file__).parent / "serving" / "openapi.json"
+
+server = Sanic("classifier", configure_logging=False)
+server.config.update(
+    MOTD=False,
+    ACCESS_LOG=False,
+    REQUEST_TIMEOUT=SETTINGS.REQUEST_TIMEOUT_S,
+    RESPONSE_TIMEOUT=SETTINGS.ANSWER_TIMEOUT_S,
+    KEEP_ALIVE_TIMEOUT=SETTINGS.IDLE_TIMEOUT_S,
+    # BodyReader has the limit: Sanic's own closes the connection on a client that is still sending, which then never
+    # reads the 413. What is left of a refused body is read and dropped, within IDLE_TIMEOUT_S.
+    REQUEST_MAX_SIZE=sys.maxsize,
+    # Bytes that may lie unread before their connection is paused: at 65,536 a picture of 100 KB is, on its way.
+    REQUEST_BUFFER_SIZE=262_144,
+    GRACEFUL_SHUTDOWN_TIMEOUT=1,  # seconds for the sockets to close: `drain` has waited for the requests by then
+)
+server.blueprint(platforms.routes)
+
+
+# -- routes --------------------------------------------------------------------------------------------------------
+@server.post("/", stream=True)
+async def classify(request: Request) -> HTTPResponse:
+    """Classify what the body holds: JSON, an image's own bytes, or a form with the field `image`."""
+    return await calls.classify(request)
+
+
+@server.route("/", methods=["GET", "HEAD"], ignore_body=True)
+async def show_page(request: Request) -> HTTPResponse:
+    """The page for a browser; it needs no key, and asks for the one that its calls need."""
+    return HTTPResponse(
+        page.HTML, headers={"Content-Security-Policy": page.POLICY}, content_type="text/html; charset=utf-8"
+    )
+
+
+@server.route("/healthcheck", methods=["GET", "HEAD"], ignore_body=True)
+async def healthcheck(request: Request) -> HTTPResponse:
+    """Banana's probe: 200 with what runs here while the model answers, else 503."""
+    require_healthy(request)
+    return respond({"state": "healthy"} | request.app.ctx.state.backend.status())
+
+
+@server.post("/_k/warmup", ignore_body=True)
+async def warmup(request: Request) -> HTTPResponse:
+    """What banana_dev's Client.warmup() calls: the model is loaded and warm, or this is a 503."""
+    require_ready(request)
+    return respond({"warm": True})
+
+
+@server.route("/_k/status", methods=["GET", "HEAD"], ignore_body=True)
+async def status(request: Request) -> HTTPResponse:
+    """Potassium's status: whether a call would start at once, how many were answered, and for how long idle or busy."""
+    state = request.app.ctx.state
+    since_ms = int((monotonic() - state.last_change) * 1e3)
+    busy = state.queue.pending > 0
+    answer = {
+        "gpu_available": state.life.ready and state.queue.pending < state.backend.WORKERS,
+        "sequence_number": state.answered,
+        "idle_time": 0 if busy else since_ms,
+        "inference_time": since_ms if busy else 0,
+    }
+    return respond(answer)
+
+
+@server.route("/metrics", methods=["GET", "HEAD"], ignore_body=True)
+async def metrics(request: Request) -> HTTPResponse:
+    """Prometheus' metrics."""
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+    return HTTPResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+
+@server.route("/openapi.json", methods=["GET", "HEAD"], ignore_body=True)
+async def openapi(request: Request) -> HTTPResponse:
+    """The description of all this for machines."""
+    return HTTPResponse(OPENAPI.read_bytes(), content_type="application/json")
+
+
+# -- what every request goes through -------------------------------------------------------------------------------
+@server.on_request
+async def authenticate(request: Request) -> None:
+    """Refuse a call without the key, where one is set; probes, browsers' preflights and the page's have none."""
+    is_page = request.path == "/" and request.method in ("GET", "HEAD")
+    key = SETTINGS.BANANA_API_KEY
+    if not key or is_page or request.path in OPEN_PATHS or request.method == "OPTIONS":
+        return
+    sent = request.headers.get("X-Banana-API-Key") or request.token or ""
+    if not hmac.compare_digest(sent.encode(errors="replace"), key.encode()):
+        raise Refusal("send the API key of this endpoint as X-Banana-API-Key", 401)
+
+
+@server.on_request
+async def drop_body(request: Request) -> None:
+    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
+    if request.route and request.route.extra.ignore_body:
+        async for _ in request.stream:
+            pass
+
+
+@server.exception(Exception, RequestCancelled)
+async def on_error(request: Request, error: Exception) -> HTTPResponse:
+    """Answer any error as JSON. Never 400: banana-dev takes that for "over quota" and repeats the call for minutes."""
+    gone = isinstance(error, RequestCancelled)
+    code = 499 if gone else getattr(error, "status_code", 500)  # 499 is for the log only, as with nginx
+    headers = dict(getattr(error, "headers", {}))
+    if request.method == "OPTIONS" and code == 405:
+        return HTTPResponse(None, 204, headers)
+    code = 422 if code == 400 else code
+    message = str(error)
+    if code == 500:
+        logger.error("failed", exc_info=error, extra={"fields": {"id": id_of(request)}})
+        message = "the server failed; its log says why"
+        request.app.ctx.state.life.suspect()
+    if code in (404, 405) and not isinstance(error, Refusal):
+        message = f"{request.method} {request.path} is not served here: POST a picture to /"
+    if code == 503:
+        headers["Retry-After"] = "1"
+    message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are no text
+    answer = {"type": ERROR_TYPES.get(code, "error"), "message": message}
+    return respond({"error": message if platforms.is_v2(request.path) else answer}, code, headers)
+
+
+@server.on_response
+async def finish(request: Request, response: HTTPResponse) -> None:
+    """Add the headers that every answer has, count it, and write its line in the log."""
+    for name, value in SAFE_HEADERS.items():
+        response.headers.setdefault(name, value)  # the page has a policy of its own
+    response.headers["X-Request-ID"] = id_of(request)
+    if SETTINGS.CORS_ORIGIN:
+        response.headers.update(CORS_HEADERS | {"Access-Control-Allow-Origin": SETTINGS.CORS_ORIGIN})
+    record(
+        {
+            "id": id_of(request),
+            "method": request.method,
+            "path": request.path,
+            "status": response.status,
+            "bytes": content_length(request),
+            "total_ms": round((perf_counter() - (request.stream.perft0 or perf_counter())) * 1e3, 1),
+        },
+        getattr(request.ctx, "queued_s", None),
+        getattr(request.ctx, "answer", {}),
+    )
+
+
+def id_of(request: Request) -> str:
+    """Return the caller's X-Banana-Request-ID if it is fit to be shown, else one made for the request."""
+    if not hasattr(request.ctx, "id"):
+        sent = request.headers.get("X-Banana-Request-ID", "")
+        request.ctx.id = sent if re.fullmatch(r"[\w.:-]{1,128}", sent, re.ASCII) else str(uuid4())
+    return request.ctx.id
+
+
+# -- start and end -------------------------------------------------------------------------------------------------
+@server.before_server_start
+async def start(server: Sanic) -> None:
+    """Wait for the model in the background: the port answers 503 until it is there."""
+    backend = server.ctx.backend
+    queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
+    life = Lifecycle(backend, queue, server.ctx.loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.ANSWER_TIMEOUT_S)
+    bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
+    server.ctx.state = State(backend, queue, life, bodies)
+    watch(queue)
+    life.await_model(server)
+
+
+@server.after_server_start
+async def listening(server: Sanic) -> None:
+    """Say that signals are obeyed and that the port is open."""
+    server.ctx.state.life.obey_signals(server)
+    logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
+
+
+def main(backend: Backend, loading: Future) -> None:
+    """Serve `backend` until SIGTERM; exit 1 if `loading` its model fails, or if work was left unfinished."""
+    server.ctx.backend, server.ctx.loading = backend, loading
     try:
-        sys.exit(serve(HOST, PORT, loading))
+        server.run(
+            SETTINGS.HOST,
+            SETTINGS.PORT,
+            single_process=True,
+            register_sys_signals=False,
+            protocol=DeadlineProtocol,
+            backlog=BACKLOG,
+        )
     except OSError as error:
-        sys.exit(f"server.py: cannot listen on {HOST}:{PORT}: {error.strerror}")
+        sys.exit(f"server.py: cannot listen on {SETTINGS.HOST}:{SETTINGS.PORT}: {error.strerror}")
+    life = server.ctx.state.life
+    if life.unfinished:
+        fields = {"pending": life.unfinished, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}
+        logger.error("not finished", extra={"fields": fields})
+        os._exit(1)  # to return would be to wait for the thread that is still at work
+    sys.exit(1 if life.failed else 0)
 
 
 if __name__ == "__main__":
-    main()
+    main(app, loading)

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from client.expected import EXPECT_HELP, Preset, expected, presets
-from model import InvalidImage, InvalidModel, OnnxClassifier
+from model import OnnxClassifier
+from runtime.errors import InvalidImage, InvalidModel
 
 # -- settings, from the environment --------------------------------------------------------------------------------
 MODEL_PATH = os.environ.get("MODEL_PATH") or "classifier.onnx"  # the file to test

@@ -58,12 +58,15 @@ class Candidate:
 def candidates(model: str, peers: bool) -> list[Candidate]:
     """Return what is measured; `model` is the known model's name."""
     server = [sys.executable, "server.py"]
-    eager = {"PYTHONPATH": f"{ROOT / 'benchmarks/pytorch_eager'}{os.pathsep}{ROOT}", "BENCH_MODEL": model}
     found = [
         Candidate("this server", server),
         Candidate("this server, PRECISION=f32", server, {"PRECISION": "f32"}),
         Candidate("this server, EXECUTION_PROVIDER=cpu", server, {"EXECUTION_PROVIDER": "cpu"}),
-        Candidate("PyTorch eager behind this server", [sys.executable, "-P", "server.py"], eager),
+        Candidate(
+            "PyTorch eager behind this server",
+            [sys.executable, "-m", "benchmarks.pytorch_eager"],
+            {"BENCH_MODEL": model},
+        ),
     ]
     if peers:
         found.append(Candidate("LitServe, 2 workers", [str(PEERS_PYTHON), "benchmarks/peers/litserve_server.py"]))

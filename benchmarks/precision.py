@@ -14,7 +14,8 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model import InvalidImage, OnnxClassifier  # noqa: E402
+from model import OnnxClassifier  # noqa: E402
+from runtime.errors import InvalidImage  # noqa: E402
 
 MODEL_PATH = os.environ.get("MODEL_PATH") or str(ROOT / "classifier.onnx")
 

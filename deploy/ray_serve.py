@@ -19,46 +19,36 @@ from ray.serve.handle import DeploymentHandle
 
 import app
 import server
-from app import Outcome
-from runtime.settings import integer
-from serving import routes
-from serving.calls import Unavailable
+from runtime.errors import Unavailable
+from runtime.settings import BadSetting, RaySettings, read
 
-# -- settings, from the environment --------------------------------------------------------------------------------
-MIN_REPLICAS = integer("MIN_REPLICAS", 1, 1, 1000)
-MAX_REPLICAS = integer("MAX_REPLICAS", max(4, MIN_REPLICAS), MIN_REPLICAS, 1000)
-CPUS_PER_REPLICA = integer("CPUS_PER_REPLICA", 1, 1, 1024)  # and so its THREADS
-REPLICAS_PER_GPU = integer("REPLICAS_PER_GPU", 0, 0, 100)  # that share one; 0: none is asked for
-# Those of app.py hold for the replicas, those of server.py and serving/routes.py for the server.
-# ------------------------------------------------------------------------------------------------------------------
+SETTINGS = read(RaySettings)
+if SETTINGS.MAX_REPLICAS < SETTINGS.MIN_REPLICAS:
+    raise BadSetting(f"MAX_REPLICAS={SETTINGS.MAX_REPLICAS} is less than MIN_REPLICAS={SETTINGS.MIN_REPLICAS}")
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "classifier"
-WORKERS = CPUS_PER_REPLICA + app.MORE_WORKERS  # calls in a replica
-SETTINGS = {
+WORKERS = SETTINGS.CPUS_PER_REPLICA + app.MORE_WORKERS  # calls in a replica
+ENVIRONMENT = vars(app.SETTINGS) | {
+    "MODEL_PATH": Path(app.SETTINGS.MODEL_PATH).resolve(),
+    "THREADS": SETTINGS.CPUS_PER_REPLICA,
     "PYTHONPATH": ROOT,
-    "MODEL_PATH": Path(app.MODEL_PATH).resolve(),
-    "EXECUTION_PROVIDER": app.EXECUTION_PROVIDER,
-    "PRECISION": app.PRECISION,
-    "THREADS": CPUS_PER_REPLICA,
-    "MAX_IMAGES": app.MAX_IMAGES,
-    "MAX_PIXELS": app.MAX_PIXELS,
 }
 
 
 @serve.deployment(
     ray_actor_options={
-        "num_cpus": CPUS_PER_REPLICA,
-        "num_gpus": 1 / REPLICAS_PER_GPU if REPLICAS_PER_GPU else 0,
-        "runtime_env": {"env_vars": {name: str(value) for name, value in SETTINGS.items()}},
+        "num_cpus": SETTINGS.CPUS_PER_REPLICA,
+        "num_gpus": 1 / SETTINGS.REPLICAS_PER_GPU if SETTINGS.REPLICAS_PER_GPU else 0,
+        "runtime_env": {"env_vars": {name: str(value) for name, value in ENVIRONMENT.items()}},
     },
     autoscaling_config={
-        "min_replicas": MIN_REPLICAS,
-        "max_replicas": MAX_REPLICAS,
-        "target_ongoing_requests": CPUS_PER_REPLICA,
+        "min_replicas": SETTINGS.MIN_REPLICAS,
+        "max_replicas": SETTINGS.MAX_REPLICAS,
+        "target_ongoing_requests": SETTINGS.CPUS_PER_REPLICA,
     },
     max_ongoing_requests=WORKERS,
-    max_queued_requests=MAX_REPLICAS * WORKERS,
+    max_queued_requests=SETTINGS.MAX_REPLICAS * WORKERS,
     logging_config={"enable_access_log": False},  # the server has one
 )
 class Replica:
@@ -66,15 +56,10 @@ class Replica:
 
     def __init__(self) -> None:
         app.init()
-        self.under_way = 0
 
-    async def classify(self, inputs: dict) -> Outcome:
-        """Do what app.classify does."""
-        self.under_way += 1
-        try:
-            return await asyncio.to_thread(app.classify, inputs, self.under_way == 1)
-        finally:
-            self.under_way -= 1
+    async def inference(self, model_inputs: dict) -> dict:
+        """Do what app.inference does."""
+        return await asyncio.to_thread(app.inference, model_inputs)
 
     def status(self) -> dict:
         """Return what app.status does."""
@@ -88,6 +73,7 @@ class Replica:
 class Replicas:
     """What server.py asks of app.py, done by the replicas."""
 
+    WORKERS = SETTINGS.MAX_REPLICAS * WORKERS
     handle: DeploymentHandle
     known: dict  # what the first replica said of itself
 
@@ -105,13 +91,13 @@ class Replicas:
 
     def warm_up(self) -> None:
         """Raise what Ray raises where no replica answers."""
-        self.handle.status.remote().result(timeout_s=routes.ANSWER_TIMEOUT_S)
+        self.handle.status.remote().result(timeout_s=server.SETTINGS.ANSWER_TIMEOUT_S)
 
-    def classify(self, inputs: dict, alone: bool = True) -> Outcome:
-        """Do what app.classify does. Raises Unavailable where the replica was lost, or all have enough to do."""
-        response = self.handle.classify.remote(inputs)
+    def inference(self, model_inputs: dict) -> dict:
+        """Do what app.inference does. Raises Unavailable where the replica was lost, or all have enough to do."""
+        response = self.handle.inference.remote(model_inputs)
         try:
-            return response.result(timeout_s=routes.ANSWER_TIMEOUT_S)
+            return response.result(timeout_s=server.SETTINGS.ANSWER_TIMEOUT_S)
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
@@ -120,7 +106,7 @@ class Replicas:
             raise Unavailable("every machine has enough to do") from error
         except TimeoutError as error:
             response.cancel()
-            raise Unavailable(f"there was no answer within {routes.ANSWER_TIMEOUT_S} s") from error
+            raise Unavailable(f"there was no answer within {server.SETTINGS.ANSWER_TIMEOUT_S} s") from error
 
 
 def main() -> None:
@@ -129,15 +115,7 @@ def main() -> None:
     ray.init(**({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
     serve.start(proxy_location="Disabled")  # the server has the routes, not Ray Serve's own proxies
     replicas = Replicas()
-    # server.py and what it is made of ask this module for everything that concerns the model.
-    app.init, app.warm_up, app.status, app.classify = (
-        replicas.init,
-        replicas.warm_up,
-        replicas.status,
-        replicas.classify,
-    )
-    app.WORKERS = MAX_REPLICAS * WORKERS
-    server.main()
+    server.main(replicas, server.load(replicas))
 
 
 if __name__ == "__main__":

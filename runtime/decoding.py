@@ -21,6 +21,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from simplejpeg import decode_jpeg
 
+from runtime.errors import InvalidImage
+
 # The formats that people send. No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a
 # file of a kilobyte asks for, and look at no deadline.
 DECODERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile)
@@ -70,10 +72,6 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
-
-
-class InvalidImage(ValueError):
-    """What was sent is not a picture that can be classified; the message says what to do about it."""
 
 
 def open_picture(data: bytes) -> Image.Image:

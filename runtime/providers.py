@@ -21,6 +21,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from runtime import memory
+from runtime.errors import ProviderUnavailable
 
 logger = logging.getLogger("server")
 
@@ -37,10 +38,6 @@ ONNX_ERRORS = (
 )
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # a GPU plans anew for every size that it has not seen, so it sees these alone
-
-
-class ProviderUnavailable(Exception):
-    """The execution provider asked for does not work here; the message says why."""
 
 
 class Runner:
@@ -64,6 +61,8 @@ class Runner:
         self.session = self._for_many = self._open(1)
         self._opening = threading.Thread(target=self._open_for_many, args=(threads,))
         self._to_open = threading.Semaphore(1 if threads > 1 else 0)
+        self._running = 0
+        self._count = threading.Lock()
 
     def _open(self, streams: int) -> onnxruntime.InferenceSession:
         session = self._open_session(streams)
@@ -73,17 +72,24 @@ class Runner:
     def _open_for_many(self, threads: int) -> None:
         self._for_many = self._open(threads)
 
-    def run(self, pixels: np.ndarray, alone: bool = True) -> np.ndarray:
+    def run(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of uint8 [batch, height, width, 3].
 
-        `alone` says that no other run is going on or waiting. Batching brings nothing on a CPU, and a fixed batch
-        of one is faster than any.
+        A run beside which no other is going on has all threads. Batching brings nothing on a CPU, and a fixed batch of
+        one is faster than any.
         """
-        if not alone and self._to_open.acquire(blocking=False):
-            # Once, when there first are many, and in the background: whoever has one caller never pays for it.
-            self._opening.start()
-        session = self.session if alone else self._for_many
-        rows = [session.run(["probabilities"], {"image": picture[None]})[0] for picture in pixels]
+        with self._count:
+            self._running += 1
+            alone = self._running == 1
+        try:
+            if not alone and self._to_open.acquire(blocking=False):
+                # Once, when there first are many, and in the background: whoever has one caller never pays for it.
+                self._opening.start()
+            session = self.session if alone else self._for_many
+            rows = [session.run(["probabilities"], {"image": image[None]})[0] for image in pixels]
+        finally:
+            with self._count:
+                self._running -= 1
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
@@ -108,7 +114,7 @@ class BatchRunner:
     _list: threading.Lock = field(default_factory=threading.Lock)
     _gpu: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, pixels: np.ndarray, alone: bool = True) -> np.ndarray:
+    def run(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of uint8 [batch, height, width, 3] of the model's size."""
         parts = [_Waiting(pixels[i : i + BATCH_SIZES[-1]]) for i in range(0, len(pixels), BATCH_SIZES[-1])]
         with self._list:
@@ -154,6 +160,7 @@ def open_runner(
     TF32, with f32 neither; with a file in float16 CUDA computes in that. Raises ProviderUnavailable for a provider that
     was named, and for a file that cannot be run at all what `check` raises or one of ONNX_ERRORS.
     """
+    memory.return_large()
     *preferred, last = ("cuda", "openvino", "cpu") if provider == "auto" else (provider,)
     for name in preferred:
         try:

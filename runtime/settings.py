@@ -1,42 +1,29 @@
-"""Settings from environment variables: a bad value ends the program with a sentence, not with a traceback.
+"""Settings from environment variables, each with its unit, bounds and default.
 
-Each file has its settings in one block at its top, with their units and defaults.
+Each program reads its own group once, at its start, with `read`; a value that means nothing ends it with a sentence.
+docs/configuration.md has a row for each setting, which a test holds to this file. Imports nothing but Python's own.
 """
 
 import math
 import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).parent.parent  # of this repository
+Group = TypeVar("Group")
 
 
 class BadSetting(SystemExit):
     """An environment variable holds a value that means nothing; ends the program with exit code 1 unless caught."""
 
 
-def integer(name: str, default: int, minimum: int, maximum: int) -> int:
-    """Return the environment variable `name` as an integer, or `default` where it is unset or empty.
-
-    Raises BadSetting for anything but a whole number from `minimum` to `maximum`, both included.
-    """
-    text = os.environ.get(name) or str(default)
-    if not (text.isascii() and text.isdigit() and len(text) < 20) or not minimum <= int(text) <= maximum:
-        raise BadSetting(f"{name}={text!r}: expected a whole number from {minimum} to {maximum}")
-    return int(text)
-
-
-def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
-    """Return the environment variable `name`, or `default` where it is unset or empty.
-
-    Raises BadSetting for anything that is not among `allowed`.
-    """
-    text = os.environ.get(name) or default
-    if text not in allowed:
-        raise BadSetting(f"{name}={text!r}: expected one of {', '.join(allowed)}")
-    return text
-
-
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return how many CPUs this process may use, at least 1: its affinity, or its container's quota if that is less."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # as on macOS
+    # macOS has no affinity.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         if (cgroup / "cpu.max").exists():  # version 2: "<quota> <period>", in microseconds, or "max <period>"
             quota, period = (cgroup / "cpu.max").read_text().split()
@@ -46,3 +33,129 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     except OSError:
         return cpus  # no control group that can be read, and so no quota to keep to
     return cpus if quota in ("max", "-1") else max(1, min(cpus, math.ceil(int(quota) / int(period))))
+
+
+def setting(default: object, expected: str, help: str, parse: Callable[[str], Any]) -> Any:
+    """Return a field of a group. `parse` raises ValueError for a text that is not `expected`.
+
+    `default` may be a function, where it depends on the machine; None is a setting that may be left out.
+    """
+    return field(metadata={"default": default, "expected": expected, "help": help, "parse": parse})
+
+
+def integer(default: int | Callable[[], int], minimum: int, maximum: int, help: str) -> Any:
+    """Return the field of a whole number from `minimum` to `maximum`, both included."""
+
+    def parse(text: str) -> int:
+        # int() takes blanks, signs, underscores and the digits of other scripts too.
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and minimum <= int(text) <= maximum):
+            raise ValueError
+        return int(text)
+
+    return setting(default, f"a whole number from {minimum} to {maximum}", help, parse)
+
+
+def choice(default: str, allowed: tuple[str, ...], help: str) -> Any:
+    """Return the field of one of the texts `allowed`."""
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError
+        return text
+
+    return setting(default, f"one of {', '.join(allowed)}", help, parse)
+
+
+def text(default: str | None, help: str, expected: str = "printable text", pattern: str = r"\S|\S.*\S") -> Any:
+    """Return the field of a text of printable characters that matches the regular expression `pattern`."""
+
+    def parse(text: str) -> str:
+        if not text.isprintable() or not re.fullmatch(pattern, text):
+            raise ValueError
+        return text
+
+    return setting(default, expected, help, parse)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What app.py reads."""
+
+    MODEL_PATH: str = setting(str(ROOT / "classifier.onnx"), "a path", "the file that convert_to_onnx.py wrote", str)
+    EXECUTION_PROVIDER: str = choice(
+        "auto", ("auto", "cuda", "openvino", "cpu"), "what runs the model; auto: the fastest that works"
+    )
+    PRECISION: str = choice(
+        "auto", ("auto", "f32"), "auto: bfloat16 or TF32 where the hardware has it; f32: exact, also in decoding"
+    )
+    THREADS: int = integer(available_cpus, 1, 1024, "threads of the model; unset: the CPUs that the container may use")
+    MAX_IMAGES: int = integer(16, 1, 1024, "images in one call")
+    MAX_PIXELS: int = integer(25_000_000, 1, 1_000_000_000, "pixels of one image, width x height")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What server.py reads."""
+
+    HOST: str = text("0.0.0.0", "address to listen on", "an address", r"\S+")
+    PORT: int = integer(8000, 1, 65_535, "port to listen on")
+    BANANA_API_KEY: str | None = text(
+        None, "the key that callers have to send; unset: open to everyone", "UTF-8 text without blanks at its ends"
+    )
+    CORS_ORIGIN: str | None = text(
+        None,
+        "the web page's origin that browsers let call, or *; unset: none",
+        "* or one origin such as https://example.com",
+        r"\*|https?://[^/\s,]+",
+    )
+    LOG_FORMAT: str = choice("text", ("text", "json"), "how a line of the log is written")
+    MAX_QUEUE: int = integer(64, 0, 100_000, "calls that may wait beside those being processed")
+    MAX_BODY_MB: int = integer(20, 1, 1024, "size of one request's body, in units of 1,000,000 bytes")
+    REQUEST_TIMEOUT_S: int = integer(30, 1, 3600, "seconds from a request's first byte to its last")
+    ANSWER_TIMEOUT_S: int = integer(60, 1, 3600, "seconds from a request's first byte to its answer")
+    IDLE_TIMEOUT_S: int = integer(75, 1, 3600, "seconds that a connection is kept between requests")
+    SHUTDOWN_GRACE_S: int = integer(10, 0, 3600, "seconds that calls may take to finish after SIGTERM")
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """What test_server.py reads; its options --url and --api-key come first."""
+
+    BANANA_MODEL_URL: str | None = text(
+        None,
+        "the endpoint; unset: a server is started on this machine",
+        "a URL that begins with http:// or https://",
+        r"(?i:https?)://\S+",
+    )
+    BANANA_API_KEY: str | None = text(
+        None,
+        "the endpoint's key; unset: none is sent",
+        "ASCII text, as an HTTP header takes it",
+        r"[!-~]([ -~]*[!-~])?",
+    )
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """What deploy/ray_serve.py reads beside the server's and the model's."""
+
+    MIN_REPLICAS: int = integer(1, 1, 1000, "replicas that are kept")
+    MAX_REPLICAS: int = integer(4, 1, 1000, "replicas that there may be; at least MIN_REPLICAS")
+    CPUS_PER_REPLICA: int = integer(1, 1, 1024, "CPUs of a replica, and so its THREADS")
+    REPLICAS_PER_GPU: int = integer(0, 0, 100, "replicas that share a GPU; 0: none is asked for")
+
+
+def read(group: type[Group], environment: Mapping[str, str] = os.environ) -> Group:
+    """Return the settings of a group; a variable that is unset or empty has its default. Raises BadSetting."""
+    values = {}
+    for known in fields(group):  # type: ignore[arg-type]
+        value, default = environment.get(known.name), known.metadata["default"]
+        if not value:
+            values[known.name] = default() if callable(default) else default
+            continue
+        try:
+            values[known.name] = known.metadata["parse"](value)
+        except ValueError:
+            shown = "" if "KEY" in known.name else f"={value!r}"  # a secret is never printed
+            raise BadSetting(f"{known.name}{shown}: expected {known.metadata['expected']}") from None
+    return group(**values)

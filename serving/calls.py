@@ -1,6 +1,6 @@
 """What every call goes through on whichever route it came: readiness, the body's limits, the queue.
 
-routes.py has the routes of Banana's contract, platforms.py those of other platforms.
+server.py has the routes of Banana's contract, platforms.py those of other platforms.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import msgspec
 from sanic import HTTPResponse, Request
 from sanic.exceptions import SanicException
 
-import app
-from app import InvalidInput, Outcome
+from runtime.errors import InvalidInput, Unavailable
+from serving.backend import Backend
 from serving.bodies import BodyReader, BodyTooLarge, InvalidBody, TooManyBodies, inputs_of
 from serving.lifecycle import Lifecycle
 from serving.work_queue import QueueFull, WorkQueue
@@ -26,17 +26,16 @@ class Refusal(SanicException):
     quiet = True
 
 
-class Unavailable(Refusal):
-    """The server cannot take the call now."""
-
-    def __init__(self, reason: object) -> None:
-        super().__init__(f"{reason}: try again", 503)
+def refuse_for_now(reason: object) -> Refusal:
+    """Return the answer 503 of a server that cannot take the call now."""
+    return Refusal(f"{reason}: try again", 503)
 
 
 @dataclass
 class State:
     """What the routes tell each other; touched in the event loop only."""
 
+    backend: Backend
     queue: WorkQueue
     life: Lifecycle
     bodies: BodyReader
@@ -45,15 +44,21 @@ class State:
 
 
 async def classify(request: Request) -> HTTPResponse:
-    """Classify what the body holds: JSON, a picture's own bytes, or a form with the field `image`."""
-    outcome = await call(request, answer)
-    return respond(outcome.answer)
+    """Classify what the body holds: JSON, an image's own bytes, or a form with the field `image`."""
+
+    def work(body: bytes) -> tuple[dict, HTTPResponse]:
+        inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
+        answer = request.app.ctx.state.backend.inference(inputs)
+        return answer, respond(answer)
+
+    return await call(request, work)
 
 
-async def call(request: Request, work: Callable[[Request, bytes], Outcome]) -> Outcome:
-    """Read the request's body and return what `work` makes of both in a thread.
+async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPResponse]]) -> HTTPResponse:
+    """Read the request's body and return the response that `work` makes of it in a thread.
 
-    Raises Refusal, also where `work` raises InvalidBody or InvalidInput.
+    What it returns first, the backend's answer, is kept in `request.ctx` for the log. Raises Refusal, also where `work`
+    raises InvalidBody, InvalidInput or Unavailable.
     """
     state = request.app.ctx.state
     state.life.last_call = monotonic()
@@ -69,31 +74,22 @@ async def call(request: Request, work: Callable[[Request, bytes], Outcome]) -> O
         request.stream.keep_alive = False
         raise Refusal(f"the request took over {state.bodies.timeout_s} s to arrive: send it again", 408) from error
     except (QueueFull, TooManyBodies) as error:
-        raise Unavailable(error or "too many large requests are arriving") from error
+        raise refuse_for_now(error or "too many large requests are arriving") from error
     try:
         require_ready(request)
         state.last_change = monotonic()
-        request.ctx.done = await state.queue.run(work, request, body)
-    except QueueFull as error:
-        raise Unavailable(error) from error
+        done = await state.queue.run(work, body)
+    except (QueueFull, Unavailable) as error:
+        raise refuse_for_now(error) from error
     except (InvalidInput, InvalidBody) as error:
         raise Refusal(str(error), 422) from error
     finally:
         state.bodies.release(body)
         state.answered += 1
         state.last_change = monotonic()
-    return request.ctx.done.result
-
-
-def answer(request: Request, body: bytes) -> Outcome:
-    """Return the outcome of a call, in a thread. Raises InvalidBody or InvalidInput."""
-    inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
-    return app.classify(inputs, alone=is_alone(request))
-
-
-def is_alone(request: Request) -> bool:
-    """Return whether no other call is in work or waiting."""
-    return request.app.ctx.state.queue.pending == 1
+    request.ctx.queued_s = done.queued_s
+    request.ctx.answer, response = done.result
+    return response
 
 
 def respond(content: object, code: int = 200, headers: dict | None = None) -> HTTPResponse:
@@ -102,16 +98,16 @@ def respond(content: object, code: int = 200, headers: dict | None = None) -> HT
 
 
 def require_ready(request: Request) -> None:
-    """Raise Unavailable before the model has answered its first picture, and after SIGTERM."""
+    """Raise Refusal before the model has answered its first picture, and after SIGTERM."""
     life = request.app.ctx.state.life
     if life.stopping:
         request.stream.keep_alive = False
     if why := life.why_not():
-        raise Unavailable(why)
+        raise refuse_for_now(why)
 
 
 def require_healthy(request: Request) -> None:
-    """Raise Unavailable where `require_ready` does, and when a call is stuck or the model fails on its own picture."""
+    """Raise Refusal where `require_ready` does, and when a call is stuck or the model fails on its own picture."""
     require_ready(request)
     if why := request.app.ctx.state.life.why_unhealthy():
-        raise Unavailable(why)
+        raise refuse_for_now(why)

@@ -12,9 +12,8 @@ from types import FrameType
 
 from sanic import Sanic
 
-import app
-from model import InvalidModel
-from runtime.providers import ProviderUnavailable
+from runtime.errors import InvalidModel, ProviderUnavailable
+from serving.backend import Backend
 from serving.bodies import DeadlineProtocol
 from serving.log import logger
 from serving.metrics import MODEL
@@ -28,6 +27,7 @@ POLL_S = 0.02
 class Lifecycle:
     """What state the server is in, and what brings it into the next; touched in the event loop only."""
 
+    backend: Backend
     queue: WorkQueue
     loading: Future  # of the model
     grace_s: float  # that work may take to finish once the server is to stop
@@ -96,12 +96,12 @@ class Lifecycle:
             logger.error("%s", error if known else "the model cannot be loaded", exc_info=None if known else error)
             self.failed = True
             return await self._leave(server)
-        MODEL.info({name: str(value) for name, value in app.status().items()})
+        MODEL.info({name: str(value) for name, value in self.backend.status().items()})
         self.ready = True
-        logger.info("ready", extra={"fields": app.status()})
+        logger.info("ready", extra={"fields": self.backend.status()})
 
     async def _check(self) -> None:
-        [result] = await asyncio.gather(self.queue.run(app.warm_up), return_exceptions=True)
+        [result] = await asyncio.gather(self.queue.run(self.backend.warm_up), return_exceptions=True)
         error = result if isinstance(result, Exception) else None
         if isinstance(error, QueueFull):
             return  # others are being answered, or will be found to be stuck

@@ -1,9 +1,7 @@
 """What the person on call sees: metrics for Prometheus, and one line in the log for every request.
 
-routes.py serves the one and calls `record` for the other.
+server.py serves the one and calls `record` for the other.
 """
-
-from dataclasses import dataclass, field
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
@@ -21,37 +19,28 @@ QUEUED = Gauge("classifier_queued", "Calls waiting for a thread")
 MODEL = Info("classifier_model", "The model and the execution provider in use")
 
 
-@dataclass
-class Seen:
-    """What is known of a request by the time that it is answered; times in milliseconds."""
-
-    id: str
-    method: str
-    path: str
-    status: int
-    bytes: int
-    total_ms: float
-    pictures: list[str] = field(default_factory=list)
-    queue_ms: float | None = None
-    decode_ms: float | None = None
-    model_ms: float | None = None
-
-
 def watch(queue: WorkQueue) -> None:
     """Show the queue's numbers as gauges."""
     IN_WORK.set_function(lambda: queue.in_work)
     QUEUED.set_function(lambda: queue.queued)
 
 
-def record(seen: Seen) -> None:
-    """Count a request, and write its line."""
-    REQUESTS.labels(str(seen.status)).inc()
-    for histogram, milliseconds in (
-        (QUEUE_SECONDS, seen.queue_ms),
-        (DECODE_SECONDS, seen.decode_ms),
-        (MODEL_SECONDS, seen.model_ms),
-    ):
-        if milliseconds is not None:
-            histogram.observe(milliseconds / 1e3)
-    fields = {name: value for name, value in vars(seen).items() if value not in (None, [])}
-    logger.info("request", extra={"fields": fields})
+def record(request: dict, queued_s: float | None, answer: dict) -> None:
+    """Count a request, and write its line: what is known of it, the seconds that it waited, and what its answer says.
+
+    A request that was refused has waited for nothing, and has an empty answer.
+    """
+    REQUESTS.labels(str(request["status"])).inc()
+    timing = answer.get("timing_ms", {})
+    milliseconds = {
+        "queue_ms": None if queued_s is None else round(queued_s * 1e3, 1),
+        "decode_ms": timing.get("decode"),
+        "model_ms": timing.get("model"),
+    }
+    for histogram, value in zip((QUEUE_SECONDS, DECODE_SECONDS, MODEL_SECONDS), milliseconds.values(), strict=True):
+        if value is not None:
+            histogram.observe(value / 1e3)
+    images = [result["image"] for result in answer.get("results", [answer]) if "image" in result]
+    pictures = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
+    fields = request | {"pictures": pictures or None} | milliseconds
+    logger.info("request", extra={"fields": {name: value for name, value in fields.items() if value is not None}})

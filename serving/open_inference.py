@@ -65,9 +65,9 @@ _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le
 
 @dataclass(frozen=True)
 class Inference:
-    """A request: its pictures as app.classify takes them, and how the answer is wanted."""
+    """A request: its images as `inference` takes them, and how the answer is wanted."""
 
-    pictures: list[np.ndarray] | list[bytes] | list[str]
+    images: list[np.ndarray] | list[bytes] | list[str]
     classes: int | None  # so many classes by name, not all probabilities
     binary: bool  # the output behind the JSON, not in it
     id: str | None

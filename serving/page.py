@@ -1,6 +1,6 @@
 """The page for a browser: page.html, and the policy under which its own script and style run and nothing else does.
 
-routes.py serves it at /. The policy names the script and the style by their digests, taken here from the file.
+server.py serves it at /. The policy names the script and the style by their digests, taken here from the file.
 """
 
 import re

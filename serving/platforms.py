@@ -3,29 +3,19 @@
 SageMaker and RunPod ask for /ping; KServe and the clients of Triton and MLServer for the Open Inference Protocol v2.
 """
 
-from dataclasses import dataclass
-
 from sanic import Blueprint, HTTPResponse, Request
 
-import app
-from app import Outcome
+from runtime.settings import ModelSettings, read
 from serving import calls, open_inference
 from serving.bodies import InvalidBody
-from serving.calls import Refusal, call, is_alone, require_healthy, require_ready, respond
+from serving.calls import Refusal, call, require_healthy, require_ready, respond
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True}
+MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON in front of binary tensors
 
 routes = Blueprint("platforms")
-
-
-@dataclass(frozen=True)
-class Inferred(Outcome):
-    """An outcome, and how v2 puts it; `json_length` says how much of the body is JSON where that is not all."""
-
-    body: bytes
-    json_length: int | None
 
 
 @routes.route("/ping", **GET)
@@ -52,7 +42,13 @@ def is_v2(path: str) -> bool:
 @routes.route("/v2", **GET)
 async def server_metadata(request: Request) -> HTTPResponse:
     """Which server this is, and what of v2 it has beside the core."""
-    return respond({"name": "classifier", "version": app.VERSION, "extensions": open_inference.EXTENSIONS})
+    return respond(
+        {
+            "name": "classifier",
+            "version": status_of(request).get("version", ""),
+            "extensions": open_inference.EXTENSIONS,
+        }
+    )
 
 
 @routes.route("/v2/health/live", **GET)
@@ -72,7 +68,7 @@ async def ready(request: Request) -> HTTPResponse:
 async def model_metadata(request: Request, name: str) -> HTTPResponse:
     """What the model takes and gives."""
     require_model(request, name)
-    return respond(open_inference.model_metadata(name, app.status()["classes"]))
+    return respond(open_inference.model_metadata(name, status_of(request)["classes"]))
 
 
 @routes.route("/v2/models/<name>/ready", **GET)
@@ -87,27 +83,30 @@ async def model_ready(request: Request, name: str) -> HTTPResponse:
 async def infer(request: Request, name: str) -> HTTPResponse:
     """Classify pixels or picture files."""
     require_model(request, name)
-    inferred = await call(request, answer)
-    if inferred.json_length is None:
-        return HTTPResponse(inferred.body, content_type="application/json")
-    headers = {JSON_LENGTH: str(inferred.json_length)}
-    return HTTPResponse(inferred.body, 200, headers, "application/octet-stream")
+
+    def work(body: bytes) -> tuple[dict, HTTPResponse]:
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise InvalidBody("the request is compressed: send it as it is")
+        inference = open_inference.read(body, request.headers.get(JSON_LENGTH), MAX_IMAGES)
+        inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}
+        answer = request.app.ctx.state.backend.inference(inputs)
+        response, json_length = open_inference.write(inference, name, answer["results"])
+        if json_length is None:
+            return answer, HTTPResponse(response, content_type="application/json")
+        headers = {JSON_LENGTH: str(json_length)}
+        return answer, HTTPResponse(response, 200, headers, "application/octet-stream")
+
+    return await call(request, work)
 
 
 def require_model(request: Request, name: str) -> None:
     """Raise Refusal unless the model is loaded and bears that name."""
     require_ready(request)
-    model = app.status()["model"]
+    model = status_of(request)["model"]
     if name != model:
         raise Refusal(f"there is no such model here: the one that is here is {model}", 404)
 
 
-def answer(request: Request, body: bytes) -> Inferred:
-    """Return the outcome of an inference, in a thread. Raises InvalidBody or app.InvalidInput."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise InvalidBody("the request is compressed: send it as it is")
-    inference = open_inference.read(body, request.headers.get(JSON_LENGTH), app.MAX_IMAGES)
-    inputs = {"images": inference.pictures, "probabilities": not inference.classes, "top_k": inference.classes or 1}
-    outcome = app.classify(inputs, is_alone(request))
-    response, json_length = open_inference.write(inference, app.status()["model"], outcome.answer["results"])
-    return Inferred(outcome.answer, outcome.pictures, response, json_length)
+def status_of(request: Request) -> dict:
+    """Return what the backend says of itself."""
+    return request.app.ctx.state.backend.status()

@@ -87,15 +87,12 @@ def serving(
 ) -> Iterator[Served]:
     """Run `script` with `arguments` and `environment` while the context lasts, from the moment that it listens.
 
-    With `stub`, tests/stub/app.py stands in for app.py, and $STUB_DIR is `folder`.
+    With `stub` it is tests/stub.py in place of `script`, and $STUB_DIR is `folder`.
     """
     port = port or free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BANANA_")}
     environment = clean | {"HOST": "127.0.0.1", "PORT": str(port), "STUB_DIR": str(folder)} | environment
-    command = [sys.executable, *script, *arguments]
-    if stub:
-        command.insert(1, "-P")  # leaves the script's own folder out, so that the stub's comes first
-        environment["PYTHONPATH"] = f"{ROOT / 'tests' / 'stub'}{os.pathsep}{ROOT}"
+    command = [sys.executable, *(("-m", "tests.stub") if stub else script), *arguments]
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)

@@ -8,7 +8,7 @@ from cloudcoil.models.knative_serving.serving import v1 as knative
 from ruamel.yaml import YAML
 
 import app
-from serving import routes
+from server import SETTINGS
 from tests.server_process import ROOT, is_ready, serving, wait_until
 
 MANIFEST = YAML(typ="safe").load(ROOT / "deploy/knative.yaml")
@@ -68,4 +68,4 @@ def test_the_server_starts_with_these_settings_and_the_probes_see_it_load(tmp_pa
 
 
 def test_the_servers_own_answer_comes_before_knative_gives_up():
-    assert SPEC["timeoutSeconds"] > max(routes.ANSWER_TIMEOUT_S, routes.SHUTDOWN_GRACE_S)
+    assert SPEC["timeoutSeconds"] > max(SETTINGS.ANSWER_TIMEOUT_S, SETTINGS.SHUTDOWN_GRACE_S)

@@ -10,7 +10,7 @@ import torch
 import pytorch_model
 from conversion.verification import Disagreement, compare, prove
 from convert_to_onnx import build_graph
-from model import InvalidModel
+from runtime.errors import InvalidModel
 from tests.graphs import BROKEN, broken_copy
 from tests.networks import AcrossTheBatch, ForBatchesOfOneAndFour, Random, Small, trained
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from runtime import decoding
-from runtime.decoding import FORMATS, InvalidImage, open_picture, to_rgb
+from runtime.decoding import FORMATS, open_picture, to_rgb
+from runtime.errors import InvalidImage
 from tests.hostile import encoded
 
 BEST = {

@@ -1,23 +1,28 @@
 """settings.py: what an environment variable may hold, what happens where it holds something else, and the CPUs."""
 
 import os
+from dataclasses import dataclass
 
 import pytest
 
-from runtime.settings import BadSetting, available_cpus, choice, integer
+from runtime.settings import BadSetting, available_cpus, choice, integer, read, text
 
 
-def test_the_default_counts_where_the_variable_is_unset_or_empty(monkeypatch):
-    monkeypatch.delenv("PORT", raising=False)
-    assert integer("PORT", 8000, 1, 65535) == 8000
-    monkeypatch.setenv("PORT", "")
-    assert integer("PORT", 8000, 1, 65535) == 8000
+@dataclass(frozen=True)
+class Group:
+    PORT: int = integer(8000, 1, 65535, "port")
+    FORMAT: str = choice("text", ("text", "json"), "format")
+    WEB_KEY: str | None = text(None, "key", "text without blanks at its ends")
+
+
+@pytest.mark.parametrize("environment", [{}, {"PORT": "", "FORMAT": "", "WEB_KEY": ""}])
+def test_the_default_counts_where_a_variable_is_unset_or_empty(environment):
+    assert read(Group, environment) == Group(8000, "text", None)
 
 
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("8080", 8080), ("65535", 65535), ("007", 7)])
-def test_a_whole_number_from_minimum_to_maximum_is_taken(monkeypatch, text, number):
-    monkeypatch.setenv("PORT", text)
-    assert integer("PORT", 8000, 1, 65535) == number
+def test_a_whole_number_from_minimum_to_maximum_is_taken(text, number):
+    assert number == read(Group, {"PORT": text}).PORT
 
 
 @pytest.mark.parametrize(
@@ -38,22 +43,32 @@ def test_a_whole_number_from_minimum_to_maximum_is_taken(monkeypatch, text, numb
         pytest.param("8²", id="a superscript, which isdigit() takes"),
     ],
 )
-def test_anything_else_ends_the_program_with_a_sentence(monkeypatch, text):
-    monkeypatch.setenv("PORT", text)
+def test_anything_else_ends_the_program_with_a_sentence(text):
     with pytest.raises(BadSetting) as stopped:
-        integer("PORT", 8000, 1, 65535)
+        read(Group, {"PORT": text})
     # SystemExit prints a code that is a string, and exits with 1.
     assert stopped.value.code == f"PORT={text!r}: expected a whole number from 1 to 65535"
 
 
-def test_a_choice_is_one_of_those_allowed(monkeypatch):
-    monkeypatch.setenv("FORMAT", "json")
-    assert choice("FORMAT", "text", ("text", "json")) == "json"
-    monkeypatch.setenv("FORMAT", "")
-    assert choice("FORMAT", "text", ("text", "json")) == "text"
-    monkeypatch.setenv("FORMAT", "xml")
+def test_a_choice_is_one_of_those_allowed():
+    assert read(Group, {"FORMAT": "json"}).FORMAT == "json"
     with pytest.raises(BadSetting, match="FORMAT='xml': expected one of text, json"):
-        choice("FORMAT", "text", ("text", "json"))
+        read(Group, {"FORMAT": "xml"})
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        pytest.param("secret\n", id="the line feed of a pasted secret"),
+        pytest.param(" secret", id="a blank in front"),
+        pytest.param("sec\x00ret", id="a control character"),
+        pytest.param("s\udce9cret", id="a byte that is not UTF-8"),
+    ],
+)
+def test_a_key_that_could_never_be_sent_is_refused_and_not_shown(secret):
+    with pytest.raises(BadSetting) as stopped:
+        read(Group, {"WEB_KEY": secret})
+    assert stopped.value.code == "WEB_KEY: expected text without blanks at its ends"
 
 
 @pytest.mark.parametrize(

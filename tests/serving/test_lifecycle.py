@@ -1,15 +1,12 @@
 """The server from its start to its end: bad settings, broken models, health, signals in the middle of work."""
 
-import errno
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import server
 from client.endpoint import free_port
 from tests.clients import PICTURE, begin_call, flooding, status_of
 from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, ready, serving, wait_until
@@ -133,38 +130,6 @@ def test_health_is_bad_while_a_call_is_stuck(tmp_path):
         assert status_of(stuck) == 503  # its caller was told, and has not waited for ever
         (tmp_path / "release").touch()
         wait_until(lambda: is_ready(served), "the call has ended")
-
-
-# -- how it is scheduled --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has SCHED_BATCH")
-def test_a_thread_that_wakes_up_waits_for_its_turn(tmp_path):
-    with ready(tmp_path) as served:
-        assert classify(served, PICTURE) == 200
-        threads = sorted(int(task.name) for task in Path(f"/proc/{served.process.pid}/task").iterdir())
-        # Its first and its last: those in between may have been started by a library when it was imported.
-        assert {os.sched_getscheduler(thread) for thread in (threads[0], threads[-1])} == {os.SCHED_BATCH}
-
-
-@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="only Linux has SCHED_IDLE")
-def test_a_scheduling_policy_that_somebody_chose_is_left_alone():
-    program = (
-        "import os, server; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); server.yield_less(); "
-        "print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout == "True\n"
-
-
-def test_where_the_policy_cannot_be_chosen_the_log_says_so(monkeypatch, caplog):
-    def refuse(*arguments: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "sched_setscheduler", refuse)
-    with caplog.at_level("INFO"):
-        server.yield_less()
-    assert caplog.records[-1].fields == {"reason": "Operation not permitted"}
 
 
 # -- a bad start ----------------------------------------------------------------------------------------------------

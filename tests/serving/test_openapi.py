@@ -7,7 +7,7 @@ import pytest
 import requests
 
 import app
-from serving.routes import server
+from server import server
 from tests.server_process import DEADLINE_S, ROOT, TENCH, Served, serving
 
 API = json.loads((ROOT / "serving" / "openapi.json").read_text())

@@ -1,4 +1,4 @@
-"""routes.py through real sockets: what each status of the HTTP contract looks like, and what the routes answer."""
+"""server.py through real sockets: what each status of the HTTP contract looks like, and what the routes answer."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Stands in for the repository's app.py, so that a test decides when a call ends and how.
+"""Serve a stand-in for app.py, so that a test decides when a call ends and how: `python -m tests.stub`.
 
 `init` waits for the file `loaded` in $STUB_DIR; a call waits for `release` and answers what is in `answer.json`, if
 that is there. A picture of `fail` makes a call fail, and the file `broken` the model, at its start too.
@@ -6,25 +6,14 @@ that is there. A picture of `fail` makes a call fail, and the file `broken` the 
 
 import json
 import os
+import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-VERSION = "stub"
+import server
+
 WORKERS = 1
 FOLDER = Path(os.environ["STUB_DIR"])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """As in app.py."""
-
-    answer: dict
-    pictures: list[str]
-
-
-class InvalidInput(ValueError):
-    """As in app.py."""
 
 
 class ModelError(Exception):
@@ -49,7 +38,7 @@ def warm_up() -> None:
         raise ModelError("the model is broken")
 
 
-def classify(model_inputs: dict, alone: bool = True) -> Outcome:
+def inference(model_inputs: dict) -> dict:
     """Answer, once the test says so."""
     if model_inputs.get("image") == b"fail":
         raise RuntimeError("a bug, with a secret in it")
@@ -57,9 +46,14 @@ def classify(model_inputs: dict, alone: bool = True) -> Outcome:
     wait_for("release")
     answer = FOLDER / "answer.json"
     answer = json.loads(answer.read_text()) if answer.exists() else {"class_id": 0}
-    return Outcome(answer | {"timing_ms": {"decode": 0, "model": 0, "total": 0}}, [])
+    return answer | {"timing_ms": {"decode": 0, "model": 0, "total": 0}}
 
 
 def status() -> dict:
     """As in app.py."""
-    return {"model": "stub", "classes": 1, "execution_provider": "none", "gpu": False}
+    return {"model": "stub", "classes": 1, "execution_provider": "none", "gpu": False, "version": "stub"}
+
+
+if __name__ == "__main__":
+    this = sys.modules[__name__]
+    server.main(this, server.load(this))

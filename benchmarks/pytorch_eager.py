@@ -1,32 +1,22 @@
-"""A yardstick: app.py with PyTorch in eager mode where ONNX Runtime is.
+"""A yardstick: server.py with PyTorch in eager mode behind it, where app.py has ONNX Runtime.
 
-    make bench
-
-benchmarks/bench.py puts it behind server.py.
+BENCH_MODEL=efficientnet-lite0 python -m benchmarks.pytorch_eager
 """
 
+import base64
 import os
+import sys
 from time import perf_counter
 
 import torch
 
 import pytorch_model
-from model import ImagePreprocessor, InvalidImage
+import server
+from model import ImagePreprocessor
 from runtime.settings import available_cpus
 
 WORKERS = available_cpus()
 NAME = os.environ["BENCH_MODEL"]
-
-
-class InvalidInput(ValueError):
-    """As in app.py."""
-
-
-class Outcome:
-    """As in app.py."""
-
-    def __init__(self, answer: dict) -> None:
-        self.answer, self.pictures = answer, []
 
 
 def init() -> None:
@@ -45,13 +35,10 @@ def warm_up() -> None:
         network(torch.zeros(1, 3, *preprocessor.size))
 
 
-def classify(model_inputs: dict, alone: bool = True) -> Outcome:
+def inference(model_inputs: dict) -> dict:
     """Return the most probable class."""
     started = perf_counter()
-    try:
-        pixels = preprocessor.normalize(preprocessor(model_inputs["image"])[None])
-    except InvalidImage as error:
-        raise InvalidInput(str(error)) from error
+    pixels = preprocessor.normalize(preprocessor(base64.b64decode(model_inputs["image"]))[None])
     decoded = perf_counter()
     with torch.inference_mode():
         probabilities = network(torch.from_numpy(pixels))[0]
@@ -59,9 +46,14 @@ def classify(model_inputs: dict, alone: bool = True) -> Outcome:
     ran = perf_counter()
     timing = {"decode": (decoded - started) * 1e3, "model": (ran - decoded) * 1e3, "total": (ran - started) * 1e3}
     answer = {"class_id": top, "class_name": class_names[top], "probability": float(probabilities[top])}
-    return Outcome(answer | {"timing_ms": timing})
+    return answer | {"timing_ms": timing}
 
 
 def status() -> dict:
     """As in app.py."""
     return {"model": NAME, "execution_provider": "PyTorch eager", "gpu": False}
+
+
+if __name__ == "__main__":
+    this = sys.modules[__name__]
+    server.main(this, server.load(this))
