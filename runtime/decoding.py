@@ -118,6 +118,10 @@ class _Patience(io.BytesIO):
         return super().read(size)
 
 
+# Pillow's own opener makes a JPEG that holds several images an MPO, of which it parses more.
+Image.register_open(JpegImageFile.format, JpegImageFile, Image.OPEN[JpegImageFile.format][1])
+
+
 def _decode_with_turbo(image: JpegImageFile, least_side: int) -> Image.Image:
     """Decode a JPEG with libjpeg-turbo, at the smallest scale that leaves `least_side` pixels; 0: at its own size.
 

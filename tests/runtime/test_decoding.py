@@ -111,6 +111,15 @@ def test_the_first_frame_of_several_counts(quarters, file_format):
     assert_pixels(decoded(data), quarters)
 
 
+def test_of_a_jpeg_of_several_images_the_first_counts(quarters):
+    more = [Image.new("RGB", quarters.size, "black")]
+    data = encoded(quarters, "MPO", save_all=True, append_images=more, **BEST["JPEG"])
+    assert b"MPF\0" in data
+    image = open_picture(data)
+    assert image.format == "JPEG"
+    assert_pixels(np.asarray(to_rgb(image)), quarters, tolerance=12)
+
+
 @pytest.mark.parametrize(
     ("orientation", "stored"),
     [
