@@ -39,6 +39,10 @@ MAX_SIDE = 65_535
 MAX_SCANS = 64
 SCAN = re.compile(rb"\xff\xda\x00")  # its marker, which a scan's data cannot contain; bytes.count takes twice as long
 
+# Bytes of EXIF, of which a JPEG's should have under 65,536. Pillow makes an object of each fraction in a field: 10 s
+# for 20 MB.
+MAX_EXIF = 500_000
+
 # Seconds of one processor for reading a picture piece by piece, of which much is written in Python in Pillow. No
 # picture that was not made to be slow takes more than 1.
 MAX_READ_S = 1.5
@@ -118,6 +122,17 @@ class _Patience(io.BytesIO):
         return super().read(size)
 
 
+class _PlainJpeg(JpegImageFile):
+    """A JPEG whose EXIF only `_orientation` reads."""
+
+    def _read_dpi_from_exif(self) -> None:
+        """Do nothing: nobody asks for the resolution."""
+
+
+# Pillow's own opener makes a JPEG that holds several images an MPO, of which it parses more.
+Image.register_open(JpegImageFile.format, _PlainJpeg, Image.OPEN[JpegImageFile.format][1])
+
+
 def _decode_with_turbo(image: JpegImageFile, least_side: int) -> Image.Image:
     """Decode a JPEG with libjpeg-turbo, at the smallest scale that leaves `least_side` pixels; 0: at its own size.
 
@@ -132,6 +147,9 @@ def _decode_with_turbo(image: JpegImageFile, least_side: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int | None:
+    exif = image.info.get("exif") or image.info.get("Raw profile type exif", "")
+    if len(exif) > MAX_EXIF:
+        raise ValueError(f"it has more than {MAX_EXIF} bytes of EXIF: save it without")
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except DECODE_ERRORS:

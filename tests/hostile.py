@@ -80,12 +80,10 @@ def bmp_rle(width: int, height: int, runs: bytes) -> bytes:
     return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + header + bytes(1024) + runs
 
 
-def tiff(*entries: tuple[int, int, int, int], tail: bytes = b"") -> bytes:
-    """Return a TIFF, as EXIF is one, with these (tag, type, count, value) among its fields, and `tail` behind."""
-    fields = {tag: (4, 1, value) for tag, value in ((256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 8))}
-    fields |= {tag: rest for tag, *rest in entries}
-    packed = b"".join(struct.pack("<HHII", tag, *fields[tag]) for tag in sorted(fields))
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + packed + bytes(4) + tail
+def exif_of(*entries: tuple[int, int, int, int], tail: bytes = b"") -> bytes:
+    """Return EXIF of these (tag, type, count, value), with `tail` at its end."""
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4) + tail
 
 
 def jpeg_with(*segments: bytes) -> bytes:
@@ -104,9 +102,8 @@ def jpeg_of_many_scans(count: int) -> bytes:
 def huge(file_format: str, width: int, height: int) -> bytes:
     """Return a valid file of one colour: a few kilobytes, or for BMP megabytes."""
     mode = {"GIF": "L", "BMP": "1", "PNG": "RGBA", "WEBP": "RGBA"}.get(file_format, "RGB")
-    image = Image.new(mode, (width, height))
-    fast = {"WEBP": {"lossless": True, "method": 0}}
-    return encoded(image, file_format, **fast.get(file_format, {}))
+    fast = {"lossless": True, "method": 0} if file_format == "WEBP" else {}
+    return encoded(Image.new(mode, (width, height)), file_format, **fast)
 
 
 def sizes_in_header(file_format: str, data: bytes) -> list[tuple[int, str]]:
@@ -149,9 +146,15 @@ def zipped(kind: bytes, size: int) -> bytes:
     return png_chunk(kind, b"x\0\0" + zlib.compress(bytes(size), 9))
 
 
-def png_with_fractions(count: int) -> bytes:
-    """Return a PNG that lies on its side and whose EXIF has a field of so many fractions."""
-    return png_with(png_chunk(b"eXIf", tiff((274, 3, 1, 6), (300, 5, count, 0), tail=bytes([0, 0, 0, 1] * 2 * count))))
+def exif_of_fractions(count: int) -> bytes:
+    """Return EXIF whose orientation is so many fractions."""
+    return exif_of((274, 5, count, 0), tail=bytes([0, 0, 0, 1] * 2 * count))
+
+
+def exif_segments(exif: bytes) -> list[bytes]:
+    """Return the segments of a JPEG that hold this EXIF."""
+    pieces = (exif[at : at + 65_000] for at in range(0, len(exif), 65_000))
+    return [b"\xff\xe1" + struct.pack(">H", len(piece) + 8) + b"Exif\0\0" + piece for piece in pieces]
 
 
 # What makes them, by what they are, with the status that they get.
@@ -159,6 +162,7 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "JPEG of 500 scans": (422, lambda: jpeg_of_many_scans(500)),
     "JPEG of 40 scans": (200, lambda: jpeg_of_many_scans(30)),
     "JPEG of 5,000 pieces of EXIF": (200, lambda: jpeg_with(b"\xff\xe1\x00\x0cExif\0\0abcd" * 5_000)),
+    "JPEG with EXIF of 500,000 fractions": (422, lambda: jpeg_with(*exif_segments(exif_of_fractions(500_000)))),
     "JPEG of 100,000 comments": (200, lambda: jpeg_with(b"\xff\xfe\x00\x02" * 100_000)),
     "PNG without its palette": (422, lambda: png_with(kind=3)),
     "PNG with 80 compressed texts": (422, lambda: png_with(zipped(b"zTXt", 999_000) * 80)),
@@ -166,10 +170,15 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "PNG with a large colour profile": (422, lambda: png_with(zipped(b"iCCP", 1_100_000))),
     "PNG with 200 colour profiles": (200, lambda: png_with(zipped(b"iCCP", 999_000) * 200)),
     "PNG of 50,000 chunks": (200, lambda: png_with(png_chunk(b"teST", b"") * 50_000)),
-    "PNG with EXIF of 500,000 fractions": (200, lambda: png_with_fractions(500_000)),
+    "PNG with EXIF of 60,000 fractions": (200, lambda: png_with(png_chunk(b"eXIf", exif_of_fractions(60_000)))),
+    "PNG with EXIF of 500,000 fractions": (422, lambda: png_with(png_chunk(b"eXIf", exif_of_fractions(500_000)))),
+    "PNG with EXIF as a text of 600,000 letters": (
+        422,
+        lambda: png_with(png_chunk(b"tEXt", b"Raw profile type exif\0\n\n\n" + b"0" * 600_000)),
+    ),
     "WebP canvas of 16 million squared": (422, lambda: webp_canvas(2**24, 2**24)),
     "GIF of 1,000 frames": (200, lambda: gif_of_frames(1_000)),
     "GIF canvas of 65,535 squared": (422, lambda: lying("GIF", encoded(Image.new("L", (1, 1)), "GIF"), 2**16, 2**16)),
-    "BMP of rows that end at once": (200, lambda: bmp_rle(60_000, 100, b"\1\0\0\0" * 100)),
+    "BMP of rows that end at once": (200, lambda: bmp_rle(60_000, 40, b"\1\0\0\0" * 40)),
     "BMP of 100,000 runs of nothing": (422, lambda: bmp_rle(SIDE, SIDE, b"\1\0" * 100_000)),
 }
