@@ -82,6 +82,10 @@ ELSEWHERE = {
         f"{PIPELINES}/pre-deployment.yml",
         "run: .ci/test-image classifier:gpu",
     ),
+    "kubectl create secret generic classifier --from-literal=api-key=a-key-of-yours": (
+        "deploy/knative.yaml",
+        "key: api-key",
+    ),
     "sed 's|IMAGE|registry.example/classifier:1.0.0|' deploy/knative.yaml | kubectl apply -f -": (
         "tests/test_knative.py",
         "knative.yaml",
