@@ -316,7 +316,8 @@ def messages(path):
     ]
 
 
-MESSAGES = {path: messages(path) for path in [*map(ROOT.joinpath, SOURCES), ROOT / "Makefile"]}
+PLACES = [*SOURCES, "Makefile", f"{PIPELINES}/pre-deployment.yml"]
+MESSAGES = {name: messages(ROOT / name) for name in PLACES}
 
 
 QUOTED = [text for row in rows("Troubleshooting") for text in re.findall(r"`([^`]+)`", row[1])]
