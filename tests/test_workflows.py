@@ -51,20 +51,24 @@ def test_nothing_is_merged_before_every_other_job_has_passed():
     assert set(PRE["jobs"]["merge"]["needs"]) == set(PRE["jobs"]) - {"merge"}
 
 
-def may_merge(event="pull_request", head="owner/name", draft=False, labels=()):
+def may_merge(event="pull_request", head="owner/name", draft=False, labels=(), author="User", sender="User"):
     """Evaluate the condition of the merge job as GitHub does: `a.*.name` is the name of every a."""
     condition = PRE["jobs"]["merge"]["if"].replace("github.event.pull_request.labels.*.name", "labels")
     for theirs, ours in (("&&", " and "), ("||", " or "), ("!contains", "not contains"), ("!git", "not git")):
         condition = condition.replace(theirs, ours)
-    pull = SimpleNamespace(head=SimpleNamespace(repo=SimpleNamespace(full_name=head)), draft=draft)
-    github = SimpleNamespace(event_name=event, repository="owner/name", event=SimpleNamespace(pull_request=pull))
+    repository = SimpleNamespace(full_name=head)
+    pull = SimpleNamespace(head=SimpleNamespace(repo=repository), draft=draft, user=SimpleNamespace(type=author))
+    payload = SimpleNamespace(pull_request=pull, sender=SimpleNamespace(type=sender))
+    github = SimpleNamespace(event_name=event, repository="owner/name", event=payload)
     return eval(condition, {"github": github, "labels": labels, "contains": lambda all, one: one in all})
 
 
-def test_only_a_finished_pull_request_from_this_repository_may_merge():
+def test_only_a_persons_finished_pull_request_from_this_repository_may_merge():
     assert may_merge()
     assert may_merge(labels=["documentation"])
     assert not may_merge(head="stranger/name")
+    assert not may_merge(author="Bot")
+    assert not may_merge(sender="Bot")
     assert not may_merge(draft=True)
     assert not may_merge(labels=["no-auto-merge"])
     assert not may_merge(event="push")
