@@ -90,6 +90,12 @@ def test_the_job_that_may_merge_uses_nothing_of_the_pull_request():
     assert not [step for step in PRE["jobs"]["merge"]["steps"] if "uses" in step]
 
 
+def test_packages_are_installed_before_the_step_that_has_the_key():
+    steps = POST["jobs"]["watch"]["steps"]
+    [with_key] = [number for number, step in enumerate(steps) if "secrets." in str(step)]
+    assert "make .venv-tester/installed" in [step.get("run") for step in steps[:with_key]]
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_ends_within_the_hour_and_leaves_no_credentials_to_its_steps(name):
     assert JOBS[name]["timeout-minutes"] <= 60
@@ -113,6 +119,8 @@ def test_a_step_is_one_command_of_this_repository_that_works_at_home(job, run):
     if command[0] == "python3":
         assert (ROOT / command[1]).suffix == ".py"
         assert (ROOT / command[1]).is_file()
+    elif command[0] == "make":
+        assert f"\n{command[1]}" in SHELL["Makefile"]
     else:
         assert command[0].startswith(".ci/")
         assert os.access(ROOT / command[0], os.X_OK)
