@@ -6,11 +6,18 @@ The issue is the one with the label of LABEL; a person may close it, too.
 """
 
 import json
+import subprocess
 import sys
 
-from merge import output
-
 LABEL = "endpoint-fails"
+
+
+def output(*command: str) -> str:
+    """Return what a command prints; end with its exit code where it fails."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        sys.exit(result.returncode)
+    return result.stdout.strip()
 
 
 def main(result: str, run: str) -> None:

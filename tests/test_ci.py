@@ -1,11 +1,13 @@
-"""The scripts of .ci: what they say of reports, when they merge, and what becomes of the issue."""
+"""The scripts of .ci and the merge job's: what they say of reports, when it merges, and what becomes of the issue."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.misbehaving import misbehaving
 from tests.server_process import ROOT
@@ -13,13 +15,17 @@ from tests.server_process import ROOT
 CI = ROOT / ".ci"
 
 GH = f"""#!{sys.executable}
-import json, pathlib, sys
+import json, pathlib, subprocess, sys
 folder = pathlib.Path(__file__).parent
 with (folder / "calls").open("a") as calls:
     print(json.dumps(sys.argv[1:]), file=calls)
-answer = folder / "-".join(sys.argv[1:3]).replace("/", "-")
-print(answer.read_text() if answer.exists() else "")
-sys.exit((folder / "fail").exists())
+name = "-".join(sys.argv[1:3]).replace("/", "-")
+answer = (folder / name).read_text() if (folder / name).exists() else "{{}}"
+if "--jq" in sys.argv:
+    command = ["jq", "--raw-output", sys.argv[sys.argv.index("--jq") + 1]]
+    answer = subprocess.run(command, input=answer, stdout=subprocess.PIPE, text=True, check=True).stdout
+print(answer, end="")
+sys.exit((folder / "fail").exists() and name in (folder / "fail").read_text().split())
 """
 
 
@@ -136,7 +142,7 @@ def test_without_an_endpoint_it_says_that_there_is_nothing_to_watch(checkout):
     assert set(reports) == {"endpoint.log"}
 
 
-# -- merge.py and tell.py, with a stand-in for GitHub's command -------------------------------------------------------
+# -- the merge job and tell.py, with a stand-in for GitHub's command --------------------------------------------------
 @pytest.fixture
 def github(tmp_path, monkeypatch):
     """Give a folder in which a file `pr-view` holds what `gh pr view` answers, and in `calls` is what was asked for."""
@@ -151,75 +157,66 @@ def calls(github):
     return [json.loads(line) for line in (github / "calls").read_text().splitlines()]
 
 
-@pytest.fixture
-def merged(tmp_path):
-    """Give a repository at GitHub's merge of a branch and main, with the commits of both."""
-    repository = tmp_path / "repository"
-
-    def git(*arguments):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "init.defaultBranch=main"]
-        return subprocess.check_output(["git", "-C", repository, *identity, *arguments], text=True).strip()
-
-    repository.mkdir()
-    git("init", "--quiet")
-    git("commit", "--quiet", "--allow-empty", "--message", "main")
-    main = git("rev-parse", "HEAD")
-    git("checkout", "--quiet", "-b", "branch")
-    git("commit", "--quiet", "--allow-empty", "--message", "branch")
-    head = git("rev-parse", "HEAD")
-    git("checkout", "--quiet", "main")
-    git("merge", "--quiet", "--no-ff", "branch")
-    return repository, main, head
+MAIN, HEAD, TESTED, OTHER = ("1" * 40, "2" * 40, "3" * 40, "4" * 40)
 
 
-def merge(github, merged, main=None, **fields):
-    repository, tested_main, head = merged
-    files = [{"path": "server.py"}]
-    pull = {"state": "OPEN", "isDraft": False, "isCrossRepository": False, "labels": [], "files": files}
-    (github / "pr-view").write_text(json.dumps(pull | {"headRefOid": head} | fields))
-    (github / "api-repos-{owner}-{repo}-commits-main").write_text(main or tested_main)
-    return run([sys.executable, CI / "merge.py", "7", head], cwd=repository)
+def merge(github, main=MAIN, parents=(MAIN, HEAD), **fields):
+    """Run the script of the merge job; return its result and its calls of GitHub's command."""
+    if not shutil.which("jq"):
+        pytest.skip("jq is not installed: it stands in for that of GitHub's command")
+    [step] = YAML(typ="safe").load(ROOT / ".github/workflows/pre-deployment.yml")["jobs"]["merge"]["steps"]
+    pull = {"state": "OPEN", "isDraft": False, "labels": [{"name": "documentation"}]} | fields
+    (github / "pr-view").write_text(json.dumps(pull))
+    tested = {"parents": [{"sha": sha} for sha in parents]}
+    (github / f"api-repos-owner-name-commits-{TESTED}").write_text(json.dumps(tested))
+    (github / "api-repos-owner-name-git-ref-heads-main").write_text(json.dumps({"object": {"sha": main}}))
+    given = {"GH_REPO": "owner/name", "GITHUB_SHA": TESTED, "HEAD": HEAD, "NUMBER": "7"}
+    result = run(["bash", "-eo", "pipefail", "-c", step["run"]], env=os.environ | given)
+    return result, calls(github)
 
 
-def test_what_was_tested_is_merged_and_main_is_tested_next(github, merged):
-    result = merge(github, merged)
+def test_what_was_tested_is_merged_and_main_is_tested_next(github):
+    result, asked = merge(github)
     assert result.returncode == 0, result.stderr
-    *_, merging, testing = calls(github)
-    assert merging == ["pr", "merge", "7", "--merge", "--match-head-commit", merged[2]]  # and keeps the branch
+    *_, merging, testing = asked
+    assert merging == ["pr", "merge", "7", "--merge", "--match-head-commit", HEAD]  # and keeps the branch
     assert testing == ["workflow", "run", "pre-deployment.yml", "--ref", "main"]
     workflow = (ROOT / ".github" / "workflows" / testing[2]).read_text()
     assert "workflow_dispatch:" in workflow
 
 
 @pytest.mark.parametrize(
-    ("fields", "why"),
-    [
-        ({"isCrossRepository": True}, "it comes from a fork"),
-        ({"isDraft": True}, "it is a draft"),
-        ({"state": "MERGED"}, "it is no longer open"),
-        ({"labels": [{"name": "no-auto-merge"}]}, "it has the label no-auto-merge"),
-        ({"files": [{"path": ".github/workflows/new.yml"}]}, "it changes a workflow"),
-    ],
+    "fields", [{"isDraft": True}, {"state": "MERGED"}, {"labels": [{"name": "a"}, {"name": "no-auto-merge"}]}]
 )
-def test_what_is_held_back_is_left_alone_and_the_reason_is_said(github, merged, fields, why):
-    result = merge(github, merged, **fields)
+def test_what_is_held_back_since_the_tests_is_left_alone_and_the_reason_is_said(github, fields):
+    result, asked = merge(github, **fields)
     assert result.returncode == 0
-    assert f"::notice title=Not merged::{why}" in result.stdout
-    assert [call[:2] for call in calls(github)] == [["pr", "view"]]
+    assert "::notice title=Not merged::it is closed, a draft or labeled no-auto-merge by now" in result.stdout
+    assert [call[:2] for call in asked] == [["pr", "view"]]
 
 
-@pytest.mark.parametrize("moved", [{"main": "0" * 40}, {"headRefOid": "0" * 40}])
-def test_what_has_moved_since_the_tests_is_not_merged(github, merged, moved):
-    result = merge(github, merged, **moved)
+@pytest.mark.parametrize("moved", [{"main": OTHER}, {"parents": (MAIN, OTHER)}, {"parents": (OTHER, HEAD)}])
+def test_what_has_moved_since_the_tests_is_not_merged(github, moved):
+    result, asked = merge(github, **moved)
     assert result.returncode == 1
-    assert "update the branch" in result.stderr
-    assert ["pr", "merge"] not in [call[:2] for call in calls(github)]
+    assert "update the branch" in result.stdout
+    assert ["pr", "merge"] not in [call[:2] for call in asked]
 
 
-@pytest.mark.parametrize("script", [["merge.py", "7", "0" * 40], ["tell.py", "failure", "https://example.com"]])
-def test_a_failure_of_githubs_own_is_one_of_the_script(github, script):
-    (github / "fail").touch()
-    result = run([sys.executable, CI / script[0], *script[1:]])
+@pytest.mark.parametrize(
+    "failing",
+    ["pr-view", f"api-repos-owner-name-commits-{TESTED}", "api-repos-owner-name-git-ref-heads-main", "pr-merge"],
+)
+def test_a_failure_of_githubs_own_is_one_of_the_merge_job(github, failing):
+    (github / "fail").write_text(failing)
+    result, asked = merge(github)
+    assert result.returncode == 1
+    assert "-".join(asked[-1][:2]).replace("/", "-") == failing  # and nothing after it
+
+
+def test_a_failure_of_githubs_own_is_one_of_tell(github):
+    (github / "fail").write_text("issue-list")
+    result = run([sys.executable, CI / "tell.py", "failure", "https://example.com"])
     assert result.returncode == 1
     assert len(calls(github)) == 1
 

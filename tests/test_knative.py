@@ -56,6 +56,11 @@ def test_a_replica_is_given_as_many_calls_as_the_server_takes():
     assert SPEC["containerConcurrency"] == workers + int(ENVIRONMENT["MAX_QUEUE"])
 
 
+def test_without_the_secret_of_its_key_it_does_not_start():
+    [key] = [entry["valueFrom"] for entry in CONTAINER["env"] if entry["name"] == "BANANA_API_KEY"]
+    assert key == {"secretKeyRef": {"name": "classifier", "key": "api-key"}}  # not optional
+
+
 def test_the_server_starts_with_these_settings_and_the_probes_see_it_load(tmp_path):
     [port] = CONTAINER["ports"]
     assert port["name"] == "http1" and "PORT" not in ENVIRONMENT

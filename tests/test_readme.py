@@ -82,6 +82,10 @@ ELSEWHERE = {
         f"{PIPELINES}/pre-deployment.yml",
         "run: .ci/test-image classifier:gpu",
     ),
+    "kubectl create secret generic classifier --from-literal=api-key=a-key-of-yours": (
+        "deploy/knative.yaml",
+        "key: api-key",
+    ),
     "sed 's|IMAGE|registry.example/classifier:1.0.0|' deploy/knative.yaml | kubectl apply -f -": (
         "tests/test_knative.py",
         "knative.yaml",
@@ -312,7 +316,8 @@ def messages(path):
     ]
 
 
-MESSAGES = {path: messages(path) for path in [*map(ROOT.joinpath, SOURCES), ROOT / "Makefile"]}
+PLACES = [*SOURCES, "Makefile", f"{PIPELINES}/pre-deployment.yml"]
+MESSAGES = {name: messages(ROOT / name) for name in PLACES}
 
 
 QUOTED = [text for row in rows("Troubleshooting") for text in re.findall(r"`([^`]+)`", row[1])]

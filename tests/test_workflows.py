@@ -16,6 +16,7 @@ WORKFLOWS = {name: YAML(typ="safe").load(path) for name, path in FILES.items()}
 PRE, POST = WORKFLOWS["pre-deployment"], WORKFLOWS["post-deployment"]
 JOBS = {f"{name}: {job}": parts for name, workflow in WORKFLOWS.items() for job, parts in workflow["jobs"].items()}
 RUNS = [(name, step["run"]) for name, job in JOBS.items() for step in job["steps"] if "run" in step]
+AT_HOME = [(name, run) for name, run in RUNS if name != "pre-deployment: merge"]
 SHELL = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").replace("\\\n", " ")
     for path in [ROOT / "Dockerfile", ROOT / "Makefile", *(ROOT / ".ci").iterdir(), *FILES.values()]
@@ -50,20 +51,24 @@ def test_nothing_is_merged_before_every_other_job_has_passed():
     assert set(PRE["jobs"]["merge"]["needs"]) == set(PRE["jobs"]) - {"merge"}
 
 
-def may_merge(event="pull_request", head="owner/name", draft=False, labels=()):
+def may_merge(event="pull_request", head="owner/name", draft=False, labels=(), author="User", sender="User"):
     """Evaluate the condition of the merge job as GitHub does: `a.*.name` is the name of every a."""
     condition = PRE["jobs"]["merge"]["if"].replace("github.event.pull_request.labels.*.name", "labels")
     for theirs, ours in (("&&", " and "), ("||", " or "), ("!contains", "not contains"), ("!git", "not git")):
         condition = condition.replace(theirs, ours)
-    pull = SimpleNamespace(head=SimpleNamespace(repo=SimpleNamespace(full_name=head)), draft=draft)
-    github = SimpleNamespace(event_name=event, repository="owner/name", event=SimpleNamespace(pull_request=pull))
+    repository = SimpleNamespace(full_name=head)
+    pull = SimpleNamespace(head=SimpleNamespace(repo=repository), draft=draft, user=SimpleNamespace(type=author))
+    payload = SimpleNamespace(pull_request=pull, sender=SimpleNamespace(type=sender))
+    github = SimpleNamespace(event_name=event, repository="owner/name", event=payload)
     return eval(condition, {"github": github, "labels": labels, "contains": lambda all, one: one in all})
 
 
-def test_only_a_finished_pull_request_from_this_repository_may_merge():
+def test_only_a_persons_finished_pull_request_from_this_repository_may_merge():
     assert may_merge()
     assert may_merge(labels=["documentation"])
     assert not may_merge(head="stranger/name")
+    assert not may_merge(author="Bot")
+    assert not may_merge(sender="Bot")
     assert not may_merge(draft=True)
     assert not may_merge(labels=["no-auto-merge"])
     assert not may_merge(event="push")
@@ -79,9 +84,16 @@ def test_what_a_stranger_opens_runs_without_this_repositorys_rights(name):
 def test_only_the_jobs_that_merge_and_tell_may_write():
     writing = {name for name, job in JOBS.items() if "write" in job["permissions"].values()}
     assert writing == {"pre-deployment: merge", "post-deployment: tell"}
-    for name in writing:
-        used = [step["uses"].partition("@")[0] for step in JOBS[name]["steps"] if "uses" in step]
-        assert used == ["actions/checkout"]
+
+
+def test_the_job_that_may_merge_uses_nothing_of_the_pull_request():
+    assert not [step for step in PRE["jobs"]["merge"]["steps"] if "uses" in step]
+
+
+def test_packages_are_installed_before_the_step_that_has_the_key():
+    steps = POST["jobs"]["watch"]["steps"]
+    [with_key] = [number for number, step in enumerate(steps) if "secrets." in str(step)]
+    assert "make .venv-tester/installed" in [step.get("run") for step in steps[:with_key]]
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -99,7 +111,7 @@ def test_every_action_is_one_full_commit_with_its_version():
     assert len({line.partition("uses: ")[2] for line in lines}) == len({pin[1] for pin in pins})
 
 
-@pytest.mark.parametrize(("job", "run"), RUNS)
+@pytest.mark.parametrize(("job", "run"), AT_HOME)
 def test_a_step_is_one_command_of_this_repository_that_works_at_home(job, run):
     assert "${{" not in run
     assert "\n" not in run
@@ -107,6 +119,8 @@ def test_a_step_is_one_command_of_this_repository_that_works_at_home(job, run):
     if command[0] == "python3":
         assert (ROOT / command[1]).suffix == ".py"
         assert (ROOT / command[1]).is_file()
+    elif command[0] == "make":
+        assert f"\n{command[1]}" in SHELL["Makefile"]
     else:
         assert command[0].startswith(".ci/")
         assert os.access(ROOT / command[0], os.X_OK)
