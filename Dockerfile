@@ -68,8 +68,8 @@ CMD ["python", "server.py"]
 RUN printf '#!/bin/sh\nexec python server.py serve\n' > /usr/local/bin/serve && chmod 755 /usr/local/bin/serve
 
 FROM scratch AS scripts
-COPY --chmod=644 app.py calls.py decoding.py lifecycle.py logs.py memory.py model.py observing.py onnx_file.py \
-     open_inference.py openapi.json page.html page.py platforms.py providers.py reading.py routes.py \
+COPY --chmod=644 app.py base64_text.py calls.py decoding.py lifecycle.py logs.py memory.py model.py observing.py \
+     onnx_file.py open_inference.py openapi.json page.html page.py platforms.py providers.py reading.py routes.py \
      server.py settings.py workers.py /
 
 FROM serve AS cpu

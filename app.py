@@ -5,14 +5,13 @@
 Knows nothing of HTTP. The server calls it, and so may any other platform that works with plain dictionaries.
 """
 
-import base64
-import binascii
 import os
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
+from base64_text import InvalidBase64, decode_base64
 from model import InvalidImage, OnnxClassifier, Prepared
 from providers import OPENERS
 from settings import available_cpus, choice, integer
@@ -135,14 +134,12 @@ def _check(model_inputs: dict) -> Inputs:
 def _bytes(picture: object) -> bytes | np.ndarray:
     if isinstance(picture, bytes | np.ndarray):
         return picture
-    if not isinstance(picture, str) or not picture:
+    if not isinstance(picture, str):
         raise InvalidInput("a picture has to be base64 text")
-    if picture.startswith("data:"):
-        picture = picture.partition(",")[2]
     try:
-        return base64.b64decode("".join(picture.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"a picture is not base64: {error}") from error
+        return decode_base64(picture)
+    except InvalidBase64 as error:
+        raise InvalidInput(str(error)) from error
 
 
 def _prepare(picture: bytes | np.ndarray, position: int, inputs: Inputs, threads: int) -> Prepared:

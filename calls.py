@@ -15,6 +15,7 @@ from sanic.exceptions import SanicException
 
 import app
 from app import InvalidInput, Outcome
+from base64_text import InvalidBase64
 from lifecycle import Lifecycle
 from reading import BodyReader, BodyTooLarge, InvalidBody, TooManyBodies, inputs_of
 from workers import QueueFull, WorkQueue
@@ -78,7 +79,7 @@ async def call(request: Request, work: Callable[[Request, bytes], Outcome]) -> O
         request.ctx.done = await state.queue.run(work, request, body)
     except QueueFull as error:
         raise Unavailable(error) from error
-    except (InvalidInput, InvalidBody) as error:
+    except (InvalidInput, InvalidBody, InvalidBase64) as error:
         raise Refusal(str(error), 422) from error
     finally:
         state.bodies.release(body)

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from base64_text import decode_base64
 from reading import InvalidBody
 
 INPUT = "image"  # this and the next as in classifier.onnx
@@ -69,7 +70,7 @@ _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le
 class Inference:
     """A request: its pictures as app.classify takes them, and how the answer is wanted."""
 
-    pictures: list[np.ndarray] | list[bytes] | list[str]
+    pictures: list[np.ndarray] | list[bytes]
     classes: int | None  # so many classes by name, not all probabilities
     binary: bool  # the output behind the JSON, not in it
     id: str | None
@@ -86,7 +87,10 @@ def model_metadata(name: str, classes: int) -> dict:
 
 
 def read(body: bytes, json_length: str | None, max_images: int) -> Inference:
-    """Return the request in a body, of which `json_length` bytes are JSON, by default all. Raises InvalidBody."""
+    """Return the request in a body, of which `json_length` bytes are JSON, by default all.
+
+    Raises InvalidBody or InvalidBase64.
+    """
     end = len(body) if json_length is None else _number(json_length)
     if end > len(body):
         raise InvalidBody("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
@@ -130,7 +134,7 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes] | list[str]:
+def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
     shape = tensor.shape
     fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1}
     if not fits.get(tensor.datatype) or min(shape) < 1:
@@ -145,10 +149,10 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
         if len(pixels) != prod(shape):
             raise InvalidBody(MISMATCH)
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
-    files = _decode_texts(tensor.data) if tensor.data else _unpack(binary, shape[0])
+    files = _decode_texts(tensor.data) if tensor.data else _unpack(binary, shape[0])  # base64, or the bytes themselves
     if len(files) != shape[0]:
         raise InvalidBody(MISMATCH)
-    return files
+    return [decode_base64(file) for file in files] if tensor.data else files
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:

@@ -16,6 +16,8 @@ from sanic.exceptions import BadURL
 from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
+from base64_text import decode_base64
+
 MAX_FORM_PARTS = 16
 OPTIONS = ("top_k", "probabilities")
 BODIES_IN_MEMORY = 8  # of the largest size, over all connections
@@ -135,25 +137,17 @@ class BodyReader:
 class _Inputs(msgspec.Struct):
     """The fields of a JSON body that are read; any other is skipped without being built in memory."""
 
-    image: bytes | msgspec.UnsetType = msgspec.UNSET
-    images: list[bytes] | msgspec.UnsetType = msgspec.UNSET
+    image: str | msgspec.UnsetType = msgspec.UNSET
+    images: list[str] | msgspec.UnsetType = msgspec.UNSET
     top_k: int | msgspec.UnsetType = msgspec.UNSET
     probabilities: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-class _TextInputs(_Inputs):
-    """The same with pictures as they stand: base64 in a data URL or broken into lines is for app.py to read."""
-
-    image: str | msgspec.UnsetType = msgspec.UNSET
-    images: list[str] | msgspec.UnsetType = msgspec.UNSET
-
-
 _decode = msgspec.json.Decoder(_Inputs | str).decode
-_decode_text = msgspec.json.Decoder(_TextInputs).decode
 
 
 def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
-    """Return a call's inputs as app.inference takes them. Raises InvalidBody.
+    """Return a call's inputs as app.inference takes them. Raises InvalidBody or InvalidBase64.
 
     A picture's own bytes are known by their Content-Type; anything else that is no form is taken for JSON.
     """
@@ -166,24 +160,23 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
         return _json(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
-        why = str(error).replace("`bytes`", "base64")
+        why = str(error).replace("Expected `str`", "Expected base64")
         hint = 'send {"image": "<base64>"}, or the bytes of the picture with its Content-Type'
         raise InvalidBody(f"{what} ({why}): {hint}") from error
 
 
 def _json(body: bytes) -> dict:
-    try:
-        inputs = _decode(body)
-        if isinstance(inputs, str):  # some of Banana's callers encode twice
-            body = inputs.encode(errors="replace")
-            inputs = _decode(body)
-    except msgspec.ValidationError as error:
-        if "base64" not in str(error):
-            raise
-        inputs = _decode_text(body)
+    inputs = _decode(body)
+    if isinstance(inputs, str):  # some of Banana's callers encode twice
+        inputs = _decode(inputs.encode(errors="replace"))
     if isinstance(inputs, str):
         raise msgspec.ValidationError("a text")
-    return {name: value for name, value in msgspec.structs.asdict(inputs).items() if value is not msgspec.UNSET}
+    fields = {name: value for name, value in msgspec.structs.asdict(inputs).items() if value is not msgspec.UNSET}
+    if "image" in fields:
+        fields["image"] = decode_base64(fields["image"])
+    if "images" in fields:
+        fields["images"] = [decode_base64(text) for text in fields["images"]]
+    return fields
 
 
 def _form(content_type: str, body: bytes) -> dict:

@@ -66,9 +66,9 @@ def test_several_pictures_come_in_their_order():
     "text",
     [f"data:image/png;base64,{TEXT}", "\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76)), f" {TEXT}\r\n"],
 )
-def test_data_urls_and_line_breaks_are_left_for_app_to_read(text):
-    assert inputs_of(JSON, json.dumps({"image": text}).encode(), {}) == {"image": text}
-    assert inputs_of(JSON, json.dumps({"images": [TEXT, text]}).encode(), {}) == {"images": [TEXT, text]}
+def test_data_urls_and_line_breaks_are_read(text):
+    assert inputs_of(JSON, json.dumps({"image": text}).encode(), {}) == {"image": PICTURE}
+    assert inputs_of(JSON, json.dumps({"images": [TEXT, text]}).encode(), {}) == {"images": [PICTURE, PICTURE]}
 
 
 def test_only_the_fields_that_count_are_taken():
