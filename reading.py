@@ -19,6 +19,7 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 from base64_text import decode_base64
 
 MAX_FORM_PARTS = 16
+MAX_LIST = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most that
 OPTIONS = ("top_k", "probabilities")
 BODIES_IN_MEMORY = 8  # of the largest size, over all connections
 
@@ -134,16 +135,34 @@ class BodyReader:
         self.held -= len(body)
 
 
+def at_most(count: int, item: type) -> type[msgspec.Struct]:
+    """Return the type of a JSON list of at most `count` items; `items` returns them.
+
+    Decoding stops at the first item too many. msgspec looks at Meta(max_length=...) once the whole list is built,
+    when 20 MB of `{}` have become 700 MB.
+    """
+    fields = [(f"item{n}", item, msgspec.UNSET) for n in range(count)]
+    return msgspec.defstruct(f"AtMost{count}", fields, array_like=True, forbid_unknown_fields=True)
+
+
+def items(bounded: msgspec.Struct) -> list:
+    """Return the items of a list that was decoded as `at_most`."""
+    return [item for item in msgspec.structs.astuple(bounded) if item is not msgspec.UNSET]
+
+
 class _Inputs(msgspec.Struct):
     """The fields of a JSON body that are read; any other is skipped without being built in memory."""
 
     image: str | msgspec.UnsetType = msgspec.UNSET
-    images: list[str] | msgspec.UnsetType = msgspec.UNSET
+    images: msgspec.Raw | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # a field may be there a million times: only the last is decoded
     top_k: int | msgspec.UnsetType = msgspec.UNSET
     probabilities: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 _decode = msgspec.json.Decoder(_Inputs | str).decode
+decode_texts = msgspec.json.Decoder(at_most(MAX_LIST, str)).decode
 
 
 def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
@@ -175,7 +194,7 @@ def _json(body: bytes) -> dict:
     if "image" in fields:
         fields["image"] = decode_base64(fields["image"])
     if "images" in fields:
-        fields["images"] = [decode_base64(text) for text in fields["images"]]
+        fields["images"] = [decode_base64(text) for text in items(decode_texts(fields["images"]))]
     return fields
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from reading import MAX_FORM_PARTS, InvalidBody, inputs_of
+from reading import MAX_FORM_PARTS, MAX_LIST, InvalidBody, inputs_of
 
 PICTURE = bytes(range(256))
 TEXT = base64.b64encode(PICTURE).decode()
@@ -114,6 +114,12 @@ def test_json_that_holds_no_inputs_is_refused_with_what_to_send(body, says):
     assert re.search(says, message), message
     assert 'send {"image": "<base64>"}' in message
     assert "`bytes`" not in message
+
+
+def test_a_list_is_read_as_far_as_it_may_be_long_and_no_further():
+    texts = b'{"images": ["aGk="' + b',"aGk="' * (MAX_LIST - 1)
+    assert inputs_of(JSON, texts + b"]}", {}) == {"images": [b"hi"] * MAX_LIST}
+    assert f"at most length {MAX_LIST}" in refusal(JSON, texts + b",7]}")  # not even looked at
 
 
 @pytest.mark.parametrize("depth", [10_000, 1_000_000])
