@@ -17,7 +17,7 @@ import app
 from app import InvalidInput, Outcome
 from base64_text import InvalidBase64
 from lifecycle import Lifecycle
-from reading import BodyReader, BodyTooLarge, InvalidBody, TooManyBodies, inputs_of
+from reading import BodyReader, BodyTooLarge, InvalidBody, TooManyBodies, inputs_of, turn
 from workers import QueueFull, WorkQueue
 
 to_json = msgspec.json.Encoder().encode
@@ -80,17 +80,21 @@ async def call(request: Request, work: Callable[[Request, bytes], Outcome]) -> O
     except QueueFull as error:
         raise Unavailable(error) from error
     except (InvalidInput, InvalidBody, InvalidBase64) as error:
-        raise Refusal(str(error), 422) from error
+        refusal = Refusal(str(error), 422)
+    else:
+        return request.ctx.done.result
     finally:
         state.bodies.release(body)
+        del body
         state.answered += 1
         state.last_change = monotonic()
-    return request.ctx.done.result
+    raise refusal  # here, where the error is gone: its traceback holds the body and all that was made of it
 
 
 def answer(request: Request, body: bytes) -> Outcome:
     """Return the outcome of a call, in a thread. Raises InvalidBody or InvalidInput."""
-    inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
+    with turn(body):
+        inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
     return app.classify(inputs, alone=is_alone(request))
 
 

@@ -15,7 +15,7 @@ import calls
 import open_inference
 from app import Outcome
 from calls import Refusal, call, is_alone, require_healthy, require_ready, respond
-from reading import InvalidBody
+from reading import InvalidBody, turn
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True}
@@ -110,7 +110,8 @@ def answer(request: Request, body: bytes) -> Inferred:
     """Return the outcome of an inference, in a thread. Raises InvalidBody or app.InvalidInput."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise InvalidBody("the request is compressed: send it as it is")
-    inference = open_inference.read(body, request.headers.get(JSON_LENGTH), app.MAX_IMAGES)
+    with turn(body):
+        inference = open_inference.read(body, request.headers.get(JSON_LENGTH), app.MAX_IMAGES)
     inputs = {"images": inference.pictures, "probabilities": not inference.classes, "top_k": inference.classes or 1}
     outcome = app.classify(inputs, is_alone(request))
     response, json_length = open_inference.write(inference, app.status()["model"], outcome.answer["results"])

@@ -7,7 +7,10 @@ Knows nothing of pictures but their Content-Type.
 
 import asyncio
 import io
-from collections.abc import Mapping
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import msgspec
@@ -21,7 +24,8 @@ from base64_text import decode_base64
 MAX_FORM_PARTS = 16
 MAX_LIST = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most that
 OPTIONS = ("top_k", "probabilities")
-BODIES_IN_MEMORY = 8  # of the largest size, over all connections
+BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
+LARGE = 1_000_000  # bytes of a body
 
 
 class InvalidBody(ValueError):
@@ -125,6 +129,7 @@ class BodyReader:
                         raise TooManyBodies
         except BaseException:
             self.held -= len(body)
+            body.clear()  # the error's traceback holds it
             raise
         if not request.transport.is_closing():
             request.transport.resume_reading()  # Sanic may have paused it, and would not see the client go
@@ -133,6 +138,23 @@ class BodyReader:
     def release(self, body: bytes) -> None:
         """Say that the body is no longer needed."""
         self.held -= len(body)
+
+
+_turn = threading.Lock()
+
+
+@contextmanager
+def turn(body: bytes) -> Iterator[None]:
+    """Hold this while a body is decoded: large ones take turns, as text may take four times its bytes meanwhile.
+
+    They need no longer for it than all at once, which would wait for the GIL.
+    """
+    with _turn if len(body) > LARGE else nullcontext():
+        try:
+            yield
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # else that text is there until the error has been answered
+            raise
 
 
 def at_most(count: int, item: type) -> type[msgspec.Struct]:
@@ -187,7 +209,8 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
 def _json(body: bytes) -> dict:
     inputs = _decode(body)
     if isinstance(inputs, str):  # some of Banana's callers encode twice
-        inputs = _decode(inputs.encode(errors="replace"))
+        inputs = inputs.encode(errors="replace")  # in place of the text, which may be four times as large
+        inputs = _decode(inputs)
     if isinstance(inputs, str):
         raise msgspec.ValidationError("a text")
     fields = {name: value for name, value in msgspec.structs.asdict(inputs).items() if value is not msgspec.UNSET}
