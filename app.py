@@ -3,13 +3,12 @@
 Knows nothing of HTTP. server.py calls it, and so may any other platform that works with plain dictionaries.
 """
 
-import base64
-import binascii
 from time import perf_counter
 
 import numpy as np
 
 from model import OnnxClassifier, Prepared
+from runtime.base64_text import decode_base64
 from runtime.errors import InvalidImage, InvalidInput
 from runtime.settings import ModelSettings, read
 
@@ -101,14 +100,9 @@ def _check(model_inputs: dict) -> tuple[list[bytes | np.ndarray], int, bool]:
 def _bytes(image: object) -> bytes | np.ndarray:
     if isinstance(image, bytes | np.ndarray):
         return image
-    if not isinstance(image, str) or not image:
+    if not isinstance(image, str):
         raise InvalidInput("a picture has to be base64 text")
-    if image.startswith("data:"):
-        image = image.partition(",")[2]
-    try:
-        return base64.b64decode("".join(image.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"a picture is not base64: {error}") from error
+    return decode_base64(image)
 
 
 def _prepare(image: bytes | np.ndarray, where: str) -> Prepared:

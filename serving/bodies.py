@@ -5,7 +5,10 @@ Knows nothing of pictures but their Content-Type.
 
 import asyncio
 import io
-from collections.abc import Mapping
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import msgspec
@@ -14,9 +17,13 @@ from sanic.exceptions import BadURL
 from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
+from runtime.base64_text import decode_base64
+
 MAX_FORM_PARTS = 16
+MAX_LIST = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most that
 OPTIONS = ("top_k", "probabilities")
-BODIES_IN_MEMORY = 8  # of the largest size, over all connections
+BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
+LARGE = 1_000_000  # bytes of a body
 
 
 class InvalidBody(ValueError):
@@ -120,6 +127,7 @@ class BodyReader:
                         raise TooManyBodies
         except BaseException:
             self.held -= len(body)
+            body.clear()  # the error's traceback holds it
             raise
         if not request.transport.is_closing():
             request.transport.resume_reading()  # Sanic may have paused it, and would not see the client go
@@ -130,28 +138,53 @@ class BodyReader:
         self.held -= len(body)
 
 
+_turn = threading.Lock()
+
+
+@contextmanager
+def turn(body: bytes) -> Iterator[None]:
+    """Hold this while a body is decoded: large ones take turns, as text may take four times its bytes meanwhile.
+
+    They need no longer for it than all at once, which would wait for the GIL.
+    """
+    with _turn if len(body) > LARGE else nullcontext():
+        try:
+            yield
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # else that text is there until the error has been answered
+            raise
+
+
+def at_most(count: int, item: type) -> type[msgspec.Struct]:
+    """Return the type of a JSON list of at most `count` items; `items` returns them.
+
+    Decoding stops at the first item too many. msgspec looks at Meta(max_length=...) once the whole list is built,
+    when 20 MB of `{}` have become 700 MB.
+    """
+    fields = [(f"item{n}", item, msgspec.UNSET) for n in range(count)]
+    return msgspec.defstruct(f"AtMost{count}", fields, array_like=True, forbid_unknown_fields=True)
+
+
+def items(bounded: msgspec.Struct) -> list:
+    """Return the items of a list that was decoded as `at_most`."""
+    return [item for item in msgspec.structs.astuple(bounded) if item is not msgspec.UNSET]
+
+
 class _Inputs(msgspec.Struct):
     """The fields of a JSON body that are read; any other is skipped without being built in memory."""
 
-    image: bytes | msgspec.UnsetType = msgspec.UNSET
-    images: list[bytes] | msgspec.UnsetType = msgspec.UNSET
+    image: str | msgspec.UnsetType = msgspec.UNSET
+    images: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # may be there a million times: only the last is decoded
     top_k: int | msgspec.UnsetType = msgspec.UNSET
     probabilities: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-class _TextInputs(_Inputs):
-    """The same with pictures as they stand: base64 in a data URL or broken into lines is for app.py to read."""
-
-    image: str | msgspec.UnsetType = msgspec.UNSET
-    images: list[str] | msgspec.UnsetType = msgspec.UNSET
-
-
 _decode = msgspec.json.Decoder(_Inputs | str).decode
-_decode_text = msgspec.json.Decoder(_TextInputs).decode
+decode_texts = msgspec.json.Decoder(at_most(MAX_LIST, str)).decode
 
 
 def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
-    """Return a call's inputs as app.inference takes them. Raises InvalidBody.
+    """Return a call's inputs as app.inference takes them. Raises InvalidBody or InvalidInput.
 
     A picture's own bytes are known by their Content-Type; anything else that is no form is taken for JSON.
     """
@@ -164,24 +197,24 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
         return _json(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
-        why = str(error).replace("`bytes`", "base64")
+        why = str(error).replace("Expected `str`", "Expected base64")
         hint = 'send {"image": "<base64>"}, or the bytes of the picture with its Content-Type'
         raise InvalidBody(f"{what} ({why}): {hint}") from error
 
 
 def _json(body: bytes) -> dict:
-    try:
-        inputs = _decode(body)
-        if isinstance(inputs, str):  # some of Banana's callers encode twice
-            body = inputs.encode(errors="replace")
-            inputs = _decode(body)
-    except msgspec.ValidationError as error:
-        if "base64" not in str(error):
-            raise
-        inputs = _decode_text(body)
+    inputs = _decode(body)
+    if isinstance(inputs, str):  # some of Banana's callers encode twice
+        inputs = inputs.encode(errors="replace")  # in place of the text, which may be four times as large
+        inputs = _decode(inputs)
     if isinstance(inputs, str):
         raise msgspec.ValidationError("a text")
-    return {name: value for name, value in msgspec.structs.asdict(inputs).items() if value is not msgspec.UNSET}
+    fields = {name: value for name, value in msgspec.structs.asdict(inputs).items() if value is not msgspec.UNSET}
+    if "image" in fields:
+        fields["image"] = decode_base64(fields["image"])
+    if "images" in fields:
+        fields["images"] = [decode_base64(text) for text in items(decode_texts(fields["images"]))]
+    return fields
 
 
 def _form(content_type: str, body: bytes) -> dict:

@@ -13,7 +13,7 @@ from sanic.exceptions import SanicException
 
 from runtime.errors import InvalidInput, Unavailable
 from serving.backend import Backend
-from serving.bodies import BodyReader, BodyTooLarge, InvalidBody, TooManyBodies, inputs_of
+from serving.bodies import BodyReader, BodyTooLarge, InvalidBody, TooManyBodies, inputs_of, turn
 from serving.lifecycle import Lifecycle
 from serving.work_queue import QueueFull, WorkQueue
 
@@ -47,7 +47,8 @@ async def classify(request: Request) -> HTTPResponse:
     """Classify what the body holds: JSON, an image's own bytes, or a form with the field `image`."""
 
     def work(body: bytes) -> tuple[dict, HTTPResponse]:
-        inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
+        with turn(body):
+            inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
         answer = request.app.ctx.state.backend.inference(inputs)
         return answer, respond(answer)
 
@@ -82,14 +83,17 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
     except (QueueFull, Unavailable) as error:
         raise refuse_for_now(error) from error
     except (InvalidInput, InvalidBody) as error:
-        raise Refusal(str(error), 422) from error
+        refusal = Refusal(str(error), 422)
+    else:
+        request.ctx.queued_s = done.queued_s
+        request.ctx.answer, response = done.result
+        return response
     finally:
         state.bodies.release(body)
+        del body
         state.answered += 1
         state.last_change = monotonic()
-    request.ctx.queued_s = done.queued_s
-    request.ctx.answer, response = done.result
-    return response
+    raise refusal  # here, where the error is gone: its traceback holds the body and all that was made of it
 
 
 def respond(content: object, code: int = 200, headers: dict | None = None) -> HTTPResponse:

@@ -12,12 +12,14 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from serving.bodies import InvalidBody
+from runtime.base64_text import decode_base64
+from serving.bodies import InvalidBody, at_most, decode_texts, items
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"
 EXTENSIONS = ("binary_tensor_data", "classification")
 LENGTH = struct.Struct("<I")  # of an element, in front of it
+MAX_LIST = 8  # inputs, outputs or dimensions; more are not looked at
 PIECE = 65_536  # bytes of numbers to read at a time: no other thread runs meanwhile
 
 MISMATCH = "the data is not as large as its shape says, or not nested as that"
@@ -30,7 +32,7 @@ class _TensorOptions(msgspec.Struct):
 class _Tensor(msgspec.Struct):
     name: str
     datatype: str
-    shape: list[int]
+    shape: msgspec.Raw
     data: msgspec.Raw = msgspec.Raw()  # empty: behind the JSON
     parameters: _TensorOptions = msgspec.field(default_factory=_TensorOptions)
 
@@ -50,16 +52,21 @@ class _RequestOptions(msgspec.Struct):
 
 
 class _Request(msgspec.Struct):
-    """The fields of a request that are read; any other is skipped without being built in memory."""
+    """The fields of a request that are read; any other is skipped without being built in memory.
 
-    inputs: list[_Tensor]
-    outputs: list[_Output] = msgspec.field(default_factory=list)
+    The lists are decoded afterwards, and so only once, though a field may be there a million times.
+    """
+
+    inputs: msgspec.Raw
+    outputs: msgspec.Raw = msgspec.Raw(b"[]")
     id: str | None = None
     parameters: _RequestOptions = msgspec.field(default_factory=_RequestOptions)
 
 
 _decode = msgspec.json.Decoder(_Request).decode
-_decode_texts = msgspec.json.Decoder(list[str]).decode
+_decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
+_decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
+_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output)).decode
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
@@ -67,7 +74,7 @@ _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le
 class Inference:
     """A request: its images as `inference` takes them, and how the answer is wanted."""
 
-    images: list[np.ndarray] | list[bytes] | list[str]
+    images: list[np.ndarray] | list[bytes]
     classes: int | None  # so many classes by name, not all probabilities
     binary: bool  # the output behind the JSON, not in it
     id: str | None
@@ -84,21 +91,25 @@ def model_metadata(name: str, classes: int) -> dict:
 
 
 def read(body: bytes, json_length: str | None, max_images: int) -> Inference:
-    """Return the request in a body, of which `json_length` bytes are JSON, by default all. Raises InvalidBody."""
+    """Return the request in a body, of which `json_length` bytes are JSON, by default all.
+
+    Raises InvalidBody or InvalidInput.
+    """
     end = len(body) if json_length is None else _number(json_length)
     if end > len(body):
         raise InvalidBody("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
     view = memoryview(body)
     try:
         request = _decode(view[:end])
-        if [tensor.name for tensor in request.inputs] != [INPUT]:
+        inputs, outputs = items(_decode_inputs(request.inputs)), items(_decode_outputs(request.outputs))
+        if [tensor.name for tensor in inputs] != [INPUT]:
             raise InvalidBody(f'expected one input, with the name "{INPUT}"')
-        if [output.name for output in request.outputs] not in ([], [OUTPUT]):
+        if [output.name for output in outputs] not in ([], [OUTPUT]):
             raise InvalidBody(f'expected one output, with the name "{OUTPUT}"')
-        pictures = _pictures(request.inputs[0], view[end:], max_images)
+        pictures = _pictures(inputs[0], view[end:], max_images)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidBody(f"not the JSON of an inference request: {error}") from error
-    wanted = request.outputs[0].parameters if request.outputs else _OutputOptions()
+    wanted = outputs[0].parameters if outputs else _OutputOptions()
     binary = request.parameters.binary_data_output if wanted.binary_data is None else wanted.binary_data
     return Inference(pictures, wanted.classification, binary, request.id)
 
@@ -128,8 +139,11 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes] | list[str]:
-    shape = tensor.shape
+def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
+    try:
+        shape = items(_decode_shape(tensor.shape))
+    except msgspec.ValidationError as error:
+        raise InvalidBody(f'not a "shape": {error}') from error
     fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1}
     if not fits.get(tensor.datatype) or min(shape) < 1:
         raise InvalidBody("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")
@@ -143,10 +157,10 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
         if len(pixels) != prod(shape):
             raise InvalidBody(MISMATCH)
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
-    files = _decode_texts(tensor.data) if tensor.data else _unpack(binary, shape[0])
+    files = items(decode_texts(tensor.data)) if tensor.data else _unpack(binary, shape[0])  # base64, or the bytes
     if len(files) != shape[0]:
         raise InvalidBody(MISMATCH)
-    return files
+    return [decode_base64(file) for file in files] if tensor.data else files
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:

@@ -7,7 +7,7 @@ from sanic import Blueprint, HTTPResponse, Request
 
 from runtime.settings import ModelSettings, read
 from serving import calls, open_inference
-from serving.bodies import InvalidBody
+from serving.bodies import InvalidBody, turn
 from serving.calls import Refusal, call, require_healthy, require_ready, respond
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
@@ -87,7 +87,8 @@ async def infer(request: Request, name: str) -> HTTPResponse:
     def work(body: bytes) -> tuple[dict, HTTPResponse]:
         if request.headers.get("content-encoding", "identity") != "identity":
             raise InvalidBody("the request is compressed: send it as it is")
-        inference = open_inference.read(body, request.headers.get(JSON_LENGTH), MAX_IMAGES)
+        with turn(body):
+            inference = open_inference.read(body, request.headers.get(JSON_LENGTH), MAX_IMAGES)
         inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}
         answer = request.app.ctx.state.backend.inference(inputs)
         response, json_length = open_inference.write(inference, name, answer["results"])

@@ -24,6 +24,29 @@ def test_bytes_and_base64_text_are_the_same_picture():
     assert by_bytes["predictions"] == by_text["predictions"]
 
 
+def in_lines(text: str) -> str:
+    """Return the text in lines of 76 characters, as MIME has base64."""
+    return "".join(f"{text[at : at + 76]}\r\n" for at in range(0, len(text), 76))
+
+
+@pytest.mark.parametrize("write", [in_lines, "data:image/jpeg;base64,{}".format, "\t {} \n".format])
+@pytest.mark.parametrize("alphabet", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize("padding", ["=", ""])
+def test_base64_is_taken_however_it_is_written(write, alphabet, padding):
+    for image in (bytes(range(256)), b"\xfb\xff\xfe?", b"hi", b"12345"):
+        text = write(alphabet(image).decode().replace("=", padding))
+        assert app._check({"image": text})[0] == [image]
+
+
+@pytest.mark.parametrize(
+    "text", ["@", "a", "aGk=!", "!aGk=", "aGk=aGk=", "aG=k", "aGk==", "aG=", "=", "+/-_", "aG\0k", "aG\u00e9k", "aG,k"]
+)
+def test_what_is_no_base64_is_refused(text):
+    for written in (text, f"data:image/png;base64,{text}"):
+        with pytest.raises(app.InvalidInput, match="base64"):
+            app.inference({"image": written})
+
+
 def test_pixels_are_the_picture_that_they_are_of():
     pixels = np.asarray(Image.open(NEWT).convert("RGB"))
     by_pixels, by_file = (app.inference({"image": image}) for image in (pixels, NEWT.read_bytes()))

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from serving.bodies import MAX_FORM_PARTS, InvalidBody, inputs_of
+from serving.bodies import MAX_FORM_PARTS, MAX_LIST, InvalidBody, inputs_of
 
 PICTURE = bytes(range(256))
 TEXT = base64.b64encode(PICTURE).decode()
@@ -66,9 +66,9 @@ def test_several_pictures_come_in_their_order():
     "text",
     [f"data:image/png;base64,{TEXT}", "\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76)), f" {TEXT}\r\n"],
 )
-def test_data_urls_and_line_breaks_are_left_for_app_to_read(text):
-    assert inputs_of(JSON, json.dumps({"image": text}).encode(), {}) == {"image": text}
-    assert inputs_of(JSON, json.dumps({"images": [TEXT, text]}).encode(), {}) == {"images": [TEXT, text]}
+def test_data_urls_and_line_breaks_are_read(text):
+    assert inputs_of(JSON, json.dumps({"image": text}).encode(), {}) == {"image": PICTURE}
+    assert inputs_of(JSON, json.dumps({"images": [TEXT, text]}).encode(), {}) == {"images": [PICTURE, PICTURE]}
 
 
 def test_only_the_fields_that_count_are_taken():
@@ -114,6 +114,12 @@ def test_json_that_holds_no_inputs_is_refused_with_what_to_send(body, says):
     assert re.search(says, message), message
     assert 'send {"image": "<base64>"}' in message
     assert "`bytes`" not in message
+
+
+def test_a_list_is_read_as_far_as_it_may_be_long_and_no_further():
+    texts = b'{"images": ["aGk="' + b',"aGk="' * (MAX_LIST - 1)
+    assert inputs_of(JSON, texts + b"]}", {}) == {"images": [b"hi"] * MAX_LIST}
+    assert f"at most length {MAX_LIST}" in refusal(JSON, texts + b",7]}")  # not even looked at
 
 
 @pytest.mark.parametrize("depth", [10_000, 1_000_000])

@@ -323,6 +323,22 @@ def test_422_for_json_that_goes_on_and_on(served, opening):
         error_of(served.post(infer_route(served), data=body), 422)
 
 
+@pytest.mark.parametrize(
+    ("body", "item", "limit"),
+    [
+        ('{"inputs": [%s]}', '{"name": "image", "datatype": "UINT8", "shape": []}', 8),
+        ('{"inputs": [], "outputs": [%s]}', "{}", 8),
+        ('{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [%s]}]}', "1", 8),
+        ('{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [%s]}]}', '""', 1024),
+    ],
+)
+def test_422_for_a_list_that_is_too_long(served, body, item, limit):
+    too_long, as_long_as_may_be = (body % ",".join([item] * count) for count in (limit + 1, limit))
+    route, says = infer_route(served), f"at most length {limit}"
+    assert says in error_of(served.post(route, data=too_long), 422)
+    assert says not in error_of(served.post(route, data=as_long_as_may_be), 422)
+
+
 def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None = None) -> tuple[bytes, int]:
     """Return a body with a binary tensor that says `size` of itself, by default the truth, and its JSON's length."""
     parameters = {"binary_data_size": len(data) if size is None else size}
