@@ -5,8 +5,6 @@ PYTHON ?= python3
 MODEL ?= auto
 # the picture of `make run`; none: the two in images/
 IMAGE ?=
-# where `make test` writes a report in JUnit's format; none: nowhere
-REPORT ?=
 # what `make docker` builds and `make docker-run` runs: cpu or gpu; PORT is where it listens
 TARGET ?= cpu
 PORT ?= 8000
@@ -30,13 +28,13 @@ serve: classifier.onnx  ## serve on http://127.0.0.1:8000 until Ctrl-C
 	@exec $(bin)/python server.py
 
 test: classifier.onnx  ## run every test
-	$(bin)/python -m pytest $(if $(REPORT),--junitxml="$(REPORT)")
+	$(bin)/python -m pytest
 
 fuzz: classifier.onnx .venv/fuzz  ## send a server random input for some minutes
 	FUZZ_SCALE=20 $(bin)/python -m pytest tests/serving/test_hostile_input.py
 	$(bin)/python -m tests.fuzz_openapi
 
-lint: .venv/installed  ## check style and format, the workflows, the Dockerfile and the shell scripts
+lint: .venv/installed  ## check style and format, the workflows, the Dockerfile and the shell script
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/zizmor --offline --pedantic --quiet .github
@@ -44,7 +42,7 @@ lint: .venv/installed  ## check style and format, the workflows, the Dockerfile 
 	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(bin)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(bin)/hadolint Dockerfile
-	$(bin)/shellcheck $(shell grep -lr '^#!/usr/bin/env bash' .ci)
+	$(bin)/shellcheck .ci/run
 
 format: .venv/installed  ## format the code as lint wants it
 	$(bin)/ruff check --fix .
@@ -76,7 +74,7 @@ docker-run: docker  ## serve from the image on http://127.0.0.1:8000, read-only,
 	    --env PORT=$(PORT) --publish $(PORT):$(PORT) $(DOCKER_FLAGS) classifier:$(TARGET)
 
 clean:  ## remove everything that make has made
-	rm -rf .venv .venv-peers .venv-ray .venv-tester .make classifier.onnx images/photos reports
+	rm -rf .venv .venv-peers .venv-ray .make classifier.onnx images/photos
 
 .venv/installed: requirements.txt requirements-serve.txt requirements-convert.txt requirements-tester.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
@@ -89,9 +87,8 @@ clean:  ## remove everything that make has made
 	@touch $@
 
 .venv-peers/installed: benchmarks/peers/requirements.txt
-.venv-tester/installed: requirements-tester.txt
 .venv-ray/installed: requirements-ray.txt requirements.txt requirements-serve.txt requirements-tester.txt
-.venv-peers/installed .venv-tester/installed .venv-ray/installed:
+.venv-peers/installed .venv-ray/installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

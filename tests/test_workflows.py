@@ -1,6 +1,8 @@
-"""The workflows, where their checkers cannot look: when they run, who may write, and that what they call exists."""
+"""The workflows, where their checkers cannot look: when they run, who may write, and what stands in them.
 
-import os
+What their steps do is in test_workflow_steps.py.
+"""
+
 import re
 import subprocess
 import sys
@@ -15,36 +17,32 @@ FILES = {path.stem: path for path in (ROOT / ".github" / "workflows").iterdir()}
 WORKFLOWS = {name: YAML(typ="safe").load(path) for name, path in FILES.items()}
 PRE, POST = WORKFLOWS["pre-deployment"], WORKFLOWS["post-deployment"]
 JOBS = {f"{name}: {job}": parts for name, workflow in WORKFLOWS.items() for job, parts in workflow["jobs"].items()}
-RUNS = [(name, step["run"]) for name, job in JOBS.items() for step in job["steps"] if "run" in step]
-AT_HOME = [(name, run) for name, run in RUNS if name != "pre-deployment: merge"]
+STEPS = {(name, step["name"]): step for name, job in JOBS.items() for step in job["steps"] if "run" in step}
 SHELL = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").replace("\\\n", " ")
-    for path in [ROOT / "Dockerfile", ROOT / "Makefile", *(ROOT / ".ci").iterdir(), *FILES.values()]
-    if path.is_file()
+    for path in [ROOT / "Dockerfile", ROOT / "Makefile", ROOT / ".ci" / "run", *FILES.values()]
 }
 
 
+# -- when they run, and who may write ----------------------------------------------------------------------------------
 def test_pull_requests_to_main_and_pushes_to_it_are_tested():
     assert PRE["on"]["pull_request"]["branches"] == ["main"]
     assert {"opened", "synchronize", "reopened", "ready_for_review"} <= set(PRE["on"]["pull_request"]["types"])
     assert PRE["on"]["push"] == {"branches": ["main"]}
 
 
-def test_the_endpoint_is_tested_once_a_day_and_by_hand():
+def test_the_endpoint_is_tested_once_a_day_and_by_hand_if_there_is_one():
     assert set(POST["on"]) == {"schedule", "workflow_dispatch"}
     [schedule] = POST["on"]["schedule"]
     assert re.fullmatch(r"\d+ \d+ \* \* \*", schedule["cron"])
+    assert POST["jobs"]["watch"]["if"] == "vars.BANANA_MODEL_URL != ''"
+    assert "needs.watch.result != 'skipped'" in POST["jobs"]["tell"]["if"]
+    results = [step["if"] for step in POST["jobs"]["tell"]["steps"]]
+    assert results == ["needs.watch.result == 'failure'", "needs.watch.result == 'success'"]
 
 
 def test_the_tests_run_on_the_oldest_python_and_a_newer_one():
     assert PRE["jobs"]["tests"]["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
-
-
-def test_the_image_that_is_tested_is_the_one_that_deploys():
-    last = re.findall(r"^FROM .* AS (\S+)$", SHELL["Dockerfile"], re.MULTILINE)[-1]
-    built = [step["with"] for step in PRE["jobs"]["image"]["steps"] if "build-push" in step.get("uses", "")]
-    assert built[-1]["target"] == last
-    assert f".ci/test-image {built[-1]['tags']}" in [run for _, run in RUNS]
 
 
 def test_nothing_is_merged_before_every_other_job_has_passed():
@@ -81,19 +79,18 @@ def test_what_a_stranger_opens_runs_without_this_repositorys_rights(name):
     assert WORKFLOWS[name]["permissions"] == {}
 
 
-def test_only_the_jobs_that_merge_and_tell_may_write():
+def test_only_the_jobs_that_merge_and_tell_may_write_and_they_use_nothing_of_the_repository():
     writing = {name for name, job in JOBS.items() if "write" in job["permissions"].values()}
     assert writing == {"pre-deployment: merge", "post-deployment: tell"}
-
-
-def test_the_job_that_may_merge_uses_nothing_of_the_pull_request():
-    assert not [step for step in PRE["jobs"]["merge"]["steps"] if "uses" in step]
+    for name in writing:
+        assert all("run" in step for step in JOBS[name]["steps"])
 
 
 def test_packages_are_installed_before_the_step_that_has_the_key():
-    steps = POST["jobs"]["watch"]["steps"]
-    [with_key] = [number for number, step in enumerate(steps) if "secrets." in str(step)]
-    assert "make .venv-tester/installed" in [step.get("run") for step in steps[:with_key]]
+    *others, with_key = POST["jobs"]["watch"]["steps"]
+    assert "secrets." in str(with_key)
+    assert "secrets." not in str(others)
+    assert "install" not in with_key["run"]
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -111,19 +108,53 @@ def test_every_action_is_one_full_commit_with_its_version():
     assert len({line.partition("uses: ")[2] for line in lines}) == len({pin[1] for pin in pins})
 
 
-@pytest.mark.parametrize(("job", "run"), AT_HOME)
-def test_a_step_is_one_command_of_this_repository_that_works_at_home(job, run):
-    assert "${{" not in run
-    assert "\n" not in run
-    command = run.split()
-    if command[0] == "python3":
-        assert (ROOT / command[1]).suffix == ".py"
-        assert (ROOT / command[1]).is_file()
-    elif command[0] == "make":
-        assert f"\n{command[1]}" in SHELL["Makefile"]
-    else:
-        assert command[0].startswith(".ci/")
-        assert os.access(ROOT / command[0], os.X_OK)
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\b(?:vars|secrets)\.(\w+)", str(WORKFLOWS)))))
+def test_every_variable_and_secret_is_in_the_readme(name):
+    assert re.search(rf"^\| `{name}` \| (variable|secret)", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_dependabot_looks_after_every_folder_with_requirements_and_the_actions():
+    updates = YAML(typ="safe").load(ROOT / ".github" / "dependabot.yml")["updates"]
+    by_kind = {update["package-ecosystem"]: update for update in updates}
+    folders = {path.parent for path in ROOT.rglob("requirements*.txt") if ".venv" not in str(path)}
+    named = {f"/{folder.relative_to(ROOT)}".removesuffix(".") for folder in folders}
+    assert set(by_kind["pip"]["directories"]) == named
+    assert "github-actions" in by_kind
+
+
+# -- what their steps say ----------------------------------------------------------------------------------------------
+ASSIGNMENT = {
+    "Run the ONNX converter": "python convert_to_onnx.py --model ",
+    "Test the ONNX model": "python test_onnx.py ",
+    "Build the Docker image": "docker build ",
+    "Call the deployed model": "python test_server.py --run-tests ",
+}
+
+
+def test_the_assignments_steps_are_there_by_name_in_order():
+    steps = [step for step in PRE["jobs"]["image"]["steps"] if step.get("name") in ASSIGNMENT]
+    assert [step["name"] for step in steps] == list(ASSIGNMENT)
+    steps.append(STEPS["post-deployment: watch", "Call the deployed model"])
+    assert all(ASSIGNMENT[step["name"]] in step["run"] for step in steps)
+
+
+def test_the_image_that_is_tested_is_the_one_that_deploys():
+    [build] = [step["run"] for step in PRE["jobs"]["image"]["steps"] if "docker build" in step.get("run", "")]
+    assert "--target" not in build  # the last one, as where it is deployed
+    [start] = [step["run"] for step in PRE["jobs"]["image"]["steps"] if "docker run" in step.get("run", "")]
+    assert re.search(r"--tag (\S+)", build)[1] == re.search(r"--publish \S+ (\S+)$", start, re.MULTILINE)[1]
+
+
+def test_nothing_hides_a_failure():
+    for where, text in SHELL.items():
+        assert not re.search(r"continue-on-error|set \+e|\|\| *(true\b|:|echo (?!.* > ))", text), where
+    for workflow in WORKFLOWS.values():
+        assert workflow["defaults"]["run"]["shell"] == "bash"  # with `pipefail`
+    assert not [step for step in STEPS.values() if "shell" in step]
+
+
+def test_no_value_of_githubs_is_put_into_the_text_of_a_script():
+    assert not [step for step in STEPS.values() if "${{" in step["run"]]
 
 
 def passed_flags():
@@ -139,22 +170,3 @@ def passed_flags():
 def test_every_flag_that_is_passed_to_a_script_is_one_of_its_own(script, flags):
     result = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
     assert flags <= set(re.findall(r"--[a-z-]+", result.stdout))
-
-
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"\b(?:vars|secrets)\.(\w+)", str(WORKFLOWS)))))
-def test_every_variable_and_secret_is_in_the_readme(name):
-    assert re.search(rf"^\| `{name}` \| (variable|secret)", (ROOT / "README.md").read_text(), re.MULTILINE)
-
-
-def test_nothing_hides_a_failure():
-    for where, text in SHELL.items():
-        assert not re.search(r"continue-on-error|set \+e|\|\| *(true\b|:|echo (?!.* > ))", text), where
-
-
-def test_dependabot_looks_after_every_folder_with_requirements_and_the_actions():
-    updates = YAML(typ="safe").load(ROOT / ".github" / "dependabot.yml")["updates"]
-    by_kind = {update["package-ecosystem"]: update for update in updates}
-    folders = {path.parent for path in ROOT.rglob("requirements*.txt") if ".venv" not in str(path)}
-    named = {f"/{folder.relative_to(ROOT)}".removesuffix(".") for folder in folders}
-    assert set(by_kind["pip"]["directories"]) == named
-    assert "github-actions" in by_kind

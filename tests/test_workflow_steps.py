@@ -1,0 +1,203 @@
+"""The workflows' steps, run as GitHub runs them: what they do with what fails, is hostile or has moved."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from ruamel.yaml import YAML
+
+from tests.graphs import broken_copy, swap_channels
+from tests.misbehaving import misbehaving
+from tests.server_process import MODEL_PATH, ROOT
+
+HOSTILE = "a\n```\n::error::b\r::error::c\n##[error]d\n</code></pre><b>"
+
+GH = f"""#!{sys.executable}
+import json, pathlib, subprocess, sys
+folder = pathlib.Path(__file__).parent
+with (folder / "calls").open("a") as calls:
+    print(json.dumps(sys.argv[1:]), file=calls)
+name = "-".join(sys.argv[1:3]).replace("/", "-")
+answer = (folder / name).read_text() if (folder / name).exists() else "{{}}"
+if "--jq" in sys.argv:
+    command = ["jq", "--raw-output", sys.argv[sys.argv.index("--jq") + 1]]
+    answer = subprocess.run(command, input=answer, stdout=subprocess.PIPE, text=True, check=True).stdout
+print(answer, end="")
+sys.exit((folder / "fail").exists() and name in (folder / "fail").read_text().split())
+"""
+
+
+def run(workflow, job, name, folder=ROOT, **environment):
+    """Run the step of that name as GitHub does under `shell: bash`."""
+    jobs = YAML(typ="safe").load(ROOT / ".github" / "workflows" / f"{workflow}-deployment.yml")["jobs"]
+    [script] = [step["run"] for step in jobs[job]["steps"] if step.get("name") == name]
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | {"PATH": path} | environment, capture_output=True, timeout=120
+    )
+
+
+def code(text):
+    """Return what Markdown shows as code: every line. A carriage return ends one, too."""
+    lines = text.splitlines()
+    assert all(line.startswith(b"    ") for line in lines)
+    return b"\n".join(line[4:] for line in lines)
+
+
+# -- reports ---------------------------------------------------------------------------------------------------------
+def test_the_failed_cases_of_the_onnx_file_are_in_the_summary_and_fail_the_step(tmp_path):
+    onnx.save(broken_copy(onnx.load(MODEL_PATH), swap_channels), tmp_path / "broken.onnx")
+    summary = tmp_path / "summary"
+    files = {"MODEL_PATH": str(tmp_path / "broken.onnx"), "GITHUB_STEP_SUMMARY": str(summary)}
+    result = run("pre", "image", "Test the ONNX model", **files)
+    assert result.returncode == 1
+    assert b"FAIL  images/n01440764_tench.jpeg: expected 0 tench, got " in code(summary.read_bytes())
+    assert result.stdout == summary.read_bytes()
+
+
+def test_why_a_conversion_fails_is_in_the_summary(tmp_path):
+    summary = tmp_path / "summary"
+    result = run("pre", "image", "Run the ONNX converter", MODEL="unknown", GITHUB_STEP_SUMMARY=str(summary))
+    assert result.returncode == 2
+    assert b"--model 'unknown' is none of " in code(summary.read_bytes())
+
+
+def test_the_last_lines_of_the_tests_are_in_the_summary_and_all_in_the_log(tmp_path):
+    (tmp_path / ".ci").mkdir()
+    script = tmp_path / ".ci" / "run"
+    script.write_text("#!/bin/sh\nseq 1000\necho 'FAILED test_it.py - expected 1, got 2'\nexit 3\n")
+    script.chmod(0o755)
+    summary = tmp_path / "summary"
+    name = "Check the style and run every test"
+    result = run("pre", "tests", name, folder=tmp_path, GITHUB_STEP_SUMMARY=str(summary))
+    assert result.returncode == 3
+    assert code(summary.read_bytes()).endswith(b"\n999\n1000\nFAILED test_it.py - expected 1, got 2")
+    assert b"\n123\n" not in summary.read_bytes()
+    assert b"\n123\n" in result.stderr
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_nothing_that_an_endpoint_says_is_markdown_or_a_command(tmp_path, status):
+    summary = tmp_path / "summary"
+    body = json.dumps({"error": {"message": HOSTILE}}).encode()
+    health = json.dumps({"state": "healthy", HOSTILE: HOSTILE}).encode()
+    with misbehaving(status, body, health=health) as (url, _):
+        given = {"BANANA_MODEL_URL": url, "BANANA_API_KEY": "key", "GITHUB_STEP_SUMMARY": str(summary)}
+        result = run("post", "watch", "Call the deployed model", **given)
+    assert result.returncode == {401: 1, 500: 3}[status]
+    assert b"::error::b" in code(summary.read_bytes())
+    stop, said = result.stdout.split(b"\n", 1)
+    assert said == summary.read_bytes()
+    assert stop.startswith(b"::stop-commands::") and len(stop) > 40
+    assert stop.removeprefix(b"::stop-commands::") not in said
+
+
+# -- GitHub, with a stand-in for its command ---------------------------------------------------------------------------
+@pytest.fixture
+def github(tmp_path):
+    """Give a folder in which a file `pr-view` holds what `gh pr view` answers, and in `calls` is what was asked for."""
+    if not shutil.which("jq"):
+        pytest.skip("jq is not installed: it stands in for that of GitHub's command")
+    (tmp_path / "gh").write_text(GH)
+    (tmp_path / "gh").chmod(0o755)
+    return tmp_path
+
+
+def ask(github, workflow, job, name, **environment):
+    """Run a step with the stand-in; return its exit code, its output and what it asked GitHub for."""
+    path = f"{github}{os.pathsep}{os.environ['PATH']}"
+    result = run(workflow, job, name, folder=github, GH_REPO="owner/name", PATH=path, **environment)
+    calls = (github / "calls").read_text().splitlines()
+    return result.returncode, result.stdout.decode(), [json.loads(call) for call in calls]
+
+
+MAIN, HEAD, TESTED, OTHER = ("1" * 40, "2" * 40, "3" * 40, "4" * 40)
+
+
+def merge(github, main=MAIN, parents=(MAIN, HEAD), **fields):
+    pull = {"state": "OPEN", "isDraft": False, "labels": [{"name": "documentation"}]} | fields
+    (github / "pr-view").write_text(json.dumps(pull))
+    tested = {"parents": [{"sha": sha} for sha in parents]}
+    (github / f"api-repos-owner-name-commits-{TESTED}").write_text(json.dumps(tested))
+    (github / "api-repos-owner-name-git-ref-heads-main").write_text(json.dumps({"object": {"sha": main}}))
+    return ask(github, "pre", "merge", "Merge the commit that was tested", GITHUB_SHA=TESTED, HEAD=HEAD, NUMBER="7")
+
+
+def test_what_was_tested_is_merged_and_main_is_tested_next(github):
+    returncode, _, [*_, merging, testing] = merge(github)
+    assert returncode == 0
+    assert merging == ["pr", "merge", "7", "--merge", "--match-head-commit", HEAD]  # and keeps the branch
+    assert testing == ["workflow", "run", "pre-deployment.yml", "--ref", "main"]
+    assert "workflow_dispatch:" in (ROOT / ".github" / "workflows" / testing[2]).read_text()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"isDraft": True}, {"state": "MERGED"}, {"labels": [{"name": "a"}, {"name": "no-auto-merge"}]}]
+)
+def test_what_is_held_back_since_the_tests_is_left_alone_and_the_reason_is_said(github, fields):
+    returncode, output, [call] = merge(github, **fields)
+    assert returncode == 0
+    assert "::notice title=Not merged::it is closed, a draft or labeled no-auto-merge by now" in output
+    assert call[:2] == ["pr", "view"]
+
+
+@pytest.mark.parametrize("moved", [{"main": OTHER}, {"parents": (MAIN, OTHER)}, {"parents": (OTHER, HEAD)}])
+def test_what_has_moved_since_the_tests_is_not_merged(github, moved):
+    returncode, output, asked = merge(github, **moved)
+    assert returncode == 1
+    assert "update the branch" in output
+    assert ["pr", "merge"] not in [call[:2] for call in asked]
+
+
+@pytest.mark.parametrize(
+    "failing",
+    ["pr-view", f"api-repos-owner-name-commits-{TESTED}", "api-repos-owner-name-git-ref-heads-main", "pr-merge"],
+)
+def test_a_failure_of_githubs_own_ends_the_merge(github, failing):
+    (github / "fail").write_text(failing)
+    returncode, _, asked = merge(github)
+    assert returncode == 1
+    assert "-".join(asked[-1][:2]).replace("/", "-") == failing  # and nothing after it
+
+
+def tell(github, name, open_issues):
+    (github / "issue-list").write_text(json.dumps([{"number": number} for number in open_issues]))
+    returncode, _, asked = ask(github, "post", "tell", name, RUN="https://example.com/run")
+    assert returncode == 0
+    return [call for call in asked if call[:2] != ["issue", "list"]]
+
+
+def test_a_failure_opens_an_issue_that_names_the_run(github):
+    label, issue = tell(github, "Open an issue, or add to the one that is open", [])
+    assert label[:2] == ["label", "create"]
+    assert issue[:2] == ["issue", "create"]
+    assert issue[issue.index("--label") + 1] == label[2]
+    assert "https://example.com/run" in issue[-1]
+
+
+def test_another_failure_adds_to_the_issue_that_is_open(github):
+    [comment] = tell(github, "Open an issue, or add to the one that is open", [5])
+    assert comment[:3] == ["issue", "comment", "5"]
+    assert "https://example.com/run" in comment[-1]
+
+
+def test_recovery_closes_the_issue(github):
+    [close] = tell(github, "Close the issue", [5])
+    assert close[:3] == ["issue", "close", "5"]
+
+
+def test_without_an_issue_there_is_none_to_close(github):
+    assert tell(github, "Close the issue", []) == []
+
+
+@pytest.mark.parametrize("name", ["Open an issue, or add to the one that is open", "Close the issue"])
+def test_a_failure_of_githubs_own_ends_the_telling(github, name):
+    (github / "fail").write_text("issue-list")
+    returncode, _, asked = ask(github, "post", "tell", name, RUN="https://example.com/run")
+    assert (returncode, len(asked)) == (1, 1)
