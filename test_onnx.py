@@ -107,7 +107,7 @@ class TestOnnx(unittest.TestCase):
 def main() -> None:
     """Report every check; exit 1 if any failed or there is no file to test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--expect", type=expected, action="extend", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
+    parser.add_argument("--expect", type=expected, action="append", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
     known = parser.parse_args().expect or presets()
     try:
         classifier = OnnxClassifier(MODEL_PATH)

@@ -147,7 +147,7 @@ def arguments() -> argparse.Namespace:
         "--in-flight", type=int, default=IN_FLIGHT, metavar="N", help="calls at once; default: %(default)s"
     )
     parser.add_argument("--run-tests", action="store_true", help="run the preset tests")
-    parser.add_argument("--expect", type=expected, action="extend", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
+    parser.add_argument("--expect", type=expected, action="append", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
     parser.add_argument("--url", default=BANANA_MODEL_URL, help="the endpoint; default: $BANANA_MODEL_URL")
     parser.add_argument("--api-key", default=BANANA_API_KEY, help="its key; default: $BANANA_API_KEY")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="of a call; default: %(default)s")
