@@ -20,18 +20,14 @@ import statistics
 import sys
 import unittest
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
 from client.endpoint import Endpoint, EndpointDown, Refused, local_server
 from client.expected import EXPECT_HELP, Preset, expected, presets
 from client.images import find, print_many, print_one
-
-# -- settings, from the environment --------------------------------------------------------------------------------
-BANANA_MODEL_URL = os.environ.get("BANANA_MODEL_URL")  # the endpoint; unset: a server is started here
-BANANA_API_KEY = os.environ.get("BANANA_API_KEY")  # its key; unset: none is sent
-# ------------------------------------------------------------------------------------------------------------------
+from runtime.settings import BadSetting, EndpointSettings, read
 
 TIMEOUT_S = 60.0  # of one call, its retries included
 WARM_CALLS = 10  # for the median and the worst time
@@ -117,20 +113,18 @@ def print_report(report: dict) -> None:
 
 
 @contextmanager
-def endpoint_of(url: str | None, api_key: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Endpoint]:
-    """Give the endpoint at `url`, or one started here for as long as it is used. Raises EndpointDown."""
-    if url:
-        yield Endpoint(url, api_key, timeout_s)
-        return
-    with local_server(timeout_s) as local_url:
-        yield Endpoint(local_url, api_key, timeout_s)
+def open_endpoint(settings: EndpointSettings, timeout_s: float = TIMEOUT_S) -> Iterator[Endpoint]:
+    """Give the endpoint of the settings, or one started here while the context lasts. Raises EndpointDown."""
+    url, key = settings.BANANA_MODEL_URL, settings.BANANA_API_KEY
+    with nullcontext(url) if url else local_server(timeout_s, key) as url:
+        yield Endpoint(url, key, timeout_s)
 
 
 class TestEndpoint(unittest.TestCase):
     """The preset tests for pytest, against BANANA_MODEL_URL or a server started here."""
 
     def test_every_check(self) -> None:
-        with endpoint_of(BANANA_MODEL_URL, BANANA_API_KEY) as endpoint:
+        with open_endpoint(read(EndpointSettings)) as endpoint:
             for name, check in checks(presets()):
                 with self.subTest(name):
                     try:
@@ -148,25 +142,28 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--run-tests", action="store_true", help="run the preset tests")
     parser.add_argument("--expect", type=expected, action="append", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
-    parser.add_argument("--url", default=BANANA_MODEL_URL, help="the endpoint; default: $BANANA_MODEL_URL")
-    parser.add_argument("--api-key", default=BANANA_API_KEY, help="its key; default: $BANANA_API_KEY")
+    parser.add_argument("--url", metavar="BANANA_MODEL_URL", help="the endpoint, in place of the variable's")
+    parser.add_argument("--api-key", metavar="BANANA_API_KEY", help="its key, in place of the variable's")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="of a call; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON: an object a picture, or the whole report")
     given = parser.parse_args()
     if bool(given.pictures) == bool(given.run_tests or given.expect):
         parser.error("name pictures, or --run-tests or --expect")
-    if given.url and not given.url.startswith(("http://", "https://")):
-        parser.error(f"the endpoint's URL has to begin with http:// or https://, not {given.url!r}")
-    if given.timeout <= 0:
-        parser.error("--timeout has to be more than 0")
+    if not 0 < given.timeout <= 3600:
+        parser.error("--timeout has to be more than 0, and at most 3600")
     if given.in_flight < 1:
         parser.error("--in-flight has to be at least 1")
+    options = {"BANANA_MODEL_URL": given.url, "BANANA_API_KEY": given.api_key}
+    try:
+        given.settings = read(EndpointSettings, os.environ | {k: v for k, v in options.items() if v is not None})
+    except BadSetting as error:
+        parser.error(str(error))
     return given
 
 
 def run_and_report(given: argparse.Namespace) -> int:
     """Run the tests and print what came; return the exit code. Raises EndpointDown."""
-    with endpoint_of(given.url, given.api_key, given.timeout) as endpoint:
+    with open_endpoint(given.settings, given.timeout) as endpoint:
         report = run_tests(endpoint, given.expect or presets())
     if given.json:
         print(json.dumps(report))
@@ -188,7 +185,7 @@ def classify_pictures(given: argparse.Namespace) -> int:
     if not paths:
         print(f"test_server.py: no picture in {', '.join(map(str, given.pictures))}", file=sys.stderr)
         return USAGE
-    with endpoint_of(given.url, given.api_key, given.timeout) as endpoint:
+    with open_endpoint(given.settings, given.timeout) as endpoint:
         if len(paths) == 1 and paths == given.pictures and not given.json:
             well = print_one(endpoint, paths[0])
         else:
@@ -209,9 +206,6 @@ def main() -> int:
             print(json.dumps({"error": str(error)}), flush=True)
         print(f"test_server.py: {error}", file=sys.stderr)
         return DOWN if isinstance(error, EndpointDown) else USAGE
-    except KeyboardInterrupt:
-        print("test_server.py: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # whoever read what is printed has left, as `head` does
         return INTERRUPTED
 

@@ -244,6 +244,8 @@ def test_expect_names_the_pictures_of_another_model(other_model, tmp_path):
         [TENCH, "--expect", f"{TENCH}=0"],
         [TENCH, "--url", "example.com"],
         [TENCH, "--in-flight", "0"],
+        [TENCH, "--url", "http://127.0.0.1:1 /"],
+        [TENCH, "--timeout", "nan"],
         ["--expect", TENCH],
         ["--unknown"],
     ],
@@ -252,6 +254,24 @@ def test_wrong_usage_is_exit_code_2(arguments):
     result = run_tester(*arguments)
     assert result.returncode == 2
     assert "usage: test_server.py" in result.stderr
+
+
+@pytest.mark.parametrize("key", ["sécret", "sec\x07ret", "“secret”", " "])
+def test_a_key_that_no_header_takes_is_exit_code_2_and_not_printed(key):
+    for arguments, environment in ((["--api-key", key], {}), ([], {"BANANA_API_KEY": key})):
+        result = run_tester(TENCH, "--url", "http://127.0.0.1:1", *arguments, **environment)
+        assert result.returncode == 2
+        assert "BANANA_API_KEY: expected ASCII text, as an HTTP header takes it" in result.stderr
+        assert "ret" not in result.stderr
+
+
+def test_a_pasted_url_and_key_may_end_in_a_line_feed(tmp_path):
+    with ready(tmp_path, stub=True, BANANA_API_KEY="key") as served:
+        (tmp_path / "release").touch()
+        (tmp_path / "answer.json").write_text(json.dumps(ANSWER))
+        url = f"{served.url}/\n".replace("http", "HTTP")
+        assert run_tester(TENCH, BANANA_MODEL_URL=url, BANANA_API_KEY="key\n").returncode == 0
+        assert run_tester(TENCH, "--url", url, "--api-key", " key\r\n").returncode == 0
 
 
 def test_a_wrong_key_is_exit_code_2_and_neither_key_is_printed(tmp_path):
@@ -273,6 +293,14 @@ def test_nothing_listening_is_exit_code_3():
         assert result.stderr.count("does not answer") == 1
         as_json = run_tester(*arguments, "--json", "--url", "http://127.0.0.1:1")
         assert "does not answer" in json.loads(as_json.stdout)["error"]
+
+
+def test_https_on_a_port_without_it_is_exit_code_3_with_what_to_do():
+    with socket.create_server(("127.0.0.1", 0)) as silent, misbehaving(200, b"") as (url, _):
+        for address in (f"https://127.0.0.1:{silent.getsockname()[1]}", url.replace("http", "https")):
+            result = run_tester(TENCH, "--url", address, "--timeout", "1")
+            assert result.returncode == 3
+            assert "if it speaks plain HTTP, its URL begins with http://" in result.stderr
 
 
 def test_a_server_that_cannot_start_is_exit_code_3_with_its_own_words():
