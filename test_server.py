@@ -26,7 +26,7 @@ from pathlib import Path
 
 from client.endpoint import Endpoint, EndpointDown, Refused, local_server
 from client.expected import EXPECT_HELP, Preset, expected, presets
-from client.images import find, print_many, print_one
+from client.images import find_images, print_many, print_one
 from runtime.settings import BadSetting, EndpointSettings, read
 
 TIMEOUT_S = 60.0  # of one call, its retries included
@@ -175,7 +175,7 @@ def run_and_report(given: argparse.Namespace) -> int:
 def classify_pictures(given: argparse.Namespace) -> int:
     """Print the pictures' classes; return the exit code. Raises EndpointDown or Refused."""
     try:
-        paths, ignored = find(given.pictures)
+        paths, ignored = find_images(given.pictures)
     except OSError as error:
         print(f"test_server.py: {error.filename} cannot be read: {error.strerror}", file=sys.stderr)
         return USAGE
