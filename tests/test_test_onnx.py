@@ -52,6 +52,16 @@ def test_a_wrong_file_fails_by_name_under_pytest_too(tmp_path):
     assert f"AssertionError: {FAILS['swap_channels'].removeprefix('FAIL  ')}" in result.stdout
 
 
+def test_it_works_from_any_folder_and_under_pytest_each_check_is_a_test():
+    clean = {name: value for name, value in os.environ.items() if name != "MODEL_PATH"}
+    command = [sys.executable, ROOT / "test_onnx.py"]
+    subprocess.run(command, cwd="/", env=clean, check=True, capture_output=True)
+    command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", ROOT / "test_onnx.py"]
+    result = subprocess.run(command, cwd="/", env=clean, check=True, capture_output=True, text=True)
+    for name in ("images/n01440764_tench.jpeg", "images/n01632777_axolotl.jpeg", "probabilities", "resize"):
+        assert f"test_onnx.py::test_onnx[{name}] PASSED" in result.stdout
+
+
 def test_no_file_is_a_sentence_and_exit_code_1(tmp_path):
     result = run_tester(tmp_path / "nothing.onnx")
     assert result.returncode == 1
