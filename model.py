@@ -157,7 +157,10 @@ class OnnxClassifier:
         Raises InvalidModel or providers.ProviderUnavailable.
         """
         if not Path(path).is_file():
-            raise InvalidModel(f"{path} is not there: make it with `python convert_to_onnx.py`")
+            raise InvalidModel(
+                f"{path} is not there: make it with `python convert_to_onnx.py`, "
+                "or with `python convert_to_onnx.py --model auto` if the assignment's weights cannot be had"
+            )
         try:
             self._describe(read_metadata(path), max_pixels, exact=precision == "f32")
             self.runner = open_runner(

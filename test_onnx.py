@@ -7,35 +7,31 @@ A model with other classes than ImageNet's has its own pictures, which --expect 
 a failed one with what was expected and what came; exit code 1 if any failed, 2 for wrong usage.
 """
 
+import runtime.start  # noqa: F401  first, for what goes wrong in other imports
+
 import argparse
-import os
 import sys
-import unittest
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from client.expected import EXPECT_HELP, Preset, expected, presets
+from client.report import Check, assert_passes, print_results, run_checks
 from model import OnnxClassifier
 from runtime.errors import InvalidImage, InvalidModel
-
-# -- settings, from the environment --------------------------------------------------------------------------------
-MODEL_PATH = os.environ.get("MODEL_PATH") or "classifier.onnx"  # the file to test
-# ------------------------------------------------------------------------------------------------------------------
+from runtime.settings import ROOT, ModelSettings, read
 
 # Of a probability, between a resize in the graph and one by Pillow. On photographs a right file is up to 0.007 away,
 # and one without antialias 0.06 to 0.94.
 TOLERANCE = 0.02
 
-SUM_TOLERANCE = 1e-3  # of the sum of a picture's probabilities, each of which is rounded
-
-Check = Callable[[OnnxClassifier], str]
+SUM_TOLERANCE = 1e-3  # of the sum of an image's probabilities, each of which is rounded
 
 
-def check_picture(preset: Preset, classifier: OnnxClassifier) -> str:
-    """The picture's own pixels, resized and normalized by the graph, come out as the right class."""
+def check_image(preset: Preset, classifier: OnnxClassifier) -> str:
+    """The image's own pixels, resized and normalized by the graph, come out as the right class."""
     best = classifier.top(predict_raw(classifier, preset), 1)[0]
     classes = len(classifier.class_names)
     if preset.class_id >= classes:
@@ -50,17 +46,17 @@ def check_probabilities(known: list[Preset], classifier: OnnxClassifier) -> str:
     if not (low >= 0 and high <= 1.001):
         raise AssertionError(f"expected numbers from 0 to 1, got {low:.3g} to {high:.3g}")
     sums = rows.sum(axis=1)
-    came = f"the sum of a picture's from {sums.min():.3f} to {sums.max():.3f}"
+    actual = f"the sum of a picture's from {sums.min():.3f} to {sums.max():.3f}"
     if classifier.activation == "softmax" and np.abs(sums - 1).max() > SUM_TOLERANCE:
-        raise AssertionError(f"expected a sum of 1 after softmax, got {came}")
-    return f"each is from 0 to 1, and {came}"
+        raise AssertionError(f"expected a sum of 1 after softmax, got {actual}")
+    return f"each is from 0 to 1, and {actual}"
 
 
 def check_resize(classifier: OnnxClassifier) -> str:
-    """The graph's resize is Pillow's antialiased one, on pictures that come out wrong with any other."""
+    """The graph's resize is Pillow's antialiased one, on images that come out wrong with any other."""
     worst = 0.0
     for preset in presets():  # for any model: the classes do not matter
-        pixels = fine_pattern(classifier.preprocessor.decode(preset.path))
+        pixels = draw_fine_pattern(classifier.preprocessor.decode(preset.path))
         graph = classifier.predict(pixels[None])[0]
         pillow = classifier.predict(classifier.preprocessor.resize(pixels)[None])[0]
         worst = max(worst, float(np.abs(graph - pillow).max()))
@@ -70,11 +66,11 @@ def check_resize(classifier: OnnxClassifier) -> str:
 
 
 def predict_raw(classifier: OnnxClassifier, preset: Preset) -> np.ndarray:
-    """Return the probabilities, float32 [classes], of a picture at its own size."""
+    """Return the probabilities, float32 [classes], of an image at its own size."""
     return classifier.predict(classifier.preprocessor.decode(preset.path)[None])[0]
 
 
-def fine_pattern(pixels: np.ndarray) -> np.ndarray:
+def draw_fine_pattern(pixels: np.ndarray) -> np.ndarray:
     """Return uint8 [height, width, 3] doubled in size under a checkerboard that a right resize averages away."""
     height, width, _ = pixels.shape
     large = np.asarray(Image.fromarray(pixels).resize((2 * width, 2 * height)), np.int16)
@@ -83,44 +79,42 @@ def fine_pattern(pixels: np.ndarray) -> np.ndarray:
     return (large.clip(60, 195) + board).astype(np.uint8)
 
 
-def checks(known: list[Preset]) -> list[tuple[str, Check]]:
-    """Return every check, with its name in the report, for these pictures."""
-    pictures = [(preset.name, partial(check_picture, preset)) for preset in known]
-    return [*pictures, ("probabilities", partial(check_probabilities, known)), ("resize", check_resize)]
+def get_checks(known: list[Preset]) -> list[tuple[str, Check]]:
+    """Return every check, with its name in the report, for these images."""
+    images = [(preset.name, partial(check_image, preset)) for preset in known]
+    return [*images, ("probabilities", partial(check_probabilities, known)), ("resize", check_resize)]
 
 
-class TestOnnx(unittest.TestCase):
-    """The same checks for pytest."""
+def pytest_generate_tests(metafunc: Any) -> None:
+    """Make each check a test of its own for pytest."""
+    checks = get_checks(presets())
+    metafunc.parametrize("check", checks, ids=[name for name, _ in checks])
 
-    def test_every_check(self) -> None:
-        classifier = OnnxClassifier(MODEL_PATH)
-        for name, check in checks(presets()):
-            with self.subTest(name):
-                try:
-                    check(classifier)
-                except AssertionError as error:
-                    self.fail(f"{name}: {error}")  # pytest's report leaves the name of a subtest out
+
+def setup_module(module: Any) -> None:
+    """Open the file of MODEL_PATH for all tests."""
+    module.path = read(ModelSettings).MODEL_PATH
+    module.classifier = OnnxClassifier(module.path)
+
+
+def test_onnx(check: tuple[str, Check]) -> None:
+    """The check passes."""
+    assert_passes(check, classifier, path, InvalidImage)  # noqa: F821  setup_module opens it
 
 
 def main() -> None:
     """Report every check; exit 1 if any failed or there is no file to test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--expect", type=expected, action="extend", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
+    parser.add_argument("--expect", type=expected, action="append", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
     known = parser.parse_args().expect or presets()
+    path = read(ModelSettings).MODEL_PATH
     try:
-        classifier = OnnxClassifier(MODEL_PATH)
+        classifier = OnnxClassifier(path)
     except InvalidModel as error:
         sys.exit(f"test_onnx.py: {error}")
-    passed = failed = 0
-    for name, check in checks(known):
-        try:
-            print(f"ok    {name}: {check(classifier)}")
-            passed += 1
-        except (AssertionError, InvalidImage) as error:
-            print(f"FAIL  {name}: {error}")
-            failed += 1
-    print(f"{MODEL_PATH}, {classifier.model_name}: {passed} passed, {failed} failed")
-    sys.exit(1 if failed else 0)
+    results = run_checks(get_checks(known), classifier, InvalidImage)
+    name = path.removeprefix(f"{ROOT}/")
+    sys.exit(0 if print_results(results, f"{name}, {classifier.model_name}") else 1)
 
 
 if __name__ == "__main__":

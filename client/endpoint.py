@@ -1,10 +1,7 @@
-"""An endpoint as a caller sees it: Banana's own client, guarded where it would hang or repeat itself, and a server
-started here where there is no other.
-"""
+"""An endpoint as a caller sees it, by Banana's own client kept within a time-out; and a server started here."""
 
 import base64
 import os
-import queue
 import socket
 import subprocess
 import sys
@@ -12,26 +9,31 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urljoin
 
 import banana_dev.client
 import requests
-from banana_dev import Client
-from banana_dev.client import ClientException
+import urllib3
 
 SERVER = Path(__file__).parent.parent / "server.py"
-CLIENT_BACKOFF_S = 4  # the client looks at its own time-out between retries only, which are up to 3 s apart
+CONNECT_TIMEOUT_S = 5  # of connecting and of TLS, which a port without TLS would let wait for ever
+BUSY = (400, 423, 502, 503)  # asked again; Banana's own use 400 for a caller over the quota
+LONGEST_PAUSE_S = 1  # between one try and the next
 POLL_S = 0.02
 STOP_TIMEOUT_S = 30
 
 
 class EndpointDown(Exception):
     """The endpoint does not answer, or not in this server's words."""
+
+
+class EndpointBusy(EndpointDown):
+    """The endpoint may answer if it is asked again."""
 
 
 class Refused(Exception):
@@ -58,88 +60,97 @@ class Endpoint:
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
-        self.headers = {"X-Banana-API-Key": api_key} if api_key else {}
         self.timeout_s = timeout_s
-        self.client = Client(api_key or "", self.url, verbosity="")
+        self.client = banana_dev.Client(api_key or "", self.url, verbosity="")
 
-    def classify(self, picture: bytes) -> Answer:
-        """Return the class of a picture's file content. Raises Refused."""
-        inputs = {"image": base64.b64encode(picture).decode()}
+    def classify(self, image: bytes) -> Answer:
+        """Return the class of an image file's content. Raises Refused."""
+        inputs = {"image": base64.b64encode(image).decode()}
         started = time.perf_counter()
         answer = self._call(inputs)
         call_ms = (time.perf_counter() - started) * 1e3
         try:
-            server_ms = answer["timing_ms"]["total"]
-            return Answer(answer["class_id"], answer["class_name"], answer["probability"], call_ms, server_ms)
-        except (KeyError, TypeError) as error:
+            class_id, class_name, probability = (answer[key] for key in ("class_id", "class_name", "probability"))
+            server_ms = float(answer["timing_ms"]["total"])
+            return Answer(int(class_id), str(class_name), float(probability), call_ms, server_ms)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise EndpointDown(f"{self.url} answered, but not with a class: is it this server?") from error
 
     def health(self) -> dict:
         """Return what /healthcheck says."""
+        self._start_clock()
         try:
-            health = _request("GET", f"{self.url}/healthcheck", timeout=self.timeout_s).json()
+            health = _request("GET", f"{self.url}/healthcheck").json()
         except requests.JSONDecodeError:
             health = None
         if not isinstance(health, dict):
             raise EndpointDown(f"{self.url}/healthcheck answered, but not with a state: is it this server?")
         return health
 
-    def _call(self, inputs: dict) -> dict:
-        # The client sets no time-out, so that a server which accepts and then says nothing would hold it for ever.
-        outcome: queue.Queue = queue.Queue()
-        threading.Thread(target=self._call_client, args=(inputs, outcome), daemon=True).start()
-        try:
-            answer = outcome.get(timeout=self.timeout_s + CLIENT_BACKOFF_S)
-        except queue.Empty:
-            raise EndpointDown(f"{self.url} did not answer within {self.timeout_s:g} s") from None
-        if isinstance(answer, ClientException):
-            return self._ask_again(inputs, answer)
-        if isinstance(answer, EndpointDown):
-            raise answer
-        return answer
+    def _call(self, inputs: dict) -> Any:
+        self._start_clock()
+        pause_s = 0.2
+        while True:
+            try:
+                # Headers of its own, because the client's default is one dictionary that all calls share and change.
+                return self.client.call("/", json=inputs, headers={}, retry=False)[0]
+            except EndpointBusy:
+                if time.monotonic() + pause_s > clock.deadline:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _call_client(self, inputs: dict, outcome: queue.Queue) -> None:
-        try:
-            # Headers of its own, because the client's default is one dictionary that all calls share and change.
-            outcome.put(self.client.call("/", json=inputs, headers={}, retry_timeout=self.timeout_s)[0])
-        except (ClientException, EndpointDown) as error:
-            outcome.put(error)
-
-    def _ask_again(self, inputs: dict, raised: ClientException) -> dict:
-        """Raise Refused or EndpointDown in the server's own words, which the client mostly drops; return an answer."""
-        response = _request("POST", self.url, json=inputs, headers=self.headers, timeout=self.timeout_s)
-        try:
-            if response.ok:
-                return response.json()
-            message = response.json()["error"]["message"]
-        except (requests.JSONDecodeError, KeyError, TypeError):
-            message = response.text[:200] or raised.message.strip()
-        if 401 <= response.status_code < 500:
-            raise Refused(response.status_code, message) from raised
-        raise EndpointDown(f"{self.url} answers {response.status_code}: {message}") from raised
+    def _start_clock(self) -> None:
+        clock.timeout_s = self.timeout_s
+        clock.deadline = time.monotonic() + self.timeout_s
 
 
-def _request(method: str, url: str, **arguments) -> requests.Response:
+clock = threading.local()  # of the call that this thread makes: the client has no option for a time-out
+
+
+def _request(method: str, url: str, **arguments: Any) -> requests.Response:
     """Send a request and return the response. Raises EndpointDown, for a redirect too: its target would get the key."""
+    timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, total=max(0.001, clock.deadline - time.monotonic()))
     try:
-        response = requests.request(method, url, allow_redirects=False, **arguments)
+        response = requests.request(method, url, timeout=timeout, allow_redirects=False, **arguments)
         target = urljoin(url, response.headers.get("Location", ""))
     except (requests.RequestException, ValueError) as error:  # ValueError: the redirect's target is not a URL
-        raise EndpointDown(f"{url} does not answer: {error}") from error
+        late = time.monotonic() >= clock.deadline
+        message = f"did not answer within {clock.timeout_s:g} s" if late else f"does not answer: {error}"
+        if url.lower().startswith("https:") and isinstance(error, requests.Timeout | requests.exceptions.SSLError):
+            message += "; if it speaks plain HTTP, its URL begins with http://"
+        raise EndpointDown(f"{url} {message}") from error
     if response.is_redirect:
         raise EndpointDown(f"{url} redirects to {target!r}: if that is the endpoint, set the URL to it")
     return response
 
 
-# The client would follow redirects, and has no option against that.
-banana_dev.client.requests = SimpleNamespace(post=partial(_request, "POST"))
+def _post(url: str, **arguments: Any) -> requests.Response:
+    """Return the response if its status is 200. Raises EndpointBusy, Refused or EndpointDown, in the server's words."""
+    response = _request("POST", url, **arguments)
+    status = response.status_code
+    if status == 200:
+        return response
+    try:
+        message = response.json()["error"]["message"]
+    except (requests.JSONDecodeError, KeyError, TypeError):
+        message = response.text[:200] or response.reason
+    if status in BUSY:
+        raise EndpointBusy(f"{url} answers {status}: {message}")
+    if 401 <= status < 500:
+        raise Refused(status, message)
+    raise EndpointDown(f"{url} answers {status}: {message}")
+
+
+# By itself the client follows redirects, waits without an end, and drops most of what a server says.
+banana_dev.client.requests = SimpleNamespace(post=_post)
 
 
 @contextmanager
-def local_server(timeout_s: float) -> Iterator[str]:
+def local_server(timeout_s: float, api_key: str | None = None) -> Iterator[str]:
     """Run server.py on a free port of this machine while the context lasts; give its URL. Raises EndpointDown."""
     port = free_port()
-    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port)}
+    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port), "BANANA_API_KEY": api_key or ""}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([sys.executable, SERVER], env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -169,10 +180,8 @@ def _wait_until_healthy(process: subprocess.Popen, url: str, timeout_s: float) -
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise EndpointDown(f"server.py ended with exit code {process.returncode}; it said:")
-        try:
-            if requests.get(f"{url}/healthcheck", timeout=timeout_s).ok:
+        with suppress(requests.RequestException):  # it does not listen yet
+            if requests.get(f"{url}/healthcheck", timeout=1).ok:
                 return
-        except requests.ConnectionError:
-            pass  # it does not listen yet
         time.sleep(POLL_S)
     raise EndpointDown(f"server.py was not healthy within {timeout_s:g} s; it said:")

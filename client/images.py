@@ -1,7 +1,4 @@
-"""Pictures through an endpoint: one, or many with a few in flight at once and their lines in order.
-
-test_server.py is the command.
-"""
+"""Images through an endpoint: one, or many with a few calls in flight at once and their lines in order."""
 
 import json
 import math
@@ -9,184 +6,132 @@ import os
 import statistics
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from client.endpoint import Answer, Endpoint, EndpointDown, Refused
+from client.endpoint import Endpoint, Refused
+from client.report import print_line
 
 # What the server decodes, by the names that such files have.
 SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}
 
-ABOUT_THE_PICTURE = (408, 413, 422)  # any other refusal would be the same for every picture
-GIVE_UP_AFTER = 3  # pictures in a row without an answer, although the endpoint says that it is healthy
-AHEAD = 256  # answers that may wait for that of an earlier picture
+ABOUT_THE_IMAGE = (408, 413, 422)  # any other refusal would be the same for every image
 WIDEST, NAME_WIDTH = 60, 24  # characters of a path and of a class name in the table; what is longer juts out
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A picture's answer, or why there is none."""
+def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the images, in order, and what was ignored: a folder stands for the images in it, at any depth.
 
-    path: Path
-    answer: Answer | None = None
-    error: str = ""
-
-
-@dataclass
-class Tally:
-    """How many pictures have come out, and how long their calls and all of it took."""
-
-    pictures: int = 0
-    call_ms: list[float] = field(default_factory=list)  # of those with an answer
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def failed(self) -> int:
-        """How many have no class."""
-        return self.pictures - len(self.call_ms)
-
-    def add(self, outcome: Outcome) -> None:
-        """Count it."""
-        self.pictures += 1
-        if outcome.answer:
-            self.call_ms.append(outcome.answer.call_ms)
-
-    def __str__(self) -> str:
-        seconds = time.perf_counter() - self.started
-        rate = len(self.call_ms) / seconds
-        text = f"{len(self.call_ms)} of {self.pictures} pictures classified in {seconds:.2f} s, {rate:.1f} a second"
-        if not self.call_ms:
-            return text
-        p95 = sorted(self.call_ms)[math.ceil(0.95 * len(self.call_ms)) - 1]
-        median, worst = statistics.median(self.call_ms), max(self.call_ms)
-        return (
-            f"{text}; a call took {median:.1f} ms in the median, {p95:.1f} at the 95th percentile, {worst:.1f} at worst"
-        )
-
-
-def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the pictures, in order, and what was ignored: a folder stands for the pictures in it, at any depth.
-
-    In a folder a picture is known by its suffix, and what is hidden is ignored. Raises OSError for a folder that
+    In a folder an image is known by its suffix, and what is hidden is ignored. Raises OSError for a folder that
     cannot be read.
     """
-    pictures, ignored = [], []
+    images, ignored = [], []
     for path in paths:
         if not path.is_dir():
-            pictures.append(path)
+            images.append(path)
             continue
         for folder, folders, files in os.walk(path, onerror=_raise):
             ignored += [Path(folder, name) for name in folders if name.startswith(".")]
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for file in (Path(folder, name) for name in sorted(files)):
                 hidden = file.name.startswith(".")
-                (pictures if file.suffix.lower() in SUFFIXES and not hidden else ignored).append(file)
-    return pictures, ignored
+                (images if file.suffix.lower() in SUFFIXES and not hidden else ignored).append(file)
+    return images, ignored
 
 
-def classify(endpoint: Endpoint, path: Path) -> Outcome:
-    """Return the picture's answer, or what is wrong with it. Raises EndpointDown, and Refused if it is not to blame."""
-    try:
-        picture = path.read_bytes()
-    except OSError as error:
-        return Outcome(path, error=f"cannot be read: {error.strerror}")
-    try:
-        return Outcome(path, endpoint.classify(picture))
-    except Refused as refusal:
-        if refusal.status not in ABOUT_THE_PICTURE:
-            raise
-        return Outcome(path, error=str(refusal))
+def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
+    """Return `picture`, the path, and either what an Answer has or `error`. Raises EndpointDown.
 
-
-def classify_in_order(endpoint: Endpoint, paths: Sequence[Path], in_flight: int) -> Iterator[Outcome]:
-    """Give each picture's outcome, in order, with so many calls at once; only the pictures of those are in memory.
-
-    Raises EndpointDown once the endpoint is gone, and Refused as `classify` does; what is in flight is left to itself.
+    Raises Refused where the image is not to blame.
     """
-    give_up_after = min(GIVE_UP_AFTER, len(paths))
-    executor = ThreadPoolExecutor(in_flight)
-    begun = ((path, executor.submit(classify, endpoint, path)) for path in paths)
-    waiting = deque(islice(begun, AHEAD))
-    unanswered = 0
+    row = {"picture": str(path)}
     try:
-        while waiting:
-            path, future = waiting.popleft()
-            try:
-                outcome, unanswered = future.result(), 0
-            except EndpointDown as error:
-                unanswered += 1
-                if unanswered == give_up_after or not _is_healthy(endpoint):
-                    raise
-                outcome = Outcome(path, error=str(error))
-            yield outcome
-            waiting.extend(islice(begun, 1))
+        image = path.read_bytes()
+    except OSError as error:
+        return row | {"error": f"cannot be read: {error.strerror}"}
+    try:
+        return row | vars(endpoint.classify(image))
+    except Refused as refusal:
+        if refusal.status not in ABOUT_THE_IMAGE:
+            raise
+        return row | {"error": str(refusal)}
+
+
+def classify_in_order(endpoint: Endpoint, paths: Sequence[Path], in_flight: int) -> Iterator[dict]:
+    """Yield what `read_and_classify` returns for each image, in order, with so many calls at once.
+
+    Where it raises, the calls in flight are left to themselves, so that nobody waits for them.
+    """
+    executor = ThreadPoolExecutor(in_flight)
+    try:
+        yield from executor.map(partial(read_and_classify, endpoint), paths)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
 def print_one(endpoint: Endpoint, path: Path) -> bool:
-    """Print the picture's class in a sentence; return whether it has one. Raises as `classify` does."""
-    outcome = classify(endpoint, path)
-    if outcome.answer is None:
-        print(f"{path}: {outcome.error}", file=sys.stderr)
+    """Print the image's class in a sentence; return whether it has one. Raises as `read_and_classify` does."""
+    row = read_and_classify(endpoint, path)
+    if "error" in row:
+        print_line(f"{path}: {row['error']}", sys.stderr)
         return False
-    answer = outcome.answer
-    print(
-        f"{path}: {answer.class_name} (class {answer.class_id}, probability {answer.probability:.3f}) "
-        f"in {answer.call_ms:.1f} ms"
-    )
+    what = f"{row['class_name']} (class {row['class_id']}, probability {row['probability']:.3f})"
+    print_line(f"{path}: {what} from {endpoint.url} in {row['call_ms']:.1f} ms")
     return True
 
 
 def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: bool) -> bool:
-    """Print a line for each picture as it comes, in order, and what they took in all; return whether each has a class.
+    """Print a line for each image as it comes, in order, and what they took in all; return whether each has a class.
 
-    Raises EndpointDown or Refused where that ends it; then, and after Ctrl-C, what has come is summed up all the same.
+    Where EndpointDown, Refused or Ctrl-C ends it, what was done is summed up all the same.
     """
     width = min(WIDEST, max(len(str(path)) for path in paths))
     if not as_json:
-        print(f"{'file':<{width}}  class id  {'class name':<{NAME_WIDTH}}  probability       ms")
-    tally = Tally()
+        print_line(f"{'file':<{width}}  class id  {'class name':<{NAME_WIDTH}}  probability       ms")
+    started = time.perf_counter()
+    done, call_ms = 0, []
     try:
         # Without a terminal there is no bar: that is what None says.
         with tqdm(total=len(paths), unit=" pictures", file=sys.stderr, disable=None, leave=False) as bar:
-            for outcome in classify_in_order(endpoint, paths, in_flight):
-                tally.add(outcome)
+            for row in classify_in_order(endpoint, paths, in_flight):
+                done += 1
+                call_ms += [row["call_ms"]] if "call_ms" in row else []
                 bar.update()
                 with bar.external_write_mode():
-                    print(_to_json(outcome) if as_json else _to_row(outcome, width), flush=True)
+                    if as_json:
+                        print(json.dumps(row), flush=True)
+                    else:
+                        print_line(format_row(row, width))
     finally:
-        print(tally, file=sys.stderr if as_json else sys.stdout, flush=True)
-    return not tally.failed
+        text = f"{summarize(done, call_ms, time.perf_counter() - started)}; endpoint {endpoint.url}"
+        print_line(text, sys.stderr if as_json else sys.stdout)
+    return len(call_ms) == done
 
 
-def _is_healthy(endpoint: Endpoint) -> bool:
-    try:
-        return endpoint.health().get("state") == "healthy"
-    except EndpointDown:
-        return False
+def format_row(row: dict, width: int) -> str:
+    """Return an image's line of the table, in which its path has so many characters."""
+    path = f"{row['picture']:<{width}}"
+    if "error" in row:
+        return f"{path}  {row['error']}"
+    name = f"{row['class_name']:<{NAME_WIDTH}}"
+    return f"{path}  {row['class_id']:>8}  {name}  {row['probability']:>11.3f}  {row['call_ms']:>7.1f}"
+
+
+def summarize(images: int, call_ms: list[float], seconds: float) -> str:
+    """Return how many of the images have a class, and how long those calls and all of it took, in words."""
+    text = f"{len(call_ms)} of {images} pictures classified in {seconds:.2f} s, {len(call_ms) / seconds:.1f} a second"
+    if not call_ms:
+        return text
+    p95 = sorted(call_ms)[math.ceil(0.95 * len(call_ms)) - 1]
+    return (
+        f"{text}; a call took {statistics.median(call_ms):.1f} ms in the median, "
+        f"{p95:.1f} at the 95th percentile, {max(call_ms):.1f} at worst"
+    )
 
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _to_json(outcome: Outcome) -> str:
-    return json.dumps(
-        {"picture": str(outcome.path)} | (vars(outcome.answer) if outcome.answer else {"error": outcome.error})
-    )
-
-
-def _to_row(outcome: Outcome, width: int) -> str:
-    path = f"{outcome.path!s:<{width}}"
-    if outcome.answer is None:
-        return f"{path}  {outcome.error}"
-    answer = outcome.answer
-    name = f"{answer.class_name:<{NAME_WIDTH}}"
-    return f"{path}  {answer.class_id:>8}  {name}  {answer.probability:>11.3f}  {answer.call_ms:>7.1f}"

@@ -66,10 +66,16 @@ def choice(default: str, allowed: tuple[str, ...], help: str) -> Any:
     return setting(default, f"one of {', '.join(allowed)}", help, parse)
 
 
-def text(default: str | None, help: str, expected: str = "printable text", pattern: str = r"\S|\S.*\S") -> Any:
-    """Return the field of a text of printable characters that matches the regular expression `pattern`."""
+def text(
+    default: str | None, help: str, expected: str = "printable text", pattern: str = r"\S|\S.*\S", strip: bool = False
+) -> Any:
+    """Return the field of a text of printable characters that matches the regular expression `pattern`.
+
+    With `strip` white space at its ends is taken off, as a pasted text has it.
+    """
 
     def parse(text: str) -> str:
+        text = text.strip() if strip else text
         if not text.isprintable() or not re.fullmatch(pattern, text):
             raise ValueError
         return text
@@ -126,12 +132,14 @@ class EndpointSettings:
         "the endpoint; unset: a server is started on this machine",
         "a URL that begins with http:// or https://",
         r"(?i:https?)://\S+",
+        strip=True,
     )
     BANANA_API_KEY: str | None = text(
         None,
         "the endpoint's key; unset: none is sent",
         "ASCII text, as an HTTP header takes it",
         r"[!-~]([ -~]*[!-~])?",
+        strip=True,
     )
 
 

@@ -95,9 +95,83 @@ def test_json_is_an_object_a_picture(served):
 
 
 def test_without_a_url_a_server_is_started_for_as_long_as_needed():
-    result = run_tester(TENCH)
-    assert "tench (class 0" in result.stdout
-    assert result.returncode == 0
+    for arguments in ([TENCH], [TENCH, "--json"], ["--run-tests"]):
+        result = run_tester(*arguments, BANANA_MODEL_URL="", BANANA_API_KEY="key\n")
+        assert result.stderr.startswith(
+            "test_server.py: without --url and BANANA_MODEL_URL this tests a server of its own"
+        )
+        assert result.returncode == 0
+        assert (
+            "0 tench" in result.stdout
+            or "tench (class 0" in result.stdout
+            or json.loads(result.stdout)["class_id"] == 0
+        )
+        assert "http://127.0.0.1:" in result.stdout + result.stderr
+
+
+def test_the_endpoint_is_named_with_every_result(served):
+    assert f" from {served.url} in " in run_tester(TENCH, "--url", served.url).stdout
+    assert f"; endpoint {served.url}\n" in run_tester(TENCH, NEWT, "--url", served.url).stdout
+    assert f"; endpoint {served.url}\n" in run_tester(TENCH, "--json", "--url", served.url).stderr
+    assert f"{served.url}: " in run_tester("--run-tests", "--url", served.url).stdout
+
+
+def run_pytest(**environment):
+    command = [sys.executable, "-m", "pytest", "test_server.py", "-vv", "-p", "no:cacheprovider"]
+    options = command_line(**environment) | {"args": command}
+    return subprocess.run(**options, capture_output=True, text=True, timeout=120)
+
+
+def test_pytest_reports_each_check_with_the_endpoint(served, tmp_path):
+    result = run_pytest(BANANA_MODEL_URL=served.url)
+    assert result.returncode == 0, result.stdout
+    for name in ("health", "images/n01440764_tench.jpeg", "images/n01632777_axolotl.jpeg", "not a picture"):
+        assert f"test_server.py::test_endpoint[{name} of {served.url}] PASSED" in result.stdout
+    assert result.stderr == ""
+
+    with misbehaving(200, json.dumps(ANSWER | {"class_name": "\x1bcock"}).encode(), health=b'{"state": "healthy"}') as (
+        url,
+        _,
+    ):
+        wrong = run_pytest(BANANA_MODEL_URL=url)
+    assert "images/n01440764_tench.jpeg: expected 0 tench, got 7 \\x1bcock; " + url in wrong.stdout
+    assert "1 passed" in wrong.stdout
+    assert "Error at setup" not in wrong.stdout
+
+
+def test_pytest_says_before_anything_else_that_the_server_is_its_own():
+    result = run_pytest()
+    assert result.returncode == 0, result.stdout
+    assert "test_endpoint[health of a server started here] PASSED" in result.stdout
+    assert (
+        result.stderr
+        == "\ntest_server.py: without --url and BANANA_MODEL_URL this tests a server of its own, started here\n"
+    )
+
+
+def test_what_an_endpoint_says_is_escaped():
+    answer = ANSWER | {"class_name": "\n::error::cock\x1b[2J"}
+    with misbehaving(200, json.dumps(answer).encode(), health=b'{"state": "healthy", "model": "\\n::error::a"}') as (
+        url,
+        _,
+    ):
+        for arguments in ([TENCH], [TENCH, NEWT], ["--run-tests"]):
+            result = run_tester(*arguments, "--url", url)
+            assert "\\n::error::cock\\x1b[2J" in result.stdout
+            assert "\n::" not in result.stdout
+            assert "\x1b" not in result.stdout
+        assert json.loads(run_tester(TENCH, "--json", "--url", url).stdout)["class_name"] == answer["class_name"]
+    with misbehaving(422, b"no\n::error::a") as (url, _):
+        assert "\n::" not in run_tester(TENCH, "--url", url).stderr
+    with misbehaving(500, b"no\n::error::a") as (url, _):
+        assert "\n::" not in run_tester(TENCH, "--url", url).stderr
+
+
+def test_it_works_from_any_folder(served):
+    command = command_line(TENCH, "--url", served.url) | {"cwd": "/"}
+    assert "tench" in subprocess.run(**command, capture_output=True, text=True, check=True).stdout
+    command = command_line(TENCH) | {"cwd": "/"}
+    assert "tench" in subprocess.run(**command, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_preset_tests_are_reported_each_with_the_time_of_a_call(served):
@@ -244,6 +318,8 @@ def test_expect_names_the_pictures_of_another_model(other_model, tmp_path):
         [TENCH, "--expect", f"{TENCH}=0"],
         [TENCH, "--url", "example.com"],
         [TENCH, "--in-flight", "0"],
+        [TENCH, "--url", "http://127.0.0.1:1 /"],
+        [TENCH, "--timeout", "nan"],
         ["--expect", TENCH],
         ["--unknown"],
     ],
@@ -252,6 +328,24 @@ def test_wrong_usage_is_exit_code_2(arguments):
     result = run_tester(*arguments)
     assert result.returncode == 2
     assert "usage: test_server.py" in result.stderr
+
+
+@pytest.mark.parametrize("key", ["sécret", "sec\x07ret", "“secret”", " "])
+def test_a_key_that_no_header_takes_is_exit_code_2_and_not_printed(key):
+    for arguments, environment in ((["--api-key", key], {}), ([], {"BANANA_API_KEY": key})):
+        result = run_tester(TENCH, "--url", "http://127.0.0.1:1", *arguments, **environment)
+        assert result.returncode == 2
+        assert "BANANA_API_KEY: expected ASCII text, as an HTTP header takes it" in result.stderr
+        assert "ret" not in result.stderr
+
+
+def test_a_pasted_url_and_key_may_end_in_a_line_feed(tmp_path):
+    with ready(tmp_path, stub=True, BANANA_API_KEY="key") as served:
+        (tmp_path / "release").touch()
+        (tmp_path / "answer.json").write_text(json.dumps(ANSWER))
+        url = f"{served.url}/\n".replace("http", "HTTP")
+        assert run_tester(TENCH, BANANA_MODEL_URL=url, BANANA_API_KEY="key\n").returncode == 0
+        assert run_tester(TENCH, "--url", url, "--api-key", " key\r\n").returncode == 0
 
 
 def test_a_wrong_key_is_exit_code_2_and_neither_key_is_printed(tmp_path):
@@ -273,6 +367,14 @@ def test_nothing_listening_is_exit_code_3():
         assert result.stderr.count("does not answer") == 1
         as_json = run_tester(*arguments, "--json", "--url", "http://127.0.0.1:1")
         assert "does not answer" in json.loads(as_json.stdout)["error"]
+
+
+def test_https_on_a_port_without_it_is_exit_code_3_with_what_to_do():
+    with socket.create_server(("127.0.0.1", 0)) as silent, misbehaving(200, b"") as (url, _):
+        for address in (f"https://127.0.0.1:{silent.getsockname()[1]}", url.replace("http", "https")):
+            result = run_tester(TENCH, "--url", address, "--timeout", "1")
+            assert result.returncode == 3
+            assert "if it speaks plain HTTP, its URL begins with http://" in result.stderr
 
 
 def test_a_server_that_cannot_start_is_exit_code_3_with_its_own_words():

@@ -1,12 +1,11 @@
 """What `--expect` takes: one's own pictures with their classes, each wrong form refused in words."""
 
-import json
 from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 
-from client.expected import IMAGES, Preset, expected, presets
+from client.expected import Preset, expected, presets
 from tests.server_process import TENCH
 
 
@@ -22,19 +21,7 @@ def test_the_preset_pictures_are_there_under_the_names_that_a_report_shows():
 def test_a_picture_and_its_class_are_split_at_the_last_equals_sign(tmp_path, name):
     picture = tmp_path / name
     picture.touch()
-    assert expected(f"{picture}=7") == [Preset(picture, 7)]
-
-
-def test_a_json_file_names_the_pictures_beside_it(tmp_path):
-    (tmp_path / "cat.jpg").touch()
-    (tmp_path / "dog.jpg").touch()
-    classes = {"cat.jpg": {"class_id": 7, "class_name": "cat"}, "dog.jpg": {"class_id": 0}}
-    (tmp_path / "known.json").write_text(json.dumps(classes))
-    assert expected(str(tmp_path / "known.json")) == [
-        Preset(tmp_path / "cat.jpg", 7, "cat"),
-        Preset(tmp_path / "dog.jpg", 0),
-    ]
-    assert expected(str(IMAGES / "expected.json")) == presets()[:2]
+    assert expected(f"{picture}=7") == Preset(picture, 7)
 
 
 @pytest.mark.parametrize(
@@ -50,34 +37,12 @@ def test_a_json_file_names_the_pictures_beside_it(tmp_path):
         ("=7", "write PICTURE=CLASS_ID"),
         ("nowhere.jpg=7", "nowhere.jpg cannot be read: No such file"),
         (f"{TENCH.parent}=7", "images cannot be read: Is a directory"),
-        ("nowhere.json", "nowhere.json cannot be read: No such file"),
+        ("known.json", "write PICTURE=CLASS_ID"),
     ],
 )
 def test_a_wrong_form_is_refused_with_the_right_one(argument, says):
     with pytest.raises(ArgumentTypeError, match=says):
         expected(argument)
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"{", "is not JSON"),
-        (b"\xff", "is not JSON"),
-        (b"[]", "has to hold an object such as"),
-        (b"{}", "has to hold an object such as"),
-        (b'{"cat.jpg": 7}', "has to hold an object such as"),
-        (b'{"cat.jpg": {"class_id": true}}', "has to hold an object such as"),
-        (b'{"cat.jpg": {"class_id": -1}}', "has to hold an object such as"),
-        (b'{"cat.jpg": {"class_name": "cat"}}', "has to hold an object such as"),
-        (b'{"cat.jpg": {"class_id": 7, "class_name": 7}}', "has to hold an object such as"),
-        (b'{"cat.jpg": {"class_id": 7, "path": "/"}}', "has to hold an object such as"),
-        (b'{"cat.jpg": {"class_id": 7}}', "cat.jpg cannot be read: No such file"),
-    ],
-)
-def test_a_wrong_json_file_is_refused_with_the_right_form(tmp_path, content, says):
-    (tmp_path / "known.json").write_bytes(content)
-    with pytest.raises(ArgumentTypeError, match=says):
-        expected(str(tmp_path / "known.json"))
 
 
 def test_a_class_without_a_name_may_have_any_and_one_with_a_name_only_that():

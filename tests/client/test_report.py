@@ -1,0 +1,34 @@
+"""What the testers print of what an endpoint says."""
+
+import pytest
+
+from client.report import escape, run_checks
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("tench, Tinca tinca", "tench, Tinca tinca"),
+        ("Äpfel 鱼 a\\b", "Äpfel 鱼 a\\b"),
+        ("::error title=a::b", ":\\:error title=a::b"),
+        (" ::error::b", " :\\:error::b"),
+        ("a ##[error]b", "a ##\\[error]b"),
+        ("a\n::error::b\r", "a\\n::error::b\\r"),
+        ("\x1b[2J\x07", "\\x1b[2J\\x07"),
+        ("\u202eb\u2028\udcff", "\\u202eb\\u2028\\udcff"),
+        (None, "None"),
+    ],
+)
+def test_what_is_not_printable_is_escaped_and_what_begins_a_command_too(text, printed):
+    assert escape(text) == printed
+
+
+def test_a_check_fails_by_the_exceptions_named_and_by_no_other():
+    def check(subject):
+        raise subject
+
+    failed = [{"name": "a", "passed": False, "message": "why"}]
+    assert run_checks([("a", check)], AssertionError("why")) == failed
+    assert run_checks([("a", check)], ValueError("why"), ValueError) == failed
+    with pytest.raises(ValueError, match="why"):
+        run_checks([("a", check)], ValueError("why"))
