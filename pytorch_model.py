@@ -102,7 +102,7 @@ def _efficientnet_lite0_file() -> Path:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """All that the converter has to know of a model. `mean` and `std` are per channel, in units of 0 to 1."""
+    """What the converter has to know of a model of ImageNet's classes. `mean` and `std`: per channel, from 0 to 1."""
 
     build: Callable[[], nn.Module]  # the network before its weights: normalized pixels in, logits out
     weights_file: Callable[[], Path]  # where its weights are, or will be
@@ -111,7 +111,6 @@ class KnownModel:
     size: tuple[int, int] = (224, 224)  # height, width
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    class_names: Callable[[], list[str]] = imagenet_class_names  # entry n names class n
 
 
 KNOWN_MODELS = {
@@ -174,9 +173,8 @@ def load(name: str, weights: Path | None = None) -> TrainedModel:
     path = weights or known_weights(known)
     network = known.build()
     load_weights(network, path)
-    return TrainedModel(
-        name, network.eval(), path, digests(path)[0], known.size, known.mean, known.std, known.class_names()
-    )
+    class_names = imagenet_class_names()
+    return TrainedModel(name, network.eval(), path, digests(path)[0], known.size, known.mean, known.std, class_names)
 
 
 def known_weights(known: KnownModel) -> Path:
