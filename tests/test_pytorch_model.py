@@ -132,9 +132,10 @@ def test_the_model_of_the_package_loads_with_its_known_weights():
     assert sum(parameter.numel() for parameter in trained.network.parameters()) == 4_652_008
 
 
-def test_the_command_refuses_an_unknown_model():
-    with pytest.raises(SystemExit, match=r"'vgg' is none of resnet18, efficientnet-lite0"):
-        pytorch_model.main(["vgg"])
+def test_the_command_prints_each_networks_parameters(capsys):
+    pytorch_model.main()
+    lines = ["resnet18: 11,689,512 parameters", "efficientnet-lite0: 4,652,008 parameters"]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_there_are_1000_class_names_in_imagenets_order():
