@@ -27,12 +27,12 @@ import torch
 from onnx import compose, helper, parser
 from torch import nn
 
-import pytorch_model
-from conversion import custom_model
+from conversion import custom_model, trained_model
 from conversion.custom_model import InvalidNetwork
+from conversion.trained_model import ACTIVATIONS, TrainedModel
 from conversion.verification import Agreement, Disagreement, prove
 from conversion.weights import WeightsError
-from pytorch_model import ACTIVATIONS, KNOWN_MODELS, TrainedModel
+from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
 from runtime.providers import ONNX_ERRORS
 
@@ -218,7 +218,7 @@ def convert(trained: TrainedModel, output: Path, half: bool = False) -> Agreemen
 def choose_model() -> str:
     """Return resnet18 if its weights are there or can be had, else efficientnet-lite0, and say so loudly."""
     try:
-        pytorch_model.known_weights(KNOWN_MODELS["resnet18"])
+        trained_model.known_weights(KNOWN_MODELS["resnet18"])
         return "resnet18"
     except WeightsError as error:
         bar = "!" * 100
@@ -271,7 +271,7 @@ def main() -> None:
         if ":" in given.model:
             trained = custom_model.load(given.model, given.weights, **given.custom)
         else:
-            trained = pytorch_model.load(choose_model() if given.model == "auto" else given.model, given.weights)
+            trained = trained_model.load(choose_model() if given.model == "auto" else given.model, given.weights)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}")
         agreement = convert(trained, given.output, given.half)
     except (ConversionError, Disagreement, InvalidNetwork, WeightsError, OSError) as error:

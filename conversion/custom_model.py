@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from conversion.download import digests
+from conversion.trained_model import TrainedModel
 from conversion.weights import load_weights
-from pytorch_model import IMAGENET_MEAN, IMAGENET_STD, TrainedModel
+from pytorch_model import IMAGENET_MEAN, IMAGENET_STD
 
 SAME_ANSWER_TOLERANCE = 1e-3  # between two answers to one picture, relative to the largest: rounding is far less
 

@@ -12,10 +12,10 @@ import onnx
 import torch
 from onnx import utils
 
-import pytorch_model
+from conversion.trained_model import TrainedModel
 from model import ImagePreprocessor, OnnxClassifier
-from pytorch_model import TrainedModel
 from runtime.providers import onnxruntime  # as it is set up there
+from runtime.settings import ROOT
 
 TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels; and, so that it says
 RELATIVE_TOLERANCE = 1e-3  # something of ten thousand classes too, of the largest probability,
@@ -61,7 +61,7 @@ def prove(path: Path, trained: TrainedModel) -> Agreement:
     Raises Disagreement where a class differs, or anything else by more than the tolerances above.
     """
     preprocessor = ImagePreprocessor(trained.size, trained.mean, trained.std)
-    files = sorted((pytorch_model.ROOT / "images").glob("*.jpeg"))
+    files = sorted((ROOT / "images").glob("*.jpeg"))
     named = {file.name: preprocessor.decode(file) for file in files}
     named |= {f"generated {p.shape[1]}x{p.shape[0]}": p for p in generated_pictures()}
     classifier = OnnxClassifier(path)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import convert_to_onnx
-import pytorch_model
+from conversion import trained_model
 from conversion.verification import Disagreement, pixels_of
 from conversion.weights import WeightsError
 from convert_to_onnx import ConversionError, build_graph, convert
@@ -61,7 +61,7 @@ def test_the_file_gives_pytorchs_probabilities_on_the_same_pixels(weights, outpu
     pixels = np.random.default_rng(batch).integers(0, 256, (batch, 224, 224, 3), np.uint8)
     with torch.inference_mode():
         normalized = torch.from_numpy(ImagePreprocessor().normalize(pixels))
-        expected = pytorch_model.load("resnet18", weights).network(normalized).softmax(1).numpy()
+        expected = trained_model.load("resnet18", weights).network(normalized).softmax(1).numpy()
     assert expected.max() > 0.1
     np.testing.assert_allclose(classifier.predict(pixels), expected, atol=1e-4, rtol=0)
 
@@ -84,7 +84,7 @@ def test_the_metadata_says_everything_about_the_model(weights, output):
     metadata = {entry.key: entry.value for entry in onnx.load(output).metadata_props}
     assert metadata["model"] == "resnet18"
     assert metadata["weights_digest"] == f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"
-    assert json.loads(metadata["class_names"]) == pytorch_model.imagenet_class_names()
+    assert json.loads(metadata["class_names"]) == trained_model.imagenet_class_names()
     assert json.loads(metadata["preprocessing"]) == {
         "size": [224, 224],
         "mean": [0.485, 0.456, 0.406],
@@ -94,7 +94,7 @@ def test_the_metadata_says_everything_about_the_model(weights, output):
 
 
 def test_half_precision_halves_the_file_and_leaves_its_input_and_output_as_they_are(weights, output, tmp_path):
-    trained = pytorch_model.load("resnet18", weights)
+    trained = trained_model.load("resnet18", weights)
     half = tmp_path / "half.onnx"
     convert(trained, half, half=True)
     assert half.stat().st_size < 0.51 * output.stat().st_size
@@ -250,7 +250,7 @@ def test_auto_falls_back_and_says_so(monkeypatch, capsys):
     def refuse(_):
         raise WeightsError("no network here")
 
-    monkeypatch.setattr(pytorch_model, "known_weights", refuse)
+    monkeypatch.setattr(trained_model, "known_weights", refuse)
     assert convert_to_onnx.choose_model() == "efficientnet-lite0"
     stderr = capsys.readouterr().err
     assert "no network here" in stderr

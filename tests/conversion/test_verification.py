@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pytorch_model
+from conversion import trained_model
 from conversion.verification import Disagreement, compare, prove
 from convert_to_onnx import build_graph
 from runtime.errors import InvalidModel
@@ -17,7 +18,7 @@ from tests.networks import AcrossTheBatch, ForBatchesOfOneAndFour, Random, Small
 
 @pytest.fixture(scope="module")
 def lite():
-    return pytorch_model.load("efficientnet-lite0")
+    return trained_model.load("efficientnet-lite0")
 
 
 @pytest.fixture(scope="module")
