@@ -1,12 +1,6 @@
-"""Get a file whose digest is known: whole and right, or not at all.
-
-    python download.py        # the assignment's own photographs, into images/photos/
-
-pytorch_model.py gets its weights through here too.
-"""
+"""Get a file whose digest is known: whole and right, or not at all."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,16 +10,6 @@ from tqdm import tqdm
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30  # without a single byte
 CHUNK_BYTES = 1 << 20
-
-ROOT = Path(__file__).parent.parent
-PHOTOS_DIR = ROOT / "images" / "photos"
-PHOTOS_URL = (
-    "https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/1a3464dd1125008f9e1545b34a0b0f0d06247b43"
-)
-PHOTOS = {
-    "n01440764_tench.jpeg": "sha256:98f7e89b26142f7bdb61f3a627dee89729b0bb07a29e9e7f3be9d394c00c6f01",
-    "n01632777_axolotl.jpeg": "sha256:04c86fd7c01c8383c04ff088a65a0e8692e8e4a8fa3169026249607252bc299f",
-}
 
 
 class DownloadError(Exception):
@@ -83,19 +67,3 @@ def fetch(url: str, path: Path) -> None:
                 bar.update(len(chunk))
     if size and path.stat().st_size != size and "Content-Encoding" not in response.headers:
         raise DownloadError(f"broke off after {path.stat().st_size} of {size} bytes")
-
-
-def main() -> None:
-    """Fetch the photographs that are not there yet."""
-    try:
-        for name, digest in PHOTOS.items():
-            path = PHOTOS_DIR / name
-            if not path.is_file() or digest not in digests(path):
-                download([f"{PHOTOS_URL}/{name}"], path, [digest])
-            print(f"{path.relative_to(ROOT)}: there, {digest}")
-    except DownloadError as error:
-        sys.exit(f"download.py: {error}")
-
-
-if __name__ == "__main__":
-    main()
