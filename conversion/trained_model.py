@@ -67,7 +67,10 @@ def known_weights(known: KnownModel) -> Path:
         try:
             download(known.urls, path, known.digests)
         except DownloadError as error:
-            raise WeightsError(f"{error}\nPut the file there by hand, or name one with --weights.") from error
+            raise WeightsError(
+                f"{error}\nPut the file there by hand, as {path}, or name one with --weights. Or take "
+                "--model efficientnet-lite0, whose weights come with a package; --model auto takes it by itself."
+            ) from error
     elif not set(digests(path)) & set(known.digests):
         raise WeightsError(
             f"{path} has the digest {digests(path)[0]}, which is not a known one. "

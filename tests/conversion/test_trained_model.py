@@ -42,7 +42,9 @@ def test_the_same_weights_are_taken_when_a_person_names_them(unknown_weights):
 
 def test_weights_that_cannot_be_had_are_asked_of_the_person(unknown_weights):
     unknown_weights.unlink()
-    with pytest.raises(WeightsError, match=r"(?s)weights.pth could not be downloaded.*--weights"):
+    with pytest.raises(
+        WeightsError, match=r"(?s)weights.pth could not be downloaded.*by hand, as .*--weights.*--model auto"
+    ):
         load("resnet18")
 
 
