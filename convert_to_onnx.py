@@ -10,9 +10,11 @@ ONNX Runtime's answers from it have been compared with PyTorch's and agree.
 """
 
 import argparse
+import errno
 import io
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ from conversion.weights import WeightsError
 from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
 from runtime.providers import ONNX_ERRORS
+from runtime.settings import ROOT
 
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning
 MAX_BYTES = 2**31  # of an ONNX file, which is one Protocol Buffers message
@@ -181,11 +184,29 @@ def strip_trace(graph: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
+def part_of(output: Path) -> Path:
+    """Return the temporary name under which `output` is written."""
+    return output.with_name(f"{output.name}.part")
+
+
+def check_output(output: Path) -> None:
+    """Raise ConversionError where no file can be written to `output`, before anything that takes long."""
+    try:
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        part_of(output).touch()
+        part_of(output).unlink()
+    except OSError as error:
+        raise ConversionError(f"--output {output} cannot be written: {error.strerror}") from error
+
+
 def convert(trained: TrainedModel, output: Path) -> Agreement:
     """Write the model to `output`. Raises ConversionError or Disagreement, and then leaves `output` as it was."""
+    print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
     graph = build_graph(trained)
-    part = output.with_name(f"{output.name}.part")
+    part = part_of(output)
     try:
+        print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
         onnx.save(graph, part)
         agreement = prove(part, trained)
         part.replace(output)
@@ -210,7 +231,7 @@ def choose_model() -> str:
         return "efficientnet-lite0"
 
 
-def arguments() -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     """Return the command line, checked; exit 2 where it is wrong. What is about custom models is in `custom`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(KNOWN_MODELS)
@@ -223,7 +244,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--weights", type=Path, help="state dict, checkpoint or .safetensors; default: a known model's own"
     )
-    parser.add_argument("--output", type=Path, default=Path("classifier.onnx"), help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx beside this script"
+    )
     custom = parser.add_argument_group("for MODULE:CALLABLE")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
     custom.add_argument("--mean", type=float, nargs="+", help="per channel, in units of 0 to 1; default: ImageNet's")
@@ -231,32 +254,34 @@ def arguments() -> argparse.Namespace:
     custom.add_argument("--labels", type=Path, metavar="FILE", help="a class name a line; default: class 0, class 1, …")
     custom.add_argument("--activation", choices=ACTIVATIONS, help="what its outputs still need; default: softmax")
     custom.add_argument("--channels", type=int, choices=(1, 3), help="3: RGB, the default; 1: grey")
-    given = parser.parse_args()
-    options = ("size", "mean", "std", "labels", "activation", "channels")
-    given.custom = {name: getattr(given, name) for name in options if getattr(given, name) is not None}
-    module, colon, attribute = given.model.partition(":")
-    if colon and not (module and attribute and given.weights):
+    options = parser.parse_args()
+    names = ("size", "mean", "std", "labels", "activation", "channels")
+    options.custom = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    module, colon, attribute = options.model.partition(":")
+    if colon and not (module and attribute and options.weights):
         parser.error("a custom model is --model MODULE:CALLABLE --weights FILE")
-    if not colon and given.model not in (*KNOWN_MODELS, "auto"):
-        parser.error(f"--model {given.model!r} is none of {known}, auto, and not MODULE:CALLABLE")
-    if not colon and given.custom:
-        parser.error(f"{given.model} has its own --{', --'.join(given.custom)}: these are for MODULE:CALLABLE")
-    return given
+    if not colon and options.model not in (*KNOWN_MODELS, "auto"):
+        parser.error(f"--model {options.model!r} is none of {known}, auto, and not MODULE:CALLABLE")
+    if not colon and options.custom:
+        parser.error(f"{options.model} has its own --{', --'.join(options.custom)}: these are for MODULE:CALLABLE")
+    return options
 
 
 def main() -> None:
     """Convert as the command line says; exit 1 with a sentence, and without a file, where that is not possible."""
-    given = arguments()
+    options = parse_args()
     try:
-        if ":" in given.model:
-            trained = custom_model.load(given.model, given.weights, **given.custom)
+        check_output(options.output)
+        if ":" in options.model:
+            trained = custom_model.load(options.model, options.weights, **options.custom)
         else:
-            trained = trained_model.load(choose_model() if given.model == "auto" else given.model, given.weights)
-        print(f"{trained.name}: weights from {trained.weights}, {trained.digest}")
-        agreement = convert(trained, given.output)
+            trained = trained_model.load(choose_model() if options.model == "auto" else options.model, options.weights)
+        print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
+        agreement = convert(trained, options.output)
     except (ConversionError, Disagreement, InvalidNetwork, WeightsError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")
-    print(f"{trained.name}: {agreement}\n{trained.name}: {given.output}, {given.output.stat().st_size / 1e6:.1f} MB")
+    print(f"{trained.name}: {agreement}")
+    print(f"{trained.name}: {options.output}, {options.output.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ def output(weights):
     """The file that the command makes of those weights."""
     result = run_converter("--weights", weights.name, "--output", "resnet18.onnx", folder=weights.parent)
     assert result.returncode == 0, result.stderr
+    steps = ["weights from untrained.pth", "exporting", "comparing", "on 9 pictures the same class", "resnet18.onnx, "]
+    assert all(map(str.startswith, result.stdout.splitlines(), [f"resnet18: {step}" for step in steps])), result.stdout
     assert sorted(weights.parent.iterdir()) == [weights.with_name("resnet18.onnx"), weights]
     return weights.with_name("resnet18.onnx")
 
@@ -210,7 +212,7 @@ def test_a_wrong_command_line_is_a_usage_error(monkeypatch, capsys, command, mes
 def test_a_refused_network_ends_with_a_sentence_and_no_file(tmp_path):
     (tmp_path / "mine.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Linear(3, 2).wieght\n")
     (tmp_path / "w.pth").touch()
-    result = run_converter("--model", "mine:build", "--weights", "w.pth", folder=tmp_path)
+    result = run_converter("--model", "mine:build", "--weights", "w.pth", "--output", "x.onnx", folder=tmp_path)
     assert result.returncode == 1
     assert re.fullmatch(
         r"convert_to_onnx.py: mine:build failed: AttributeError: .*'wieght'.*mine.py, line 5: .*\n", result.stderr
@@ -220,10 +222,35 @@ def test_a_refused_network_ends_with_a_sentence_and_no_file(tmp_path):
 
 def test_absent_weights_end_with_a_sentence_and_the_old_file_stays(tmp_path):
     (tmp_path / "classifier.onnx").write_bytes(b"old")
-    result = run_converter("--weights", "absent.pth", folder=tmp_path)
+    result = run_converter("--weights", "absent.pth", "--output", "classifier.onnx", folder=tmp_path)
     assert result.returncode == 1
     assert result.stderr == "convert_to_onnx.py: absent.pth is not there\n"
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"classifier.onnx": b"old"}
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("absent/x.onnx", "No such file or directory"),
+        ("folder", "Is a directory"),
+        ("file/x.onnx", "Not a directory"),
+        ("/proc/x.onnx", "No such file or directory"),  # a folder that not even root may write to
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_else(monkeypatch, tmp_path, output, reason):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    output = tmp_path / output
+    monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py", "--weights", "absent.pth", "--output", str(output)])
+    with pytest.raises(SystemExit, match=re.escape(f"--output {output} cannot be written: {reason}")):
+        convert_to_onnx.main()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_the_output_is_beside_the_script_from_wherever_it_is_called(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py"])
+    assert convert_to_onnx.parse_args().output == ROOT / "classifier.onnx"
 
 
 def test_auto_takes_resnet18_where_its_weights_are(monkeypatch, weights):
