@@ -28,7 +28,7 @@ from onnx import compose, helper, parser
 from conversion import custom_model, trained_model
 from conversion.custom_model import InvalidNetwork
 from conversion.trained_model import ACTIVATIONS, TrainedModel
-from conversion.verification import Agreement, Disagreement, prove
+from conversion.verification import Agreement, Disagreement, verify
 from conversion.weights import WeightsError
 from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
@@ -49,8 +49,8 @@ preprocessing (uint8[batch, height, width, 3] image) => (float[batch, {channels}
     float[{channels}] mean = {{{mean}}}, float[{channels}] std = {{{std}}}{grey_constants}
 >
 {{
-    given = Shape <start = 1, end = 3> (image)
-    same_sides = Equal (given, size)
+    image_size = Shape <start = 1, end = 3> (image)
+    same_sides = Equal (image_size, size)
     alike = Cast <to = 7> (same_sides)
     both = ReduceMin <keepdims = 0> (alike)
     is_resized = Cast <to = 9> (both)
@@ -116,7 +116,7 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph, full_check=True)
     classes = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    if classes not in (0, len(trained.class_names)):  # 0: not known before it runs, and so for the proof to say
+    if classes not in (0, len(trained.class_names)):  # 0: not known before it runs, and so for the verification to say
         raise ConversionError(f"the network has {classes} classes, its class names are {len(trained.class_names)}")
     return graph
 
@@ -164,7 +164,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what the exporter logs, prints and warns of: pages about itself. The error and the proof say enough."""
+    """Keep back what the exporter logs, prints and warns of: pages about itself. The error says enough."""
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -184,18 +184,14 @@ def strip_trace(graph: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-def part_of(output: Path) -> Path:
-    """Return the temporary name under which `output` is written."""
-    return output.with_name(f"{output.name}.part")
-
-
 def check_output(output: Path) -> None:
     """Raise ConversionError where no file can be written to `output`, before anything that takes long."""
     try:
         if output.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        part_of(output).touch()
-        part_of(output).unlink()
+        part = output.with_name(f"{output.name}.part")
+        part.touch()
+        part.unlink()
     except OSError as error:
         raise ConversionError(f"--output {output} cannot be written: {error.strerror}") from error
 
@@ -204,11 +200,11 @@ def convert(trained: TrainedModel, output: Path) -> Agreement:
     """Write the model to `output`. Raises ConversionError or Disagreement, and then leaves `output` as it was."""
     print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
     graph = build_graph(trained)
-    part = part_of(output)
+    part = output.with_name(f"{output.name}.part")
     try:
         print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
         onnx.save(graph, part)
-        agreement = prove(part, trained)
+        agreement = verify(part, trained)
         part.replace(output)
     except (InvalidModel, *ONNX_ERRORS) as error:
         raise ConversionError(f"ONNX Runtime cannot run what became of the network: {error}") from error

@@ -1,4 +1,4 @@
-"""The trained PyTorch models: the networks, and where their weights come from.
+"""The PyTorch networks, and where their weights come from.
 
     python pytorch_model.py      # prints each network's parameters
 
@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-
-ROOT = Path(__file__).parent
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, in units of 0 to 1
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -105,7 +103,7 @@ class KnownModel:
 KNOWN_MODELS = {
     "resnet18": KnownModel(
         build=Classifier,
-        weights_file=lambda: ROOT / "pytorch_model_weights.pth",
+        weights_file=lambda: Path(__file__).with_name("pytorch_model_weights.pth"),
         digests=(
             "sha256:f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
             "git:c049f92d5f2125c45baae67443ed2d2de9f8be00",

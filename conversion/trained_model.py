@@ -8,14 +8,13 @@ from torch import nn
 from conversion.download import DownloadError, digests, download
 from conversion.weights import WeightsError, load_weights
 from pytorch_model import KNOWN_MODELS, KnownModel
-from runtime.settings import ROOT
 
 ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
 
 
 def imagenet_class_names() -> list[str]:
     """Return the names of ImageNet's 1000 classes; line n + 1 of the file is class n, as `<WordNet id> <name>`."""
-    lines = (ROOT / "conversion" / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    lines = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
     return [line.partition(" ")[2] for line in lines]
 
 

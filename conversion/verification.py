@@ -54,7 +54,7 @@ def generated_pictures() -> list[np.ndarray]:
     return pictures
 
 
-def prove(path: Path, trained: TrainedModel) -> Agreement:
+def verify(path: Path, trained: TrainedModel) -> Agreement:
     """Compare the file's pixels with Pillow's, and its probabilities on them with those of PyTorch.
 
     Raises Disagreement where a class differs, or anything else by more than the tolerances above.
