@@ -7,6 +7,8 @@ A model with other classes than ImageNet's has its own pictures, which --expect 
 a failed one with what was expected and what came; exit code 1 if any failed, 2 for wrong usage.
 """
 
+import runtime.start  # noqa: F401  first, for what goes wrong in other imports
+
 import argparse
 import os
 import sys

@@ -11,6 +11,8 @@ started here for as long as it is needed. Exit codes: 0 all well; 1 a test faile
 a class; 3 the endpoint does not answer; 130 interrupted.
 """
 
+import runtime.start  # noqa: F401  first, for what goes wrong in other imports
+
 import argparse
 import json
 import os

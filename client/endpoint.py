@@ -14,8 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urljoin
 
+import banana_dev.client
 import requests
 from banana_dev import Client
 from banana_dev.client import ClientException
@@ -73,9 +77,9 @@ class Endpoint:
     def health(self) -> dict:
         """Return what /healthcheck says."""
         try:
-            health = requests.get(f"{self.url}/healthcheck", timeout=self.timeout_s).json()
-        except requests.RequestException as error:
-            raise EndpointDown(f"{self.url}/healthcheck does not answer: {error}") from error
+            health = _request("GET", f"{self.url}/healthcheck", timeout=self.timeout_s).json()
+        except requests.JSONDecodeError:
+            health = None
         if not isinstance(health, dict):
             raise EndpointDown(f"{self.url}/healthcheck answered, but not with a state: is it this server?")
         return health
@@ -90,23 +94,20 @@ class Endpoint:
             raise EndpointDown(f"{self.url} did not answer within {self.timeout_s:g} s") from None
         if isinstance(answer, ClientException):
             return self._ask_again(inputs, answer)
-        if isinstance(answer, requests.RequestException):
-            raise EndpointDown(f"{self.url} does not answer: {answer}") from answer
+        if isinstance(answer, EndpointDown):
+            raise answer
         return answer
 
     def _call_client(self, inputs: dict, outcome: queue.Queue) -> None:
         try:
             # Headers of its own, because the client's default is one dictionary that all calls share and change.
             outcome.put(self.client.call("/", json=inputs, headers={}, retry_timeout=self.timeout_s)[0])
-        except (ClientException, requests.RequestException) as error:
+        except (ClientException, EndpointDown) as error:
             outcome.put(error)
 
     def _ask_again(self, inputs: dict, raised: ClientException) -> dict:
         """Raise Refused or EndpointDown in the server's own words, which the client mostly drops; return an answer."""
-        try:
-            response = requests.post(self.url, json=inputs, headers=self.headers, timeout=self.timeout_s)
-        except requests.RequestException as error:
-            raise EndpointDown(f"{self.url} does not answer: {error}") from error
+        response = _request("POST", self.url, json=inputs, headers=self.headers, timeout=self.timeout_s)
         try:
             if response.ok:
                 return response.json()
@@ -116,6 +117,22 @@ class Endpoint:
         if 401 <= response.status_code < 500:
             raise Refused(response.status_code, message) from raised
         raise EndpointDown(f"{self.url} answers {response.status_code}: {message}") from raised
+
+
+def _request(method: str, url: str, **arguments) -> requests.Response:
+    """Send a request and return the response. Raises EndpointDown, for a redirect too: its target would get the key."""
+    try:
+        response = requests.request(method, url, allow_redirects=False, **arguments)
+        target = urljoin(url, response.headers.get("Location", ""))
+    except (requests.RequestException, ValueError) as error:  # ValueError: the redirect's target is not a URL
+        raise EndpointDown(f"{url} does not answer: {error}") from error
+    if response.is_redirect:
+        raise EndpointDown(f"{url} redirects to {target!r}: if that is the endpoint, set the URL to it")
+    return response
+
+
+# The client would follow redirects, and has no option against that.
+banana_dev.client.requests = SimpleNamespace(post=partial(_request, "POST"))
 
 
 @contextmanager

@@ -11,11 +11,12 @@ ANSWER = {"class_id": 7, "class_name": "cock", "probability": 0.5, "timing_ms": 
 
 @contextmanager
 def misbehaving(
-    status: int, body: bytes, hang: bool = False, good: range = range(0), health: bytes = b""
+    status: int, body: bytes, hang: bool = False, good: range = range(0), health: bytes = b"", location: str = ""
 ) -> Iterator[tuple[str, list[str]]]:
     """Run an endpoint that answers every POST alike, or never; give its URL and the paths it was asked for.
 
-    The `good` calls, counted from 0, get an answer as they should.
+    The `good` calls, counted from 0, get an answer as they should. A `location` is where every other answer, that of
+    the health check included, says that it lies.
     """
     asked: list[str] = []
     hold = threading.Event()
@@ -30,11 +31,13 @@ def misbehaving(
             self.answer(*(200, json.dumps(ANSWER).encode()) if well else (status, body))
 
         def do_GET(self):
-            self.answer(200, health)
+            self.answer(status if location else 200, health)
 
-        def answer(self, status, content):
-            self.send_response(status)
+        def answer(self, code, content):
+            self.send_response(code)
             self.send_header("Content-Length", str(len(content)))
+            if location and code != 200:
+                self.send_header("Location", location)
             self.end_headers()
             self.wfile.write(content)
 

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -305,6 +306,26 @@ def test_what_the_endpoint_answers_at_the_second_time_of_asking_counts():
         result = run_tester(TENCH, "--url", url)
     assert (result.returncode, result.stderr) == (0, "")
     assert "cock (class 7" in result.stdout
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("good", [range(0), range(99)], ids=["calls", "health check"])
+def test_a_redirect_is_not_followed_and_its_target_is_named(status, good):
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        location = f"http://127.0.0.1:{target.getsockname()[1]}/"
+        with misbehaving(status, b"", good=good, location=location) as (url, _):
+            result = run_tester("--run-tests", "--url", url, "--api-key", "secret", "--timeout", "1")
+        target.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has connected
+            target.accept()
+    assert result.returncode == 3
+    assert f"redirects to '{location}': if that is the endpoint, set the URL to it" in result.stderr
+
+
+def test_a_redirect_to_what_is_not_a_url_is_exit_code_3():
+    for location in ("http://[", "\xff"):
+        with misbehaving(307, b"", location=location) as (url, _):
+            assert run_tester(TENCH, "--url", url).returncode == 3
 
 
 def test_a_health_check_of_another_server_is_exit_code_3():
