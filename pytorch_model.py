@@ -6,6 +6,8 @@
 convert_to_onnx.py needs; a new one is an entry there.
 """
 
+import runtime.start  # noqa: F401  first, for what goes wrong in other imports
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
