@@ -12,6 +12,7 @@ PORT ?= 8000
 DOCKER_FLAGS ?=
 
 bin := .venv/bin
+PHOTOS_URL ?= https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/1a3464dd1125008f9e1545b34a0b0f0d06247b43
 photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg)
 
 .DEFAULT_GOAL := help
@@ -102,5 +103,10 @@ classifier.onnx: .venv/installed .make/model convert_to_onnx.py model.py pytorch
 	$(bin)/python convert_to_onnx.py --model $(MODEL) --output $@
 	@touch $@
 
-$(photos) &: .venv/installed
-	$(bin)/python -m conversion.download
+images/photos/n01440764_tench.jpeg: SHA256 := 98f7e89b26142f7bdb61f3a627dee89729b0bb07a29e9e7f3be9d394c00c6f01
+images/photos/n01632777_axolotl.jpeg: SHA256 := 04c86fd7c01c8383c04ff088a65a0e8692e8e4a8fa3169026249607252bc299f
+$(photos):
+	@mkdir -p $(@D)
+	curl --fail --no-progress-meter --connect-timeout 5 --max-time 60 --output $@.part $(PHOTOS_URL)/$(@F)
+	echo "$(SHA256)  $@.part" | sha256sum --check
+	@mv $@.part $@

@@ -4,18 +4,19 @@
     python convert_to_onnx.py --model efficientnet-lite0             # the model whose weights come with a package
     python convert_to_onnx.py --weights FILE --output other.onnx     # other weights of the same network
     python convert_to_onnx.py --model MODULE:CALLABLE --weights FILE # any other classifier, see README.md
-    python convert_to_onnx.py --half                                 # in half precision: half the size
 
 Resize, normalization, softmax or sigmoid and the class names travel in the file. It appears under its name only when
 ONNX Runtime's answers from it have been compared with PyTorch's and agree.
 """
 
+import runtime.start  # noqa: F401  first, for what goes wrong in other imports
+
 import argparse
-import copy
-import dataclasses
+import errno
 import io
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,89 +26,28 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import compose, helper, parser
-from torch import nn
 
-import pytorch_model
-from conversion import custom_model
+from conversion import custom_model, trained_model
 from conversion.custom_model import InvalidNetwork
-from conversion.verification import Agreement, Disagreement, prove
+from conversion.preprocessing import OPSET, preprocessing_text
+from conversion.trained_model import ACTIVATIONS, TrainedModel
+from conversion.verification import Agreement, Disagreement, verify
 from conversion.weights import WeightsError
-from pytorch_model import ACTIVATIONS, KNOWN_MODELS, TrainedModel
+from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
 from runtime.providers import ONNX_ERRORS
+from runtime.settings import ROOT
 
-OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning
 MAX_BYTES = 2**31  # of an ONNX file, which is one Protocol Buffers message
-
-# The resize works on the uint8 pixels: in float, or with another setting here, it drifts from Pillow's by up to 105
-# of 255. On channels-last pixels, because transposing a large picture first costs more than resizing it. Pixels of the
-# model's size go past it: OpenVINO takes half a millisecond, a fifth of its time, to resize them to what they are.
-PREPROCESSING = """
-<ir_version: 10, opset_import: ["": {opset}]>
-preprocessing (uint8[batch, height, width, 3] image) => (float[batch, {channels}, {height}, {width}] pixels)
-<
-    int64[2] size = {{{height}, {width}}}, float white = {{255}},
-    float[{channels}] mean = {{{mean}}}, float[{channels}] std = {{{std}}}{grey_constants}
->
-{{
-    given = Shape <start = 1, end = 3> (image)
-    same_sides = Equal (given, size)
-    alike = Cast <to = 7> (same_sides)
-    both = ReduceMin <keepdims = 0> (alike)
-    is_resized = Cast <to = 9> (both)
-    resized = If (is_resized) <
-        then_branch = keep () => (uint8[batch, {height}, {width}, 3] kept) {{ kept = Identity (image) }},
-        else_branch = resize () => (uint8[batch, {height}, {width}, 3] squashed) {{
-            sides = Constant <value = int64[2] {{{height}, {width}}}> ()
-            squashed = Resize <
-                mode = "linear", antialias = 1, exclude_outside = 1,
-                coordinate_transformation_mode = "half_pixel", axes = [1, 2]
-            > (image, , , sides)
-        }}
-    >{grey}
-    levels = Cast <to = 1> ({resized})
-    unit = Div (levels, white)
-    centred = Sub (unit, mean)
-    normalized = Div (centred, std)
-    pixels = Transpose <perm = [0, 3, 1, 2]> (normalized)
-}}
-"""
-
-# Pillow's luma (ITU-R 601-2), to the bit: the sum in whole numbers, which no execution provider computes in less
-# precision. Not so the division, for which OpenVINO rounds where ONNX says to cut.
-GREY_CONSTANTS = """,
-    int32[3] luma = {19595, 38470, 7471}, int32 half = {32768}, float one = {65536}, int64[1] channel = {3}"""
-GREY = """
-    colours = Cast <to = 6> (resized)
-    weighted = Mul (colours, luma)
-    sum = ReduceSum (weighted, channel)
-    raised = Add (sum, half)
-    to_cut = Cast <to = 1> (raised)
-    exact = Div (to_cut, one)
-    grey = Floor (exact)"""
 
 
 class ConversionError(Exception):
     """The network cannot become an ONNX file; the message says why."""
 
 
-class HalfPrecision(nn.Module):
-    """A network that computes in float16, with a copy of its weights, between float32 inputs and outputs."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network).half()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x.half()).float()
-
-
-def build_graph(trained: TrainedModel, half: bool = False) -> onnx.ModelProto:
-    """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes].
-
-    With `half` the network's weights are float16, and it computes in that; what comes before and after it does not.
-    """
-    network = export_network(dataclasses.replace(trained, network=HalfPrecision(trained.network)) if half else trained)
+def build_graph(trained: TrainedModel) -> onnx.ModelProto:
+    """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
+    network = export_network(trained)
     preprocessing = parser.parse_model(preprocessing_text(trained))
     preprocessing.ir_version = network.ir_version
     preprocessing = compose.add_prefix(preprocessing, "preprocessing/", rename_inputs=False)
@@ -126,32 +66,14 @@ def build_graph(trained: TrainedModel, half: bool = False) -> onnx.ModelProto:
         "weights_digest": trained.digest,
         "preprocessing": json.dumps(description),
         "activation": trained.activation,
-        "precision": "f16" if half else "f32",
         "class_names": json.dumps(trained.class_names),
     }
     helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph, full_check=True)
     classes = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    if classes not in (0, len(trained.class_names)):  # 0: not known before it runs, and so for the proof to say
+    if classes not in (0, len(trained.class_names)):  # 0: not known before it runs, and so for the verification to say
         raise ConversionError(f"the network has {classes} classes, its class names are {len(trained.class_names)}")
     return graph
-
-
-def preprocessing_text(trained: TrainedModel) -> str:
-    """Return the steps before the network in ONNX's own textual syntax."""
-    grey = trained.channels == 1
-    height, width = trained.size
-    return PREPROCESSING.format(
-        opset=OPSET,
-        channels=trained.channels,
-        height=height,
-        width=width,
-        mean=", ".join(map(repr, trained.mean)),
-        std=", ".join(map(repr, trained.std)),
-        grey_constants=GREY_CONSTANTS if grey else "",
-        grey=GREY if grey else "",
-        resized="grey" if grey else "resized",
-    )
 
 
 def export_network(trained: TrainedModel) -> onnx.ModelProto:
@@ -180,7 +102,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what the exporter logs, prints and warns of: pages about itself. The error and the proof say enough."""
+    """Keep back what the exporter logs, prints and warns of: pages about itself. The error says enough."""
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -200,13 +122,27 @@ def strip_trace(graph: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-def convert(trained: TrainedModel, output: Path, half: bool = False) -> Agreement:
+def check_output(output: Path) -> None:
+    """Raise ConversionError where no file can be written to `output`, before anything that takes long."""
+    try:
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        part = output.with_name(f"{output.name}.part")
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise ConversionError(f"--output {output} cannot be written: {error.strerror}") from error
+
+
+def convert(trained: TrainedModel, output: Path) -> Agreement:
     """Write the model to `output`. Raises ConversionError or Disagreement, and then leaves `output` as it was."""
-    graph = build_graph(trained, half)
+    print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
+    graph = build_graph(trained)
     part = output.with_name(f"{output.name}.part")
     try:
+        print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
         onnx.save(graph, part)
-        agreement = prove(part, trained)
+        agreement = verify(part, trained)
         part.replace(output)
     except (InvalidModel, *ONNX_ERRORS) as error:
         raise ConversionError(f"ONNX Runtime cannot run what became of the network: {error}") from error
@@ -218,7 +154,7 @@ def convert(trained: TrainedModel, output: Path, half: bool = False) -> Agreemen
 def choose_model() -> str:
     """Return resnet18 if its weights are there or can be had, else efficientnet-lite0, and say so loudly."""
     try:
-        pytorch_model.known_weights(KNOWN_MODELS["resnet18"])
+        trained_model.known_weights(KNOWN_MODELS["resnet18"])
         return "resnet18"
     except WeightsError as error:
         bar = "!" * 100
@@ -229,7 +165,7 @@ def choose_model() -> str:
         return "efficientnet-lite0"
 
 
-def arguments() -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     """Return the command line, checked; exit 2 where it is wrong. What is about custom models is in `custom`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(KNOWN_MODELS)
@@ -242,8 +178,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--weights", type=Path, help="state dict, checkpoint or .safetensors; default: a known model's own"
     )
-    parser.add_argument("--output", type=Path, default=Path("classifier.onnx"), help="default: %(default)s")
-    parser.add_argument("--half", action="store_true", help="in float16: half the size, and what a GPU computes in")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx beside this script"
+    )
     custom = parser.add_argument_group("for MODULE:CALLABLE")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
     custom.add_argument("--mean", type=float, nargs="+", help="per channel, in units of 0 to 1; default: ImageNet's")
@@ -251,32 +188,34 @@ def arguments() -> argparse.Namespace:
     custom.add_argument("--labels", type=Path, metavar="FILE", help="a class name a line; default: class 0, class 1, …")
     custom.add_argument("--activation", choices=ACTIVATIONS, help="what its outputs still need; default: softmax")
     custom.add_argument("--channels", type=int, choices=(1, 3), help="3: RGB, the default; 1: grey")
-    given = parser.parse_args()
-    options = ("size", "mean", "std", "labels", "activation", "channels")
-    given.custom = {name: getattr(given, name) for name in options if getattr(given, name) is not None}
-    module, colon, attribute = given.model.partition(":")
-    if colon and not (module and attribute and given.weights):
+    options = parser.parse_args()
+    names = ("size", "mean", "std", "labels", "activation", "channels")
+    options.custom = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    module, colon, attribute = options.model.partition(":")
+    if colon and not (module and attribute and options.weights):
         parser.error("a custom model is --model MODULE:CALLABLE --weights FILE")
-    if not colon and given.model not in (*KNOWN_MODELS, "auto"):
-        parser.error(f"--model {given.model!r} is none of {known}, auto, and not MODULE:CALLABLE")
-    if not colon and given.custom:
-        parser.error(f"{given.model} has its own --{', --'.join(given.custom)}: these are for MODULE:CALLABLE")
-    return given
+    if not colon and options.model not in (*KNOWN_MODELS, "auto"):
+        parser.error(f"--model {options.model!r} is none of {known}, auto, and not MODULE:CALLABLE")
+    if not colon and options.custom:
+        parser.error(f"{options.model} has its own --{', --'.join(options.custom)}: these are for MODULE:CALLABLE")
+    return options
 
 
 def main() -> None:
     """Convert as the command line says; exit 1 with a sentence, and without a file, where that is not possible."""
-    given = arguments()
+    options = parse_args()
     try:
-        if ":" in given.model:
-            trained = custom_model.load(given.model, given.weights, **given.custom)
+        check_output(options.output)
+        if ":" in options.model:
+            trained = custom_model.load(options.model, options.weights, **options.custom)
         else:
-            trained = pytorch_model.load(choose_model() if given.model == "auto" else given.model, given.weights)
-        print(f"{trained.name}: weights from {trained.weights}, {trained.digest}")
-        agreement = convert(trained, given.output, given.half)
+            trained = trained_model.load(choose_model() if options.model == "auto" else options.model, options.weights)
+        print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
+        agreement = convert(trained, options.output)
     except (ConversionError, Disagreement, InvalidNetwork, WeightsError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")
-    print(f"{trained.name}: {agreement}\n{trained.name}: {given.output}, {given.output.stat().st_size / 1e6:.1f} MB")
+    print(f"{trained.name}: {agreement}")
+    print(f"{trained.name}: {options.output}, {options.output.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The trained PyTorch models: the networks, and where their weights come from.
+"""The PyTorch networks, and where their weights come from.
 
-    python pytorch_model.py [resnet18 | efficientnet-lite0]     # get the weights, check them, load them
+    python pytorch_model.py      # prints each network's parameters
 
 `Classifier` is the assignment's network, a ResNet-18. `KNOWN_MODELS` says everything about a model that
 convert_to_onnx.py needs; a new one is an entry there.
 """
 
-import sys
+import runtime.start  # noqa: F401  first, for what goes wrong in other imports
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from conversion.download import DownloadError, digests, download
-from conversion.weights import WeightsError, load_weights
-
-ROOT = Path(__file__).parent
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, in units of 0 to 1
 IMAGENET_STD = (0.229, 0.224, 0.225)
-ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
 
 
 class BasicBlock(nn.Module):
@@ -82,12 +77,6 @@ class Classifier(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def imagenet_class_names() -> list[str]:
-    """Return the names of ImageNet's 1000 classes; line n + 1 of the file is class n, as `<WordNet id> <name>`."""
-    lines = (ROOT / "conversion" / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
-    return [line.partition(" ")[2] for line in lines]
-
-
 def _build_efficientnet_lite0() -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -102,7 +91,7 @@ def _efficientnet_lite0_file() -> Path:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """All that the converter has to know of a model. `mean` and `std` are per channel, in units of 0 to 1."""
+    """What the converter has to know of a model of ImageNet's classes. `mean` and `std`: per channel, from 0 to 1."""
 
     build: Callable[[], nn.Module]  # the network before its weights: normalized pixels in, logits out
     weights_file: Callable[[], Path]  # where its weights are, or will be
@@ -111,13 +100,12 @@ class KnownModel:
     size: tuple[int, int] = (224, 224)  # height, width
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    class_names: Callable[[], list[str]] = imagenet_class_names  # entry n names class n
 
 
 KNOWN_MODELS = {
     "resnet18": KnownModel(
         build=Classifier,
-        weights_file=lambda: ROOT / "pytorch_model_weights.pth",
+        weights_file=lambda: Path(__file__).with_name("pytorch_model_weights.pth"),
         digests=(
             "sha256:f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
             "git:c049f92d5f2125c45baae67443ed2d2de9f8be00",
@@ -137,76 +125,11 @@ KNOWN_MODELS = {
 }
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """A network in evaluation mode with its weights in it, and all that its ONNX file has to say of it.
-
-    A network of one channel, for which `mean` and `std` have one entry each, gets the picture in grey.
-    """
-
-    name: str
-    network: nn.Module  # normalized pixels in; logits out, or whatever `activation` makes probabilities of
-    weights: Path
-    digest: str  # of the weights' file, as `sha256:…`
-    size: tuple[int, int]  # height, width
-    mean: tuple[float, ...]  # per channel, as `std` is, in units of 0 to 1
-    std: tuple[float, ...]
-    class_names: list[str]  # entry n names class n
-    activation: str = "softmax"  # one of ACTIVATIONS
-
-    @property
-    def channels(self) -> int:
-        """How many channels the network takes: 3, RGB, or 1, grey."""
-        return len(self.mean)
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The network and its activation: normalized pixels in, probabilities out."""
-        return nn.Sequential(self.network, ACTIVATIONS[self.activation]).eval()
-
-
-def load(name: str, weights: Path | None = None) -> TrainedModel:
-    """Build the known model `name` with its own weights, downloaded if need be, or with those of the file `weights`.
-
-    Its own must have a known digest; a file that a person names need only fit. Raises WeightsError.
-    """
-    known = KNOWN_MODELS[name]
-    path = weights or known_weights(known)
-    network = known.build()
-    load_weights(network, path)
-    return TrainedModel(
-        name, network.eval(), path, digests(path)[0], known.size, known.mean, known.std, known.class_names()
-    )
-
-
-def known_weights(known: KnownModel) -> Path:
-    """Return the path of the model's own weights, downloaded if they are not there. Raises WeightsError."""
-    path = known.weights_file()
-    if not path.is_file():
-        try:
-            download(known.urls, path, known.digests)
-        except DownloadError as error:
-            raise WeightsError(f"{error}\nPut the file there by hand, or name one with --weights.") from error
-    elif not set(digests(path)) & set(known.digests):
-        raise WeightsError(
-            f"{path} has the digest {digests(path)[0]}, which is not a known one. "
-            "Remove it to have it downloaded, or name it with --weights if it is meant."
-        )
-    return path
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Load the named model, by default the assignment's, and say what it is."""
-    name = arguments[0] if arguments else "resnet18"
-    if name not in KNOWN_MODELS:
-        sys.exit(f"pytorch_model.py: {name!r} is none of {', '.join(KNOWN_MODELS)}")
-    try:
-        trained = load(name)
-    except WeightsError as error:
-        sys.exit(f"pytorch_model.py: {error}")
-    parameters = sum(parameter.numel() for parameter in trained.network.parameters())
-    print(f"{name}: {parameters:,} parameters from {trained.weights}, {trained.digest}")
+def main() -> None:
+    """Print how many parameters each known network has."""
+    for name, known in KNOWN_MODELS.items():
+        print(f"{name}: {sum(parameter.numel() for parameter in known.build().parameters()):,} parameters")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -10,8 +10,8 @@ from time import perf_counter
 
 import torch
 
-import pytorch_model
 import server
+from conversion import trained_model
 from model import ImagePreprocessor
 from runtime.settings import available_cpus
 
@@ -23,7 +23,7 @@ def init() -> None:
     """Load the network, and let it answer once."""
     global network, preprocessor, class_names
     torch.set_num_threads(1)  # a thread for each call in work was measured faster than all threads for one
-    trained = pytorch_model.load(NAME)
+    trained = trained_model.load(NAME)
     network, class_names = trained.classifier, trained.class_names
     preprocessor = ImagePreprocessor(trained.size, trained.mean, trained.std)
     warm_up()

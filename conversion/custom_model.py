@@ -13,14 +13,17 @@ import sysconfig
 import textwrap
 import traceback
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from conversion.download import digests
+from conversion.trained_model import TrainedModel
 from conversion.weights import load_weights
-from pytorch_model import IMAGENET_MEAN, IMAGENET_STD, TrainedModel
+from pytorch_model import IMAGENET_MEAN, IMAGENET_STD
+from runtime.settings import ROOT
 
 SAME_ANSWER_TOLERANCE = 1e-3  # between two answers to one picture, relative to the largest: rounding is far less
 
@@ -70,6 +73,10 @@ def load(
 def build(model: str) -> nn.Module:
     """Import MODULE, also from the current directory, and return what its CALLABLE gives. Raises InvalidNetwork."""
     module_name, _, attribute = model.partition(":")
+    top = module_name.partition(".")[0]
+    theirs, ours = (PathFinder.find_spec(top, [str(folder)]) for folder in (Path.cwd(), ROOT))
+    if theirs and ours and theirs.origin != ours.origin:
+        raise InvalidNetwork(f"{module_name}: {top} is the name of a module of this repository too: rename yours")
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)

@@ -1,31 +1,14 @@
-"""Get a file whose digest is known: whole and right, or not at all.
-
-    python download.py        # the assignment's own photographs, into images/photos/
-
-pytorch_model.py gets its weights through here too.
-"""
+"""Download a file whose digest is known: complete and right, or not at all."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import requests
 from tqdm import tqdm
 
-CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 30  # without a single byte
+TIMEOUT_S = (5, 30)  # to connect, and without a single byte
 CHUNK_BYTES = 1 << 20
-
-ROOT = Path(__file__).parent.parent
-PHOTOS_DIR = ROOT / "images" / "photos"
-PHOTOS_URL = (
-    "https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/1a3464dd1125008f9e1545b34a0b0f0d06247b43"
-)
-PHOTOS = {
-    "n01440764_tench.jpeg": "sha256:98f7e89b26142f7bdb61f3a627dee89729b0bb07a29e9e7f3be9d394c00c6f01",
-    "n01632777_axolotl.jpeg": "sha256:04c86fd7c01c8383c04ff088a65a0e8692e8e4a8fa3169026249607252bc299f",
-}
 
 
 class DownloadError(Exception):
@@ -37,20 +20,19 @@ def digests(path: Path) -> tuple[str, str]:
 
     The second is SHA-1 of `blob <size>`, a zero byte and the content (`git hash-object`).
     """
-    sha256 = hashlib.sha256()
     git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha256.update(chunk)
-            git.update(chunk)
+        sha256 = hashlib.file_digest(file, "sha256")
+        file.seek(0)
+        hashlib.file_digest(file, lambda: git)
     return f"sha256:{sha256.hexdigest()}", f"git:{git.hexdigest()}"
 
 
 def download(urls: Sequence[str], path: Path, known: Sequence[str]) -> None:
     """Write to `path` what the first of `urls` gives whose digest is among `known`, each as `digests` returns it.
 
-    The file appears under its name when it is complete and right, never before. A broken download starts afresh
-    at the next address. Raises DownloadError when every address has failed.
+    The file appears under its name when it is complete and right, never before. Raises DownloadError when every
+    address has failed.
     """
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,31 +53,11 @@ def download(urls: Sequence[str], path: Path, known: Sequence[str]) -> None:
 
 def fetch(url: str, path: Path) -> None:
     """Write what `url` gives to `path`, with a progress bar. Raises DownloadError or requests.RequestException."""
-    with requests.get(url, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as response:
+    with requests.get(url, stream=True, timeout=TIMEOUT_S) as response:
         response.raise_for_status()
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise DownloadError("answered with a web page instead of the file")
-        length = response.headers.get("Content-Length", "")
-        size = int(length) if length.isdigit() else 0
-        with path.open("wb") as file, tqdm(total=size or None, unit="B", unit_scale=True, desc=path.stem) as bar:
+        bar = {"total": response.raw.length_remaining, "desc": path.stem}
+        with path.open("wb") as file, tqdm.wrapattr(file, "write", **bar) as target:
             for chunk in response.iter_content(CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
-    if size and path.stat().st_size != size and "Content-Encoding" not in response.headers:
-        raise DownloadError(f"broke off after {path.stat().st_size} of {size} bytes")
-
-
-def main() -> None:
-    """Fetch the photographs that are not there yet."""
-    try:
-        for name, digest in PHOTOS.items():
-            path = PHOTOS_DIR / name
-            if not path.is_file() or digest not in digests(path):
-                download([f"{PHOTOS_URL}/{name}"], path, [digest])
-            print(f"{path.relative_to(ROOT)}: there, {digest}")
-    except DownloadError as error:
-        sys.exit(f"download.py: {error}")
-
-
-if __name__ == "__main__":
-    main()
+                target.write(chunk)

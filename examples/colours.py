@@ -1,18 +1,22 @@
 """A small network of one's own, to deploy: which of five colours does a picture show? It may be several.
 
-    python examples/colours.py      # train it for some seconds; writes colours.pth, and red.png to try it on
+    python examples/colours.py      # train it; writes colours.pth, and red.png to try it on, into examples/trained/
 
 README.md says how it is converted and served.
 """
+
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from tqdm import trange
 
 HEIGHT, WIDTH = 96, 128
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.7, 0.2], [0.1, 0.2, 0.9], [0.9, 0.9, 0.2], [0.5, 0.5, 0.5]])
 STEPS, BATCH = 200, 32
+OUTPUT = Path(__file__).parent / "trained"
 
 
 class Colours(nn.Module):
@@ -34,7 +38,7 @@ def main() -> None:
     torch.manual_seed(0)
     network = Colours()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
-    for _ in range(STEPS):
+    for _ in trange(STEPS, desc="training"):
         shown = torch.randint(len(COLOURS), (BATCH, 2))
         halves = COLOURS[shown].transpose(1, 2).repeat_interleave(WIDTH // 2, 2)
         pictures = halves[:, :, None] + 0.1 * torch.randn(BATCH, 3, HEIGHT, WIDTH)
@@ -43,8 +47,9 @@ def main() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    torch.save(network.state_dict(), "colours.pth")
-    Image.new("RGB", (400, 300), (230, 25, 25)).save("red.png")
+    OUTPUT.mkdir(exist_ok=True)
+    torch.save(network.state_dict(), OUTPUT / "colours.pth")
+    Image.new("RGB", (400, 300), (230, 25, 25)).save(OUTPUT / "red.png")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pytorch_model import TrainedModel
+from conversion.trained_model import TrainedModel
 
 
 class Small(nn.Module):

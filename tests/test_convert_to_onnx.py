@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 import convert_to_onnx
-import pytorch_model
+from conversion import trained_model
 from conversion.verification import Disagreement, pixels_of
 from conversion.weights import WeightsError
 from convert_to_onnx import ConversionError, build_graph, convert
@@ -51,6 +52,8 @@ def output(weights):
     """The file that the command makes of those weights."""
     result = run_converter("--weights", weights.name, "--output", "resnet18.onnx", folder=weights.parent)
     assert result.returncode == 0, result.stderr
+    steps = ["weights from untrained.pth", "exporting", "comparing", "on 9 pictures the same class", "resnet18.onnx, "]
+    assert all(map(str.startswith, result.stdout.splitlines(), [f"resnet18: {step}" for step in steps])), result.stdout
     assert sorted(weights.parent.iterdir()) == [weights.with_name("resnet18.onnx"), weights]
     return weights.with_name("resnet18.onnx")
 
@@ -61,7 +64,7 @@ def test_the_file_gives_pytorchs_probabilities_on_the_same_pixels(weights, outpu
     pixels = np.random.default_rng(batch).integers(0, 256, (batch, 224, 224, 3), np.uint8)
     with torch.inference_mode():
         normalized = torch.from_numpy(ImagePreprocessor().normalize(pixels))
-        expected = pytorch_model.load("resnet18", weights).network(normalized).softmax(1).numpy()
+        expected = trained_model.load("resnet18", weights).network(normalized).softmax(1).numpy()
     assert expected.max() > 0.1
     np.testing.assert_allclose(classifier.predict(pixels), expected, atol=1e-4, rtol=0)
 
@@ -84,26 +87,13 @@ def test_the_metadata_says_everything_about_the_model(weights, output):
     metadata = {entry.key: entry.value for entry in onnx.load(output).metadata_props}
     assert metadata["model"] == "resnet18"
     assert metadata["weights_digest"] == f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"
-    assert json.loads(metadata["class_names"]) == pytorch_model.imagenet_class_names()
+    assert json.loads(metadata["class_names"]) == trained_model.imagenet_class_names()
     assert json.loads(metadata["preprocessing"]) == {
         "size": [224, 224],
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "channels": "RGB",
     }
-
-
-def test_half_precision_halves_the_file_and_leaves_its_input_and_output_as_they_are(weights, output, tmp_path):
-    trained = pytorch_model.load("resnet18", weights)
-    half = tmp_path / "half.onnx"
-    convert(trained, half, half=True)
-    assert half.stat().st_size < 0.51 * output.stat().st_size
-    assert (OnnxClassifier(half).half, OnnxClassifier(output).half) == (True, False)
-    whole, halved = InferenceSession(output), InferenceSession(half)
-    for one, other in zip(
-        whole.get_inputs() + whole.get_outputs(), halved.get_inputs() + halved.get_outputs(), strict=True
-    ):
-        assert (one.name, one.type, one.shape) == (other.name, other.type, other.shape)
 
 
 def test_no_path_of_this_machine_is_in_the_file(weights, output):
@@ -223,7 +213,7 @@ def test_a_wrong_command_line_is_a_usage_error(monkeypatch, capsys, command, mes
 def test_a_refused_network_ends_with_a_sentence_and_no_file(tmp_path):
     (tmp_path / "mine.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Linear(3, 2).wieght\n")
     (tmp_path / "w.pth").touch()
-    result = run_converter("--model", "mine:build", "--weights", "w.pth", folder=tmp_path)
+    result = run_converter("--model", "mine:build", "--weights", "w.pth", "--output", "x.onnx", folder=tmp_path)
     assert result.returncode == 1
     assert re.fullmatch(
         r"convert_to_onnx.py: mine:build failed: AttributeError: .*'wieght'.*mine.py, line 5: .*\n", result.stderr
@@ -233,10 +223,47 @@ def test_a_refused_network_ends_with_a_sentence_and_no_file(tmp_path):
 
 def test_absent_weights_end_with_a_sentence_and_the_old_file_stays(tmp_path):
     (tmp_path / "classifier.onnx").write_bytes(b"old")
-    result = run_converter("--weights", "absent.pth", folder=tmp_path)
+    result = run_converter("--weights", "absent.pth", "--output", "classifier.onnx", folder=tmp_path)
     assert result.returncode == 1
     assert result.stderr == "convert_to_onnx.py: absent.pth is not there\n"
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"classifier.onnx": b"old"}
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("absent/x.onnx", "No such file or directory"),
+        ("folder", "Is a directory"),
+        ("file/x.onnx", "Not a directory"),
+        ("/proc/x.onnx", "No such file or directory"),  # a folder that not even root may write to
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_else(monkeypatch, tmp_path, output, reason):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    output = tmp_path / output
+    monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py", "--weights", "absent.pth", "--output", str(output)])
+    with pytest.raises(SystemExit, match=re.escape(f"--output {output} cannot be written: {reason}")):
+        convert_to_onnx.main()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("moment", ["efficientnet-lite0: exporting", "efficientnet-lite0: comparing"])
+def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path, moment):
+    command = [sys.executable, ROOT / "convert_to_onnx.py", "--model", "efficientnet-lite0", "--output", "x.onnx"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        assert any(line.startswith(moment) for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == "convert_to_onnx.py: interrupted\n"
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_output_is_beside_the_script_from_wherever_it_is_called(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py"])
+    assert convert_to_onnx.parse_args().output == ROOT / "classifier.onnx"
 
 
 def test_auto_takes_resnet18_where_its_weights_are(monkeypatch, weights):
@@ -250,7 +277,7 @@ def test_auto_falls_back_and_says_so(monkeypatch, capsys):
     def refuse(_):
         raise WeightsError("no network here")
 
-    monkeypatch.setattr(pytorch_model, "known_weights", refuse)
+    monkeypatch.setattr(trained_model, "known_weights", refuse)
     assert convert_to_onnx.choose_model() == "efficientnet-lite0"
     stderr = capsys.readouterr().err
     assert "no network here" in stderr

@@ -1,7 +1,4 @@
-"""pytorch_model.py: the network is ResNet-18, and no weights but the known ones are its own."""
-
-import dataclasses
-import hashlib
+"""pytorch_model.py: the network is ResNet-18."""
 
 import pytest
 import torch
@@ -9,9 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 import pytorch_model
-from conversion.weights import WeightsError
-from pytorch_model import KNOWN_MODELS, BasicBlock, Classifier, load
-from tests.server_process import ROOT
+from pytorch_model import BasicBlock, Classifier
 
 
 def torchvision_keys():
@@ -65,20 +60,6 @@ def network():
     return network.eval()
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "weights.pth"
-
-
-@pytest.fixture
-def unknown_weights(monkeypatch, path):
-    """Weights that fit ResNet-18 and are not the known ones, standing where those should be."""
-    torch.save(Classifier().state_dict(), path)
-    own = dataclasses.replace(KNOWN_MODELS["resnet18"], weights_file=lambda: path, urls=())
-    monkeypatch.setitem(KNOWN_MODELS, "resnet18", own)
-    return path
-
-
 def test_the_state_dict_has_torchvisions_keys(network):
     assert set(network.state_dict()) == torchvision_keys()
     assert len(network.state_dict()) == 122
@@ -106,44 +87,7 @@ def test_the_logits_are_those_of_an_independent_resnet18(network, shape):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_unknown_weights_under_the_default_name_are_refused_by_their_digest(unknown_weights):
-    digest = hashlib.sha256(unknown_weights.read_bytes()).hexdigest()
-    with pytest.raises(WeightsError, match=rf"weights.pth has the digest sha256:{digest}, which is not a known one"):
-        load("resnet18")
-
-
-def test_the_same_weights_are_taken_when_a_person_names_them(unknown_weights):
-    trained = load("resnet18", weights=unknown_weights)
-    assert trained.digest == f"sha256:{hashlib.sha256(unknown_weights.read_bytes()).hexdigest()}"
-    assert trained.weights == unknown_weights
-    assert not trained.network.training
-    assert torch.equal(trained.network.fc.weight, torch.load(unknown_weights)["fc.weight"])
-
-
-def test_weights_that_cannot_be_had_are_asked_of_the_person(unknown_weights):
-    unknown_weights.unlink()
-    with pytest.raises(WeightsError, match=r"(?s)weights.pth could not be downloaded.*--weights"):
-        load("resnet18")
-
-
-def test_the_model_of_the_package_loads_with_its_known_weights():
-    trained = load("efficientnet-lite0")
-    assert trained.digest in KNOWN_MODELS["efficientnet-lite0"].digests
-    assert sum(parameter.numel() for parameter in trained.network.parameters()) == 4_652_008
-
-
-def test_the_command_refuses_an_unknown_model():
-    with pytest.raises(SystemExit, match=r"'vgg' is none of resnet18, efficientnet-lite0"):
-        pytorch_model.main(["vgg"])
-
-
-def test_there_are_1000_class_names_in_imagenets_order():
-    names = pytorch_model.imagenet_class_names()
-    assert len(names) == 1000
-    assert [names[number] for number in (0, 26, 29, 999)] == ["tench", "common newt", "axolotl", "toilet tissue"]
-
-
-def test_every_class_has_its_own_wordnet_id_and_a_name():
-    lines = (ROOT / "conversion" / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
-    assert len({line.partition(" ")[0] for line in lines}) == 1000
-    assert all(pytorch_model.imagenet_class_names())
+def test_the_command_prints_each_networks_parameters(capsys):
+    pytorch_model.main()
+    lines = ["resnet18: 11,689,512 parameters", "efficientnet-lite0: 4,652,008 parameters"]
+    assert capsys.readouterr().out.splitlines() == lines

@@ -226,7 +226,7 @@ def test_ones_own_model_is_deployed_by_the_readmes_commands(checkout):
     classifier = OnnxClassifier(checkout / "colours.onnx")
     assert classifier.class_names == ["red", "green", "blue", "yellow", "grey"]
     network = Colours().eval()
-    network.load_state_dict(torch.load(checkout / "colours.pth"))
+    network.load_state_dict(torch.load(checkout / "examples/trained/colours.pth"))
     for right, left in enumerate(COLOURS):
         picture = Image.new("RGB", (128, 96), tuple(int(255 * level) for level in left))
         picture.paste(tuple(int(255 * level) for level in COLOURS[right - 1]), (64, 0, 128, 96))

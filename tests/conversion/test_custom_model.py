@@ -153,6 +153,17 @@ def test_a_module_that_fails_says_where(tmp_path, monkeypatch):
         custom_model.build("mistaken:Network")
 
 
+@pytest.mark.parametrize("file", ["model.py", "client.py", "app.py", "runtime/__init__.py", "serving/networks.py"])
+def test_a_module_of_the_same_name_as_one_of_ours_is_refused(tmp_path, monkeypatch, file):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("from torch.nn import Identity as Net\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(InvalidNetwork, match=r"is the name of a module of this repository too: rename yours"):
+        custom_model.build(f"{file.removesuffix('.py').replace('/', '.')}:Net")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

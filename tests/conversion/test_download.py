@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import socket
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,6 +11,7 @@ import pytest
 
 from conversion import download
 from conversion.download import DownloadError, digests
+from tests.server_process import ROOT
 
 CONTENT = b"\x00weights\xff" * 1000
 DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
@@ -26,6 +28,8 @@ ANSWERS = {
     "/wrong": (200, {"Content-Length": 5}, b"other"),
     "/broken": (200, {"Content-Length": len(CONTENT)}, CONTENT[:100]),
 }
+PHOTOS = ["/n01440764_tench.jpeg", "/n01632777_axolotl.jpeg"]
+ANSWERS |= dict.fromkeys(PHOTOS, ANSWERS["/right"])
 
 BAD_ADDRESSES = {
     "absent": "404",
@@ -155,30 +159,34 @@ def test_the_digests_are_those_of_sha256sum_and_git(path, content, name):
 
 
 @pytest.fixture
-def photos(monkeypatch, tmp_path, server):
-    monkeypatch.setattr(download, "ROOT", tmp_path)
-    monkeypatch.setattr(download, "PHOTOS_DIR", tmp_path / "photos")
-    monkeypatch.setattr(download, "PHOTOS_URL", "http://{}:{}".format(*server.server_address))
-    monkeypatch.setattr(download, "PHOTOS", {"right": DIGEST})
-    return tmp_path / "photos"
+def make_photos(server, tmp_path):
+    """Run `make photos` in an empty folder, against this server."""
+
+    def run(*variables):
+        url = "http://{}:{}".format(*server.server_address)
+        command = ["make", "-f", ROOT / "Makefile", "photos", f"PHOTOS_URL={url}", *variables]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    return run
 
 
-def test_the_command_fetches_the_photographs_once(photos, server, capsys):
-    download.main()
-    download.main()
-    assert (photos / "right").read_bytes() == CONTENT
-    assert server.asked == ["/right"]
-    assert capsys.readouterr().out.splitlines() == [f"photos/right: there, {DIGEST}"] * 2
+def test_make_fetches_the_photographs_once(make_photos, server, tmp_path):
+    for _ in range(2):
+        assert make_photos(f"SHA256={DIGEST.removeprefix('sha256:')}").returncode == 0
+    assert sorted(server.asked) == sorted(PHOTOS)
+    assert sorted(path.name for path in (tmp_path / "images" / "photos").iterdir()) == [name[1:] for name in PHOTOS]
 
 
-def test_the_command_replaces_a_photograph_that_is_not_the_known_one(photos, server):
-    photos.mkdir()
-    (photos / "right").write_bytes(b"another")
-    download.main()
-    assert (photos / "right").read_bytes() == CONTENT
+def test_make_takes_no_photograph_but_the_assignments(make_photos, tmp_path):
+    result = make_photos("--keep-going")
+    assert result.returncode == 2
+    assert result.stdout.count(".jpeg.part: FAILED") == 2
+    assert list((tmp_path / "images" / "photos").glob("*.jpeg")) == []
 
 
-def test_the_command_ends_with_a_sentence_where_a_photograph_cannot_be_had(photos, monkeypatch):
-    monkeypatch.setattr(download, "PHOTOS", {"wrong": DIGEST})
-    with pytest.raises(SystemExit, match=r"download.py: wrong could not be downloaded"):
-        download.main()
+def test_make_says_where_a_photograph_cannot_be_had(make_photos, monkeypatch, tmp_path):
+    monkeypatch.setitem(ANSWERS, PHOTOS[0], (404, {}, b"not here"))
+    result = make_photos()
+    assert result.returncode == 2
+    assert "The requested URL returned error: 404" in result.stderr
+    assert list((tmp_path / "images" / "photos").iterdir()) == []

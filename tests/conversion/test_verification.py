@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import pytorch_model
-from conversion.verification import Disagreement, compare, prove
+from conversion import trained_model
+from conversion.verification import Disagreement, compare, verify
 from convert_to_onnx import build_graph
 from runtime.errors import InvalidModel
 from tests.graphs import BROKEN, broken_copy
@@ -17,7 +18,7 @@ from tests.networks import AcrossTheBatch, ForBatchesOfOneAndFour, Random, Small
 
 @pytest.fixture(scope="module")
 def lite():
-    return pytorch_model.load("efficientnet-lite0")
+    return trained_model.load("efficientnet-lite0")
 
 
 @pytest.fixture(scope="module")
@@ -35,38 +36,18 @@ def saved(tmp_path):
 
 
 def test_the_right_graph_is_accepted(lite, lite_graph, saved):
-    agreement = prove(saved(lite_graph), lite)
+    agreement = verify(saved(lite_graph), lite)
     assert agreement.pictures >= 9
     assert agreement.levels <= 1.01
     assert agreement.same_pixels < 1e-4
     assert agreement.resized < 5e-3
 
 
-def test_a_graph_in_half_precision_is_accepted_within_its_own_tolerance(lite, saved):
-    agreement = prove(saved(build_graph(lite, half=True)), lite)
-    assert 1e-4 < agreement.same_pixels < 1e-2
-    assert agreement.levels <= 1.01
-
-
-def test_half_precision_that_is_not_said_to_be_is_refused(lite, saved):
-    graph = build_graph(lite, half=True)
-    next(entry for entry in graph.metadata_props if entry.key == "precision").value = "f32"
-    with pytest.raises(Disagreement, match="1e-04 is allowed"):
-        prove(saved(graph), lite)
-
-
-def test_a_network_whose_numbers_half_precision_cannot_hold_is_refused(saved):
-    network = Small()
-    torch.nn.init.constant_(network.head.weight, 1e5)
-    with pytest.raises((Disagreement, InvalidModel), match=r"does not give the probabilities|apart"):
-        prove(saved(build_graph(trained(network), half=True)), trained(network))
-
-
 @pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__)
 def test_a_broken_graph_is_refused(lite, lite_graph, saved, break_it):
     path = saved(broken_copy(lite_graph, break_it))
     with pytest.raises((Disagreement, InvalidModel), match=r"from Pillow's|does not give the probabilities"):
-        prove(path, lite)
+        verify(path, lite)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +62,12 @@ def blind():
 def test_wrong_pixels_are_seen_whatever_the_weights(blind, saved, break_it):
     network, graph = blind
     with pytest.raises(Disagreement, match=r"the graph's pixels are up to .* of 255 from Pillow's"):
-        prove(saved(broken_copy(graph, break_it)), network)
+        verify(saved(broken_copy(graph, break_it)), network)
 
 
 def test_a_file_that_describes_another_preprocessing_is_refused(lite, lite_graph, saved):
     with pytest.raises(Disagreement, match=r"the file describes .*, the model wants"):
-        prove(saved(lite_graph), dataclasses.replace(lite, mean=pytorch_model.IMAGENET_MEAN))
+        verify(saved(lite_graph), dataclasses.replace(lite, mean=pytorch_model.IMAGENET_MEAN))
 
 
 def nudged():
@@ -98,19 +79,19 @@ def nudged():
 @pytest.mark.parametrize("other", [Random(), nudged()], ids=["random", "all but the same weights"])
 def test_answers_of_another_network_are_refused(saved, other):
     with pytest.raises(Disagreement, match=r"ONNX Runtime says class \d"):
-        prove(saved(build_graph(trained(Small()))), trained(other))
+        verify(saved(build_graph(trained(Small()))), trained(other))
 
 
 def test_answers_that_depend_on_the_batch_are_refused(saved):
     network = trained(AcrossTheBatch())
     with pytest.raises(Disagreement, match="in a batch: ONNX Runtime says"):
-        prove(saved(build_graph(network)), network)
+        verify(saved(build_graph(network)), network)
 
 
 def test_answers_that_are_not_one_for_each_picture_are_refused(saved):
     network = trained(ForBatchesOfOneAndFour())
     with pytest.raises(Disagreement, match=r"ONNX Runtime gives \[1, 45\] for 9 pictures of 5 classes"):
-        prove(saved(build_graph(network)), network)
+        verify(saved(build_graph(network)), network)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from tests.server_process import ROOT
 
-SCRIPTS = ["test_onnx.py", "test_server.py"]
+SCRIPTS = ["convert_to_onnx.py", "pytorch_model.py", "test_onnx.py", "test_server.py"]
 
 
 def run(*command):
@@ -40,7 +40,8 @@ def test_a_missing_package_is_named_with_what_installs_it(script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_ctrl_c_during_an_import_is_exit_code_130(script):
-    finder = "type('Finder', (), {'find_spec': lambda name, *_: name == 'client' and signal.raise_signal(2) or None})"
+    find = "lambda name, *_: name in ('client', 'torch') and signal.raise_signal(2) or None"
+    finder = f"type('Finder', (), {{'find_spec': {find}}})"
     statements = f"import signal; sys.meta_path.insert(0, {finder})"
     assert run_after(script, statements) == (130, f"{script}: interrupted\n")
 

@@ -1,0 +1,66 @@
+"""trained_model.py: no weights but the known ones are a known model's own."""
+
+import dataclasses
+import hashlib
+
+import pytest
+import torch
+
+from conversion.trained_model import imagenet_class_names, load
+from conversion.weights import WeightsError
+from pytorch_model import KNOWN_MODELS, Classifier
+from tests.server_process import ROOT
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "weights.pth"
+
+
+@pytest.fixture
+def unknown_weights(monkeypatch, path):
+    """Weights that fit ResNet-18 and are not the known ones, standing where those should be."""
+    torch.save(Classifier().state_dict(), path)
+    own = dataclasses.replace(KNOWN_MODELS["resnet18"], weights_file=lambda: path, urls=())
+    monkeypatch.setitem(KNOWN_MODELS, "resnet18", own)
+    return path
+
+
+def test_unknown_weights_under_the_default_name_are_refused_by_their_digest(unknown_weights):
+    digest = hashlib.sha256(unknown_weights.read_bytes()).hexdigest()
+    with pytest.raises(WeightsError, match=rf"weights.pth has the digest sha256:{digest}, which is not a known one"):
+        load("resnet18")
+
+
+def test_the_same_weights_are_taken_when_a_person_names_them(unknown_weights):
+    trained = load("resnet18", weights=unknown_weights)
+    assert trained.digest == f"sha256:{hashlib.sha256(unknown_weights.read_bytes()).hexdigest()}"
+    assert trained.weights == unknown_weights
+    assert not trained.network.training
+    assert torch.equal(trained.network.fc.weight, torch.load(unknown_weights)["fc.weight"])
+
+
+def test_weights_that_cannot_be_had_are_asked_of_the_person(unknown_weights):
+    unknown_weights.unlink()
+    with pytest.raises(
+        WeightsError, match=r"(?s)weights.pth could not be downloaded.*by hand, as .*--weights.*--model auto"
+    ):
+        load("resnet18")
+
+
+def test_the_model_of_the_package_loads_with_its_known_weights():
+    trained = load("efficientnet-lite0")
+    assert trained.digest in KNOWN_MODELS["efficientnet-lite0"].digests
+    assert sum(parameter.numel() for parameter in trained.network.parameters()) == 4_652_008
+
+
+def test_there_are_1000_class_names_in_imagenets_order():
+    names = imagenet_class_names()
+    assert len(names) == 1000
+    assert [names[number] for number in (0, 26, 29, 999)] == ["tench", "common newt", "axolotl", "toilet tissue"]
+
+
+def test_every_class_has_its_own_wordnet_id_and_a_name():
+    lines = (ROOT / "conversion" / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    assert len({line.partition(" ")[0] for line in lines}) == 1000
+    assert all(imagenet_class_names())
