@@ -12,9 +12,9 @@ FROM ${BASE_IMAGE} AS converter
 # PyTorch for the CPU: what PyPI has for Linux is for GPUs, and several gigabytes.
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 WORKDIR /convert
-COPY requirements.txt requirements-serve.txt requirements-convert.txt ./
+COPY requirements/ requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --root-user-action=ignore -r requirements-convert.txt
+    pip install --root-user-action=ignore -r requirements/convert.txt
 COPY images/ images/
 # The brackets: where the weights are not there, they are downloaded.
 COPY runtime/ runtime/
@@ -29,10 +29,10 @@ RUN python convert_to_onnx.py --model "${MODEL}" && python test_onnx.py
 # -- the packages, without what serving never loads ----------------------------------------------------------------
 FROM ${BASE_IMAGE} AS packages
 WORKDIR /opt/venv
-COPY requirements-serve.txt ./
+COPY requirements/ requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip . \
-    && pip --python bin/python install --no-compile -r requirements-serve.txt \
+    && pip --python bin/python install --no-compile -r requirements/serve.txt \
     && find lib \( -path '*/onnxruntime_ep_openvino/libopenvino_intel_[gn]pu_plugin.so' \
         -o -path '*/onnxruntime_ep_openvino/cache.json' \
         -o -path '*/onnxruntime_ep_openvino/*_openvino_plugin.so.*' \
@@ -40,9 +40,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         -o -name '*.pyi' \) -prune -exec rm -r {} +
 
 FROM packages AS packages-cpu
-COPY requirements.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python bin/python install --no-compile -r requirements.txt \
+    pip --python bin/python install --no-compile -r requirements/cpu.txt \
     && pip --python bin/python uninstall --yes setuptools \
     && find lib \( -path '*/onnxruntime/capi/libonnxruntime.so.*' \
         -o -path '*/onnxruntime/quantization' \
@@ -50,9 +49,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         -o -path '*/onnxruntime/transformers' \) -prune -exec rm -r {} +
 
 FROM packages AS packages-gpu
-COPY requirements-gpu.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python bin/python install --no-compile -r requirements-gpu.txt \
+    pip --python bin/python install --no-compile -r requirements/gpu.txt \
     && pip --python bin/python uninstall --yes setuptools
 
 # -- the server ----------------------------------------------------------------------------------------------------

@@ -76,18 +76,18 @@ docker-run: docker  ## serve from the image on http://127.0.0.1:8000, read-only,
 clean:  ## remove everything that make has made
 	rm -rf .venv .venv-peers .venv-ray .make classifier.onnx images/photos
 
-.venv/installed: requirements.txt requirements-serve.txt requirements-convert.txt requirements-tester.txt requirements-dev.txt
+.venv/installed: $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(bin)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(bin)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	@touch $@
 
-.venv/fuzz: .venv/installed requirements-fuzz.txt
-	$(bin)/pip install --quiet --disable-pip-version-check -r requirements-fuzz.txt
+.venv/fuzz: .venv/installed
+	$(bin)/pip install --quiet --disable-pip-version-check -r requirements/fuzz.txt
 	@touch $@
 
 .venv-peers/installed: benchmarks/peers/requirements.txt
-.venv-ray/installed: requirements-ray.txt requirements.txt requirements-serve.txt requirements-tester.txt
+.venv-ray/installed: requirements/ray.txt $(wildcard requirements/*.txt)
 .venv-peers/installed .venv-ray/installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<

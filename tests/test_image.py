@@ -8,7 +8,7 @@ from tests.imports import needed
 from tests.server_process import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-PINS = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("requirements*.txt")}
+PINS = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("requirements/*.txt")}
 
 
 def stages():

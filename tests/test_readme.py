@@ -82,9 +82,9 @@ ELSEWHERE = {
         "tests/test_knative.py",
         "knative.yaml",
     ),
-    "pip install 'tritonclient[http]'": ("requirements-dev.txt", "tritonclient[http]=="),
-    ".venv-ray/bin/ray start": ("requirements-ray.txt", "ray[serve]=="),
-    ".venv-ray/bin/serve shutdown": ("requirements-ray.txt", "ray[serve]=="),
+    "pip install 'tritonclient[http]'": ("requirements/dev.txt", "tritonclient[http]=="),
+    ".venv-ray/bin/ray start": ("requirements/ray.txt", "ray[serve]=="),
+    ".venv-ray/bin/serve shutdown": ("requirements/ray.txt", "ray[serve]=="),
     "MODEL_PATH=colours.onnx python server.py": ("client/endpoint.py", "[sys.executable, SERVER]"),
     "python benchmarks/precision.py FOLDER": ("benchmarks/precision.py", "python benchmarks/precision.py FOLDER"),
 }
