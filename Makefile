@@ -76,7 +76,7 @@ docker-run: docker  ## serve from the image on http://127.0.0.1:8000, read-only,
 clean:  ## remove everything that make has made
 	rm -rf .venv .venv-peers .venv-ray .make classifier.onnx images/photos
 
-.venv/installed: $(wildcard requirements/*.txt)
+.venv/installed: requirements.txt $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(bin)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
