@@ -8,8 +8,13 @@ IMAGE ?=
 # what `make docker` builds and `make docker-run` runs: cpu or gpu; PORT is where it listens
 TARGET ?= cpu
 PORT ?= 8000
-# more options for `docker build` and `docker run`, such as --network=host
-DOCKER_FLAGS ?=
+# more options for `docker build`, and for `docker run`, such as --network=host for both
+BUILD_FLAGS ?=
+RUN_FLAGS ?=
+# the GPUs that TARGET=gpu runs with; none on a host without NVIDIA's Container Toolkit: GPUS=
+GPUS ?= all
+# where `make serve` and `make ray` listen; the container listens on every interface
+HOST ?= 127.0.0.1
 
 bin := .venv/bin
 photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg)
@@ -25,7 +30,7 @@ run: classifier.onnx  ## convert, start a server, classify both pictures, or IMA
 	@env -u BANANA_MODEL_URL $(bin)/python test_server.py $(if $(IMAGE),"$(IMAGE)",images/*.jpeg)
 
 serve: classifier.onnx  ## serve on http://127.0.0.1:8000 until Ctrl-C
-	@exec $(bin)/python server.py
+	@HOST=$(HOST) exec $(bin)/python server.py
 
 test: classifier.onnx  ## run every test
 	$(bin)/python -m pytest
@@ -60,18 +65,18 @@ screenshot: classifier.onnx  ## make the README's pictures of the page, docs/pag
 	$(bin)/python -m tests.screenshot
 
 docker:  ## build the image: TARGET=cpu, or gpu
-	docker build --target $(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(DOCKER_FLAGS) \
+	docker build --target $(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(BUILD_FLAGS) \
 	    --tag classifier:$(TARGET) .
 
 ray: classifier.onnx .venv-ray/installed  ## serve as `make serve` does, from the machines of a Ray cluster
-	@exec .venv-ray/bin/python -m deploy.ray_serve
+	@HOST=$(HOST) exec .venv-ray/bin/python -m deploy.ray_serve
 
 test-ray: classifier.onnx .venv-ray/installed  ## test that, with two nodes on this machine, of which one is lost
 	.venv-ray/bin/python -m pytest deploy
 
 docker-run: docker  ## serve from the image on http://127.0.0.1:8000, read-only, until Ctrl-C
 	docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges --env BANANA_API_KEY \
-	    --env PORT=$(PORT) --publish $(PORT):$(PORT) $(DOCKER_FLAGS) classifier:$(TARGET)
+	    --env PORT=$(PORT) --publish $(PORT):$(PORT) $(if $(filter gpu,$(TARGET)),$(GPUS:%=--gpus=%)) $(RUN_FLAGS) classifier:$(TARGET)
 
 clean:  ## remove everything that make has made
 	rm -rf .venv .venv-peers .venv-ray .make classifier.onnx images/photos
