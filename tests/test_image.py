@@ -34,7 +34,7 @@ def allowed():
 
 
 @pytest.mark.parametrize(
-    ("stage", "scripts"), [("scripts", ["server.py"]), ("converter", ["convert_to_onnx.py", "test_onnx.py"])]
+    ("stage", "scripts"), [("app", ["server.py"]), ("converter", ["convert_to_onnx.py", "test_onnx.py"])]
 )
 def test_a_stage_gets_the_files_that_its_scripts_import_and_no_other_script(stage, scripts):
     files, names = set().union(*map(needed, scripts)), copied(stage)
@@ -46,7 +46,7 @@ def test_a_stage_gets_the_files_that_its_scripts_import_and_no_other_script(stag
 def test_a_file_that_the_server_reads_beside_itself_is_in_the_image(file):
     beside = r'Path\(__file__\)(?:\.parent|\.with_name)[ /(]+"([^"]+)"'
     for name in re.findall(beside, (ROOT / file).read_text(encoding="utf-8")):
-        assert {name, file.rpartition("/")[0]} & copied("scripts")
+        assert {name, file.rpartition("/")[0]} & copied("app")
 
 
 def test_what_is_copied_is_let_in_and_nothing_else_is():
