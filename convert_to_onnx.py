@@ -242,7 +242,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--weights", type=Path, help="state dict, checkpoint or .safetensors; default: a known model's own"
     )
-    parser.add_argument("--output", type=Path, default=Path("classifier.onnx"), help="default: %(default)s")
+    output = Path(__file__).with_name("classifier.onnx")
+    parser.add_argument("--output", type=Path, default=output, help="default: classifier.onnx beside this script")
     parser.add_argument("--half", action="store_true", help="in float16: half the size, and what a GPU computes in")
     custom = parser.add_argument_group("for MODULE:CALLABLE")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")

@@ -20,9 +20,10 @@ from PIL import Image
 from client.expected import EXPECT_HELP, Preset, expected, presets
 from model import OnnxClassifier
 from runtime.errors import InvalidImage, InvalidModel
+from runtime.settings import ROOT
 
 # -- settings, from the environment --------------------------------------------------------------------------------
-MODEL_PATH = os.environ.get("MODEL_PATH") or "classifier.onnx"  # the file to test
+MODEL_PATH = os.environ.get("MODEL_PATH") or os.path.relpath(ROOT / "classifier.onnx")  # the file to test
 # ------------------------------------------------------------------------------------------------------------------
 
 # Of a probability, between a resize in the graph and one by Pillow. On photographs a right file is up to 0.007 away,
