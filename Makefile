@@ -42,6 +42,7 @@ fuzz: classifier.onnx .venv/fuzz  ## send a server random input for some minutes
 lint: .venv/installed  ## check style and format, the workflows, the Dockerfile and the shell script
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+	$(bin)/mypy
 	$(bin)/zizmor --offline --pedantic --quiet .github
 	$(bin)/actionlint -shellcheck $(bin)/shellcheck .github/workflows/*.yml
 	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
