@@ -12,9 +12,9 @@ FROM ${BASE_IMAGE} AS converter
 # PyTorch for the CPU: what PyPI has for Linux is for GPUs, and several gigabytes.
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 WORKDIR /convert
-COPY requirements.txt requirements-serve.txt requirements-convert.txt ./
+COPY requirements/ requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --root-user-action=ignore -r requirements-convert.txt
+    pip install --root-user-action=ignore -r requirements/convert.txt
 COPY images/ images/
 # The brackets: where the weights are not there, they are downloaded.
 COPY runtime/ runtime/
@@ -29,10 +29,10 @@ RUN python convert_to_onnx.py --model "${MODEL}" && python test_onnx.py
 # -- the packages, without what serving never loads ----------------------------------------------------------------
 FROM ${BASE_IMAGE} AS packages
 WORKDIR /opt/venv
-COPY requirements-serve.txt ./
+COPY requirements/ /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip . \
-    && pip --python bin/python install --no-compile -r requirements-serve.txt \
+    && pip --python bin/python install -r /requirements/serve.txt \
     && find lib \( -path '*/onnxruntime_ep_openvino/libopenvino_intel_[gn]pu_plugin.so' \
         -o -path '*/onnxruntime_ep_openvino/cache.json' \
         -o -path '*/onnxruntime_ep_openvino/*_openvino_plugin.so.*' \
@@ -40,9 +40,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         -o -name '*.pyi' \) -prune -exec rm -r {} +
 
 FROM packages AS packages-cpu
-COPY requirements.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python bin/python install --no-compile -r requirements.txt \
+    pip --python bin/python install -r /requirements/cpu.txt \
     && pip --python bin/python uninstall --yes setuptools \
     && find lib \( -path '*/onnxruntime/capi/libonnxruntime.so.*' \
         -o -path '*/onnxruntime/quantization' \
@@ -50,12 +49,20 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         -o -path '*/onnxruntime/transformers' \) -prune -exec rm -r {} +
 
 FROM packages AS packages-gpu
-COPY requirements-gpu.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python bin/python install --no-compile -r requirements-gpu.txt \
+    pip --python bin/python install -r /requirements/gpu.txt \
     && pip --python bin/python uninstall --yes setuptools
 
 # -- the server ----------------------------------------------------------------------------------------------------
+FROM ${BASE_IMAGE} AS app
+WORKDIR /app
+COPY runtime/ runtime/
+COPY serving/ serving/
+COPY app.py model.py server.py ./
+COPY --from=convert /convert/classifier.onnx ./
+# Compiled, as pip has done with the packages: a read-only container would compile it anew at every start.
+RUN python -m compileall -q . && chmod -R a+rX .
+
 FROM ${BASE_IMAGE} AS serve
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
@@ -68,18 +75,9 @@ CMD ["python", "server.py"]
 # What SageMaker runs in place of that.
 RUN printf '#!/bin/sh\nexec python server.py serve\n' > /usr/local/bin/serve && chmod 755 /usr/local/bin/serve
 
-FROM scratch AS scripts
-COPY --chmod=755 runtime/ /runtime/
-COPY --chmod=755 serving/ /serving/
-COPY --chmod=644 app.py model.py server.py /
-
 FROM serve AS cpu
 COPY --from=packages-cpu /opt/venv /opt/venv
-COPY --from=convert /convert/classifier.onnx ./
-COPY --from=scripts / ./
-# Once as it will be, which compiles what that takes: a read-only container would compile it anew at every start.
-RUN --mount=type=bind,source=images,target=/mnt \
-    python -c "import app, server; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
+COPY --from=app /app ./
 USER 65532:65532
 
 FROM serve AS gpu
@@ -87,8 +85,5 @@ FROM serve AS gpu
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=packages-gpu /opt/venv /opt/venv
-COPY --from=convert /convert/classifier.onnx ./
-COPY --from=scripts / ./
-RUN --mount=type=bind,source=images,target=/mnt \
-    python -c "import app, server; app.init(); app.inference({'image': open('/mnt/n01440764_tench.jpeg', 'rb').read()})"
+COPY --from=app /app ./
 USER 65532:65532

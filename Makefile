@@ -8,8 +8,13 @@ IMAGE ?=
 # what `make docker` builds and `make docker-run` runs: cpu or gpu; PORT is where it listens
 TARGET ?= cpu
 PORT ?= 8000
-# more options for `docker build` and `docker run`, such as --network=host
-DOCKER_FLAGS ?=
+# more options for `docker build`, and for `docker run`, such as --network=host for both
+BUILD_FLAGS ?=
+RUN_FLAGS ?=
+# the GPUs that TARGET=gpu runs with; none on a host without NVIDIA's Container Toolkit: GPUS=
+GPUS ?= all
+# where `make serve` and `make ray` listen; the container listens on every interface
+HOST ?= 127.0.0.1
 
 bin := .venv/bin
 PHOTOS_URL ?= https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/1a3464dd1125008f9e1545b34a0b0f0d06247b43
@@ -26,7 +31,7 @@ run: classifier.onnx  ## convert, start a server, classify both pictures, or IMA
 	@env -u BANANA_MODEL_URL $(bin)/python test_server.py $(if $(IMAGE),"$(IMAGE)",images/*.jpeg)
 
 serve: classifier.onnx  ## serve on http://127.0.0.1:8000 until Ctrl-C
-	@exec $(bin)/python server.py
+	@HOST=$(HOST) exec $(bin)/python server.py
 
 test: classifier.onnx  ## run every test
 	$(bin)/python -m pytest
@@ -38,6 +43,7 @@ fuzz: classifier.onnx .venv/fuzz  ## send a server random input for some minutes
 lint: .venv/installed  ## check style and format, the workflows, the Dockerfile and the shell script
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+	$(bin)/mypy
 	$(bin)/zizmor --offline --pedantic --quiet .github
 	$(bin)/actionlint -shellcheck $(bin)/shellcheck .github/workflows/*.yml
 	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -61,34 +67,34 @@ screenshot: classifier.onnx  ## make the README's pictures of the page, docs/pag
 	$(bin)/python -m tests.screenshot
 
 docker:  ## build the image: TARGET=cpu, or gpu
-	docker build --target $(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(DOCKER_FLAGS) \
+	docker build --target $(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(BUILD_FLAGS) \
 	    --tag classifier:$(TARGET) .
 
 ray: classifier.onnx .venv-ray/installed  ## serve as `make serve` does, from the machines of a Ray cluster
-	@exec .venv-ray/bin/python -m deploy.ray_serve
+	@HOST=$(HOST) exec .venv-ray/bin/python -m deploy.ray_serve
 
 test-ray: classifier.onnx .venv-ray/installed  ## test that, with two nodes on this machine, of which one is lost
 	.venv-ray/bin/python -m pytest deploy
 
 docker-run: docker  ## serve from the image on http://127.0.0.1:8000, read-only, until Ctrl-C
 	docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges --env BANANA_API_KEY \
-	    --env PORT=$(PORT) --publish $(PORT):$(PORT) $(DOCKER_FLAGS) classifier:$(TARGET)
+	    --env PORT=$(PORT) --publish $(PORT):$(PORT) $(if $(filter gpu,$(TARGET)),$(GPUS:%=--gpus=%)) $(RUN_FLAGS) classifier:$(TARGET)
 
 clean:  ## remove everything that make has made
 	rm -rf .venv .venv-peers .venv-ray .make classifier.onnx images/photos
 
-.venv/installed: requirements.txt requirements-serve.txt requirements-convert.txt requirements-tester.txt requirements-dev.txt
+.venv/installed: requirements.txt $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(bin)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(bin)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	@touch $@
 
-.venv/fuzz: .venv/installed requirements-fuzz.txt
-	$(bin)/pip install --quiet --disable-pip-version-check -r requirements-fuzz.txt
+.venv/fuzz: .venv/installed
+	$(bin)/pip install --quiet --disable-pip-version-check -r requirements/fuzz.txt
 	@touch $@
 
 .venv-peers/installed: benchmarks/peers/requirements.txt
-.venv-ray/installed: requirements-ray.txt requirements.txt requirements-serve.txt requirements-tester.txt
+.venv-ray/installed: requirements/ray.txt $(wildcard requirements/*.txt)
 .venv-peers/installed .venv-ray/installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<

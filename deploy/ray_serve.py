@@ -82,7 +82,7 @@ class Replicas:
         if NAME in serve.status().applications:
             self.handle = serve.get_app_handle(NAME)
         else:
-            self.handle = serve.run(Replica.bind(), name=NAME, route_prefix=None)
+            self.handle = serve.run(Replica.bind(), name=NAME, route_prefix=None)  # type: ignore[attr-defined]
         self.known = self.handle.status.remote().result()
 
     def status(self) -> dict:

@@ -8,7 +8,8 @@ from tests.imports import needed
 from tests.server_process import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-PINS = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("requirements*.txt")}
+LISTS = [ROOT / "requirements.txt", *ROOT.glob("requirements/*.txt"), ROOT / "benchmarks/peers/requirements.txt"]
+PINS = {path: path.read_text(encoding="utf-8").splitlines() for path in LISTS}
 
 
 def stages():
@@ -33,7 +34,7 @@ def allowed():
 
 
 @pytest.mark.parametrize(
-    ("stage", "scripts"), [("scripts", ["server.py"]), ("converter", ["convert_to_onnx.py", "test_onnx.py"])]
+    ("stage", "scripts"), [("app", ["server.py"]), ("converter", ["convert_to_onnx.py", "test_onnx.py"])]
 )
 def test_a_stage_gets_the_files_that_its_scripts_import_and_no_other_script(stage, scripts):
     files, names = set().union(*map(needed, scripts)), copied(stage)
@@ -45,7 +46,7 @@ def test_a_stage_gets_the_files_that_its_scripts_import_and_no_other_script(stag
 def test_a_file_that_the_server_reads_beside_itself_is_in_the_image(file):
     beside = r'Path\(__file__\)(?:\.parent|\.with_name)[ /(]+"([^"]+)"'
     for name in re.findall(beside, (ROOT / file).read_text(encoding="utf-8")):
-        assert {name, file.rpartition("/")[0]} & copied("scripts")
+        assert {name, file.rpartition("/")[0]} & copied("app")
 
 
 def test_what_is_copied_is_let_in_and_nothing_else_is():
@@ -62,15 +63,24 @@ def test_the_last_target_is_for_a_gpu_and_all_end_as_nobody():
 
 
 def test_onnx_runtime_is_the_same_version_with_and_without_a_gpu():
-    versions = re.findall(r"^onnxruntime(?:-gpu\[cuda,cudnn\])?==(\S+)$", "\n".join(PINS.values()), re.MULTILINE)
-    assert len(versions) == 2
-    assert len(set(versions)) == 1
+    pins = {line for lines in PINS.values() for line in lines}
+    [version] = [pin.removeprefix("onnxruntime==") for pin in pins if pin.startswith("onnxruntime==")]
+    assert f"onnxruntime-gpu[cuda,cudnn]=={version}" in pins
 
 
-@pytest.mark.parametrize("name", PINS)
-def test_every_requirement_is_an_exact_version_or_a_file_beside_it(name):
-    lines = [line for line in PINS[name].splitlines() if line and not line.startswith("#")]
+@pytest.mark.parametrize("path", PINS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_list_says_what_it_is_for_and_names_exact_versions_and_other_lists(path):
+    assert PINS[path][0].startswith("# What ")
+    lines = [line for line in PINS[path] if not line.startswith("#")]
     assert lines
     for line in lines:
         file = re.fullmatch(r"-r (\S+)", line)
-        assert file[1] in PINS if file else re.fullmatch(r"[a-z0-9.-]+(\[[a-z,]+\])?==[\w.]+(; .+)?", line), line
+        named = (path.parent / file[1]).resolve() if file else None
+        assert named in PINS if file else re.fullmatch(r"[a-z0-9.-]+(\[[a-z,]+\])?==[\w.]+(; .+)?", line), line
+
+
+def test_a_package_is_in_one_list_and_the_peers_have_it_in_the_same_version():
+    peers, others = set(PINS[LISTS[-1]]), [line for path in LISTS[:-1] for line in PINS[path] if "==" in line]
+    names = [pin.partition("==")[0] for pin in others]
+    assert len(set(names)) == len(names)
+    assert {pin for pin in peers if pin.partition("==")[0] in names} <= set(others)

@@ -116,8 +116,9 @@ def test_every_variable_and_secret_is_in_the_readme(name):
 def test_dependabot_looks_after_every_folder_with_requirements_and_the_actions():
     updates = YAML(typ="safe").load(ROOT / ".github" / "dependabot.yml")["updates"]
     by_kind = {update["package-ecosystem"]: update for update in updates}
-    folders = {path.parent for path in ROOT.rglob("requirements*.txt") if ".venv" not in str(path)}
-    named = {f"/{folder.relative_to(ROOT)}".removesuffix(".") for folder in folders}
+    lists = {path.relative_to(ROOT) for path in ROOT.rglob("*.txt")}
+    lists = {path for path in lists if "requirements" in str(path) and ".venv" not in str(path)}
+    named = {f"/{path.parent}".removesuffix(".") for path in lists}
     assert set(by_kind["pip"]["directories"]) == named
     assert "github-actions" in by_kind
 
