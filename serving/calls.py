@@ -78,7 +78,7 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
     try:
         require_ready(request)
         state.last_change = monotonic()
-        done = await state.queue.run(work, body)
+        (request.ctx.answer, response), request.ctx.queued_s = await state.queue.run(work, body)
     except (QueueFull, Unavailable) as error:
         raise refuse_for_now(error) from error
     except (InvalidInput, InvalidBody) as error:
@@ -87,8 +87,6 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
         state.bodies.release(body)
         state.answered += 1
         state.last_change = monotonic()
-    request.ctx.queued_s = done.queued_s
-    request.ctx.answer, response = done.result
     return response
 
 
