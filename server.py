@@ -86,7 +86,6 @@ server.config.update(
     REQUEST_MAX_SIZE=sys.maxsize,
     # Bytes that may lie unread before their connection is paused: at 65,536 a picture of 100 KB is, on its way.
     REQUEST_BUFFER_SIZE=262_144,
-    GRACEFUL_SHUTDOWN_TIMEOUT=1,  # seconds for the sockets to close: `drain` has waited for the requests by then
 )
 server.blueprint(platforms.routes)
 
@@ -241,6 +240,12 @@ async def listening(server: Sanic) -> None:
     """Say that signals are obeyed and that the port is open."""
     server.ctx.state.life.obey_signals(server)
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
+
+
+@server.before_server_stop
+async def drain(server: Sanic) -> None:
+    """Finish the work that was taken on, while the port answers 503."""
+    await server.ctx.state.life.drain(server)
 
 
 def main(backend: Backend, loading: Future) -> None:

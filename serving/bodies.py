@@ -6,7 +6,7 @@ Knows nothing of pictures but their Content-Type.
 import asyncio
 import io
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 from sanic import Request
@@ -54,17 +54,6 @@ class DeadlineProtocol(HttpProtocol):
     """
 
     HTTP_CLASS = AnsweringHttp
-    everyone: ClassVar[set] = set()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """Begin with a client."""
-        super().connection_made(transport)
-        self.everyone.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End with a client."""
-        self.everyone.discard(self)
-        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take in what the client has sent."""
@@ -80,9 +69,13 @@ class DeadlineProtocol(HttpProtocol):
         if self._task and self._callback_check_timeouts is scheduled:
             self._callback_check_timeouts = self.loop.call_later(1, self.check_timeouts)
 
+    def close_if_idle(self) -> bool:
+        """Close a connection without a request, when the server ends. To Sanic one is over that has been answered."""
+        return not self.under_way and super().close_if_idle()
+
     @property
     def under_way(self) -> bool:
-        """Whether a request is arriving, is worked on, or waits for its client to read the answer."""
+        """Whether a request is arriving, even if it has been answered, or is being worked on."""
         return self.http is not None and (self.http.stage is not Stage.IDLE or bool(self.http.request_body))
 
 

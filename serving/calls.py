@@ -61,7 +61,6 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
     raises InvalidBody, InvalidInput or Unavailable.
     """
     state = request.app.ctx.state
-    state.life.last_call = monotonic()
     require_ready(request)
     try:
         state.queue.require_room()

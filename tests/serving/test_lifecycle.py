@@ -57,11 +57,26 @@ def test_sigterm_waits_for_a_client_that_is_still_sending_and_answers_it(tmp_pat
         assert served.process.wait(DEADLINE_S) == 0
 
 
-def test_sigint_is_obeyed_like_sigterm(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_sigint_and_sighup_are_obeyed_like_sigterm(tmp_path, number):
     with ready(tmp_path) as served:
-        served.process.send_signal(signal.SIGINT)
+        served.process.send_signal(number)
         assert served.process.wait(DEADLINE_S) == 0
         assert logs(served, "stopping")
+
+
+@pytest.mark.parametrize("attempt", range(10))
+def test_sigterm_right_after_it_listens_is_not_lost(tmp_path, attempt):
+    (tmp_path / "loaded").touch()
+    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port()), "STUB_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.stub"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            assert any(b" listening " in line for line in process.stderr)
+            process.terminate()
+            assert process.wait(DEADLINE_S) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(("grace_s", "signals"), [("1", 1), ("3600", 2)], ids=["grace-over", "second-signal"])
