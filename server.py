@@ -40,10 +40,11 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import RequestCancelled
 
 from serving import calls, page, platforms
-from serving.bodies import BodyReader, DeadlineProtocol, content_length
+from serving.bodies import BodyReader, content_length
 from serving.calls import Refusal, State, require_healthy, require_ready, respond
 from serving.lifecycle import Lifecycle
 from serving.metrics import record, watch
+from serving.protocol import DeadlineProtocol, drop_body
 from serving.work_queue import WorkQueue
 
 BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
@@ -161,12 +162,7 @@ async def authenticate(request: Request) -> None:
         raise Refusal("send the API key of this endpoint as X-Banana-API-Key", 401)
 
 
-@server.on_request
-async def drop_body(request: Request) -> None:
-    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
-    if request.route and request.route.extra.ignore_body:
-        async for _ in request.stream:
-            pass
+server.on_request(drop_body)
 
 
 @server.exception(Exception, RequestCancelled)
