@@ -44,7 +44,7 @@ from serving.bodies import BodyReader, content_length
 from serving.calls import Refusal, State, require_healthy, require_ready, respond
 from serving.lifecycle import Lifecycle
 from serving.metrics import record, watch
-from serving.protocol import DeadlineProtocol, drop_body
+from serving.protocol import DeadlineProtocol, drop_body, take_turns
 from serving.work_queue import WorkQueue
 
 BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
@@ -150,6 +150,9 @@ async def openapi(request: Request) -> HTTPResponse:
 
 
 # -- what every request goes through -------------------------------------------------------------------------------
+server.on_request(take_turns)
+
+
 @server.on_request
 async def authenticate(request: Request) -> None:
     """Refuse a call without the key, where one is set; probes, browsers' preflights and the page's have none."""
