@@ -48,6 +48,7 @@ from serving.protocol import DeadlineProtocol, drop_body, take_turns
 from serving.work_queue import WorkQueue
 
 BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ERROR_TYPES = {
     401: "unauthorized",
     404: "not_found",
@@ -160,6 +161,8 @@ async def authenticate(request: Request) -> None:
     key = SETTINGS.BANANA_API_KEY
     if not key or is_page or request.path in OPEN_PATHS or request.method == "OPTIONS":
         return
+    if not request.head:
+        return  # it could not be read, nor a key in it: it is told so
     sent = request.headers.get("X-Banana-API-Key") or request.token or ""
     if not hmac.compare_digest(sent.encode(errors="replace"), key.encode()):
         raise Refusal("send the API key of this endpoint as X-Banana-API-Key", 401)
@@ -238,6 +241,8 @@ async def start(server: Sanic) -> None:
 async def listening(server: Sanic) -> None:
     """Say that signals are obeyed and that the port is open."""
     server.ctx.state.life.obey_signals(server)
+    if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in LOOPBACK:
+        logger.warning("whoever reaches this port may call: set BANANA_API_KEY, or HOST=127.0.0.1")
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
 
 

@@ -4,18 +4,35 @@ Each was taken out in turn, and each time a slow client was never dropped, or a 
 """
 
 import asyncio
+import re
 
 from sanic import Request
-from sanic.exceptions import BadURL
+from sanic.exceptions import BadRequest, BadURL
 from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")  # a header's name, which Sanic has made lower case
+
 
 class AnsweringHttp(Http):
-    """Sanic's HTTP, for a request that Sanic would leave without an answer or without an end."""
+    """Sanic's HTTP, for a request that Sanic would take for another or leave without an answer or without an end."""
 
     # There are no WebSockets here, and Sanic sets no time-out for a request that only says it wants one.
     upgrade_websocket = property(lambda self: False, lambda self, value: None)
+
+    async def http1_request_header(self) -> None:
+        """Read a request's head. A proxy may find another header in what is no name, and so another end of the body."""
+        await super().http1_request_header()
+        if not all(TOKEN.fullmatch(name) for name in self.request.headers):
+            raise BadRequest("a header's name is not one")
+
+    @staticmethod
+    def _safe_int(value: str, base: int = 10) -> int:
+        """Return a length. Sanic takes what Python does: 0x5, digits of any script, blanks of any kind."""
+        value = value.rstrip(" \t")
+        if not re.fullmatch(r"[0-9a-fA-F]+", value):
+            raise ValueError
+        return int(value, base)
 
     def create_empty_request(self) -> None:
         """Make the request that an error is answered to; Sanic fails once more over a URL that cannot be read."""
@@ -61,7 +78,7 @@ class DeadlineProtocol(HttpProtocol):
 
 async def drop_body(request: Request) -> None:
     """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
-    if request.route and request.route.extra.ignore_body:
+    if request.method == "OPTIONS" or (request.route and request.route.extra.ignore_body):
         async for _ in request.stream:
             pass
 

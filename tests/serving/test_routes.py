@@ -190,6 +190,42 @@ def test_a_length_of_thousands_of_digits_is_refused_like_any_other(served):
             assert connection.recv(100)[:13] in (b"HTTP/1.1 413 ", b"HTTP/1.1 422 ")
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Content-Length : 2",
+        "Content-Length\t: 2",
+        "\u00e9: 1\r\nContent-Length: 2",
+        "(: 1\r\nContent-Length: 2",
+        ": 1\r\nContent-Length: 2",
+        "Content-Length: \u0662",
+        "Content-Length: 0x2",
+        "Content-Length: ",
+    ],
+)
+def test_headers_that_another_would_read_otherwise_are_refused_and_the_connection_closed(served, headers):
+    request = f"POST / HTTP/1.1\r\n{headers}\r\n\r\n".encode()
+    answers = served.raw(request + b"{}GET /healthcheck HTTP/1.1\r\n\r\n")
+    assert answers.startswith(b"HTTP/1.1 422 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("size", ["0x2", "\u0662", "+2", "2_", "\u00a02", "", "-2"])
+def test_a_size_of_a_chunk_that_another_would_read_otherwise_is_refused_and_the_connection_closed(served, size):
+    request = f"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size}\r\n{{}}\r\n0\r\n\r\n".encode()
+    answers = served.raw(request + b"GET /healthcheck HTTP/1.1\r\n\r\n")
+    assert answers.startswith(b"HTTP/1.1 422 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+def test_the_body_of_options_is_read_past(tmp_path):
+    with serving(tmp_path, stub=True) as served:
+        closing = b"GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"
+        answers = served.raw(b"OPTIONS / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}" + closing)
+        assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"204", b"204"]
+        assert " error " not in served.log.read_text()
+
+
 def test_401_without_the_key_or_with_another(tmp_path):
     with serving(tmp_path, BANANA_API_KEY="the key") as served:
         wait_until(lambda: is_ready(served), "health needs no key")
