@@ -165,7 +165,9 @@ async def authenticate(request: Request) -> None:
         return  # it could not be read, nor a key in it: it is told so
     sent = request.headers.get("X-Banana-API-Key") or request.token or ""
     if not hmac.compare_digest(sent.encode(errors="replace"), key.encode()):
-        raise Refusal("send the API key of this endpoint as X-Banana-API-Key", 401)
+        raise Refusal(
+            "send the API key of this endpoint as X-Banana-API-Key", 401, headers={"WWW-Authenticate": "Bearer"}
+        )
 
 
 server.on_request(drop_body)
@@ -202,7 +204,9 @@ async def finish(request: Request, response: HTTPResponse) -> None:
     response.headers["X-Request-ID"] = id_of(request)
     if SETTINGS.CORS_ORIGIN:
         response.headers.update(CORS_HEADERS | {"Access-Control-Allow-Origin": SETTINGS.CORS_ORIGIN})
+    is_call = request.route and request.route.extra.stream
     record(
+        request.route.handler.__name__ if is_call else "other",
         {
             "id": id_of(request),
             "method": request.method,

@@ -261,6 +261,8 @@ def test_metrics_count_every_answer_and_time_every_call(served):
     def numbers() -> list[float]:
         names = [f'classifier_requests_total{{status="{status}"}}' for status in (200, 404, 405, 422)]
         names += [f"classifier_{what}_seconds_count" for what in ("queue", "decode", "model")]
+        labels = [("classify", 200), ("classify", 422), ("other", 200), ("other", 404)]
+        names += [f'classifier_request_seconds_count{{route="{route}",status="{status}"}}' for route, status in labels]
         return [served.metric(name) for name in names]
 
     before = numbers()
@@ -271,7 +273,7 @@ def test_metrics_count_every_answer_and_time_every_call(served):
     served.get("/_k/warmup")
     served.raw(b"GARBAGE\r\n\r\n")
     gained = [after - earlier for earlier, after in zip(before, numbers(), strict=True)]
-    assert gained == [asked + 1, 1, 1, 2, 1, 1, 1]
+    assert gained == [asked + 1, 1, 1, 2, 1, 1, 1, 1, 1, asked, 1]
     health = served.get("/healthcheck").json()
     [info] = [line for line in served.get("/metrics").text.splitlines() if line.startswith("classifier_model_info{")]
     assert f'model="{health["model"]}"' in info and f'execution_provider="{health["execution_provider"]}"' in info
