@@ -20,11 +20,22 @@ class AnsweringHttp(Http):
     # There are no WebSockets here, and Sanic sets no time-out for a request that only says it wants one.
     upgrade_websocket = property(lambda self: False, lambda self, value: None)
 
+    def init_for_request(self) -> None:
+        """Begin with a request, past the empty line that some clients send after a body: RFC 9112, 2.2."""
+        super().init_for_request()
+        del self.recv_buffer[: len(self.recv_buffer) - len(self.recv_buffer.lstrip(b"\r\n"))]
+
     async def http1_request_header(self) -> None:
         """Read a request's head. A proxy may find another header in what is no name, and so another end of the body."""
         await super().http1_request_header()
         if not all(TOKEN.fullmatch(name) for name in self.request.headers):
             raise BadRequest("a header's name is not one")
+
+    async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
+        """Answer. Who asked whether to send a body, and is refused, gets that alone: Sanic says to send it first."""
+        if self.expecting_continue:
+            self.expecting_continue = self.keep_alive = False
+        await super().http1_response_header(data, end_stream)
 
     @staticmethod
     def _safe_int(value: str, base: int = 10) -> int:
@@ -55,6 +66,10 @@ class DeadlineProtocol(HttpProtocol):
     def data_received(self, data: bytes) -> None:
         """Take in what the client has sent."""
         started = self._time if self.under_way else None
+        if started is None:
+            data = data.lstrip(b"\r\n")  # as in init_for_request
+            if not data:
+                return
         super().data_received(data)
         if started is not None:
             self._time = started

@@ -51,7 +51,7 @@ class WorkQueue:
     def require_room(self) -> None:
         """Raise QueueFull where one more piece of work could not even wait."""
         if self.pending >= self.threads + self.capacity:
-            raise QueueFull(f"{self.capacity} calls are waiting already")
+            raise QueueFull(f"{self.capacity} calls are waiting already" if self.capacity else "all threads are busy")
 
     async def run(self, work: Callable, *arguments: Any) -> tuple[Any, float]:
         """Return what `work(*arguments)` returns in a thread, and the seconds that it waited for the thread.
