@@ -1,4 +1,4 @@
-"""The life of a server: loading, ready, suspected, stopping.
+"""The states of a server: loading, ready, failing, stopping.
 
 calls.py asks it whether a call can be taken. It knows nothing of requests.
 """
@@ -32,8 +32,8 @@ class Lifecycle:
     grace_s: float  # that work may take to finish once the server is to stop
     stuck_s: float  # in work, after which a call is taken to be stuck
     ready: bool = False  # the model has answered its first picture
-    failed: bool = False  # the model cannot be loaded
-    failing: bool = False  # the model has failed on its own warm-up picture since
+    load_failed: bool = False  # the model cannot be loaded
+    model_failing: bool = False  # the model was loaded, and fails on its warm-up image now
     stopping: bool = False  # new work is refused
     deadline: float = 0.0  # monotonic seconds at which a server that is stopping gives up what is not finished
     _tasks: dict[str, asyncio.Task] = field(default_factory=dict)  # by name, so that none is lost or started twice
@@ -77,25 +77,25 @@ class Lifecycle:
         # For requests that are still arriving.
         server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())
 
-    def why_not(self) -> str | None:
+    def get_unready_reason(self) -> str | None:
         """Return why no call can be taken, or None if one can."""
         if self.stopping:
             return "the server is stopping"
         return None if self.ready else "the model is loading"
 
-    def why_unhealthy(self) -> str | None:
-        """Return what is wrong with a server that takes calls, or None. Looks again at a model that has failed."""
+    def get_unhealthy_reason(self) -> str | None:
+        """Return what is wrong with a server that takes calls, or None. Checks a failing model once more."""
         if self.queue.longest_s > self.stuck_s:
             return f"a call has been in work for {self.queue.longest_s:.0f} s"
-        if self.failing:
-            self.suspect()
+        if self.model_failing:
+            self.check_model()
             return "the model fails on its own warm-up picture"
         return None
 
-    def suspect(self) -> None:
+    def check_model(self) -> None:
         """Find out, once at a time, whether the model still answers: a bug in one call need not be its failure."""
         if "check" not in self._tasks or self._tasks["check"].done():
-            self._tasks["check"] = asyncio.create_task(self._check())
+            self._tasks["check"] = asyncio.create_task(self._check_model())
 
     async def _await_model(self, server: Sanic) -> None:
         [error] = await asyncio.gather(asyncio.wrap_future(self.loading), return_exceptions=True)
@@ -103,18 +103,18 @@ class Lifecycle:
             # A traceback is for what nobody foresaw.
             known = isinstance(error, InvalidModel | ProviderUnavailable)
             logger.error("%s", error if known else "the model cannot be loaded", exc_info=None if known else error)
-            self.failed = True
+            self.load_failed = True
             return self._leave(server)
         MODEL.info({name: str(value) for name, value in self.backend.status().items()})
         self.ready = True
         logger.info("ready", extra={"fields": self.backend.status()})
 
-    async def _check(self) -> None:
+    async def _check_model(self) -> None:
         [result] = await asyncio.gather(self.queue.run(self.backend.warm_up), return_exceptions=True)
         error = result if isinstance(result, Exception) else None
         if isinstance(error, QueueFull):
             return  # others are being answered, or will be found to be stuck
-        self.failing = error is not None
+        self.model_failing = error is not None
         if error:
             logger.error("the model fails on its warm-up picture", exc_info=error)
 

@@ -15,7 +15,7 @@ REQUEST_SECONDS = Histogram(
     "classifier_request_seconds", "Time to answer a request", ["route", "status"], buckets=(*SECONDS, 30, 60)
 )
 QUEUE_SECONDS = Histogram("classifier_queue_seconds", "Time that a call waited for a thread", buckets=SECONDS)
-DECODE_SECONDS = Histogram("classifier_decode_seconds", "Time to decode and resize a call's pictures", buckets=SECONDS)
+DECODE_SECONDS = Histogram("classifier_decode_seconds", "Time to decode and resize a call's images", buckets=SECONDS)
 MODEL_SECONDS = Histogram("classifier_model_seconds", "Time that the model took for a call", buckets=SECONDS)
 IN_WORK = Gauge("classifier_in_work", "Calls being worked on")
 QUEUED = Gauge("classifier_queued", "Calls waiting for a thread")
@@ -45,6 +45,6 @@ def record(route: str, request: dict, queued_s: float | None, answer: dict) -> N
         if value is not None:
             histogram.observe(value / 1e3)
     images = [result["image"] for result in answer.get("results", [answer]) if "image" in result]
-    pictures = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
-    fields = request | {"pictures": pictures or None} | milliseconds
+    shown = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
+    fields = request | {"pictures": shown or None} | milliseconds
     logger.info("request", extra={"fields": {name: value for name, value in fields.items() if value is not None}})
