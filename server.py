@@ -40,13 +40,15 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import RequestCancelled
 
 from serving import calls, page, platforms
-from serving.bodies import BodyReader, DeadlineProtocol, content_length
+from serving.bodies import BodyReader, content_length
 from serving.calls import Refusal, State, require_healthy, require_ready, respond
 from serving.lifecycle import Lifecycle
 from serving.metrics import record, watch
+from serving.protocol import DeadlineProtocol, drop_body, take_turns
 from serving.work_queue import WorkQueue
 
 BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ERROR_TYPES = {
     401: "unauthorized",
     404: "not_found",
@@ -86,7 +88,6 @@ server.config.update(
     REQUEST_MAX_SIZE=sys.maxsize,
     # Bytes that may lie unread before their connection is paused: at 65,536 a picture of 100 KB is, on its way.
     REQUEST_BUFFER_SIZE=262_144,
-    GRACEFUL_SHUTDOWN_TIMEOUT=1,  # seconds for the sockets to close: `drain` has waited for the requests by then
 )
 server.blueprint(platforms.routes)
 
@@ -95,7 +96,7 @@ server.blueprint(platforms.routes)
 @server.post("/", stream=True)
 async def classify(request: Request) -> HTTPResponse:
     """Classify what the body holds: JSON, an image's own bytes, or a form with the field `image`."""
-    return await calls.classify(request)
+    return await calls.run_inference(request)
 
 
 @server.route("/", methods=["GET", "HEAD"], ignore_body=True)
@@ -127,7 +128,7 @@ async def status(request: Request) -> HTTPResponse:
     since_ms = int((monotonic() - state.last_change) * 1e3)
     busy = state.queue.pending > 0
     answer = {
-        "gpu_available": state.life.ready and state.queue.pending < state.backend.WORKERS,
+        "gpu_available": state.lifecycle.ready and state.queue.pending < state.backend.WORKERS,
         "sequence_number": state.answered,
         "idle_time": 0 if busy else since_ms,
         "inference_time": since_ms if busy else 0,
@@ -150,6 +151,9 @@ async def openapi(request: Request) -> HTTPResponse:
 
 
 # -- what every request goes through -------------------------------------------------------------------------------
+server.on_request(take_turns)
+
+
 @server.on_request
 async def authenticate(request: Request) -> None:
     """Refuse a call without the key, where one is set; probes, browsers' preflights and the page's have none."""
@@ -157,33 +161,32 @@ async def authenticate(request: Request) -> None:
     key = SETTINGS.BANANA_API_KEY
     if not key or is_page or request.path in OPEN_PATHS or request.method == "OPTIONS":
         return
+    if not request.head:
+        return  # it could not be read, nor a key in it: it is told so
     sent = request.headers.get("X-Banana-API-Key") or request.token or ""
     if not hmac.compare_digest(sent.encode(errors="replace"), key.encode()):
-        raise Refusal("send the API key of this endpoint as X-Banana-API-Key", 401)
+        raise Refusal(
+            "send the API key of this endpoint as X-Banana-API-Key", 401, headers={"WWW-Authenticate": "Bearer"}
+        )
 
 
-@server.on_request
-async def drop_body(request: Request) -> None:
-    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
-    if request.route and request.route.extra.ignore_body:
-        async for _ in request.stream:
-            pass
+server.on_request(drop_body)
 
 
 @server.exception(Exception, RequestCancelled)
 async def on_error(request: Request, error: Exception) -> HTTPResponse:
     """Answer any error as JSON. Never 400: banana-dev takes that for "over quota" and repeats the call for minutes."""
-    gone = isinstance(error, RequestCancelled)
-    code = 499 if gone else getattr(error, "status_code", 500)  # 499 is for the log only, as with nginx
+    client_left = isinstance(error, RequestCancelled)
+    code = 499 if client_left else getattr(error, "status_code", 500)  # 499 is for the log only, as with nginx
     headers = dict(getattr(error, "headers", {}))
     if request.method == "OPTIONS" and code == 405:
         return HTTPResponse(None, 204, headers)
     code = 422 if code == 400 else code
     message = str(error)
     if code == 500:
-        logger.error("failed", exc_info=error, extra={"fields": {"id": id_of(request)}})
+        logger.error("failed", exc_info=error, extra={"fields": {"id": get_request_id(request)}})
         message = "the server failed; its log says why"
-        request.app.ctx.state.life.suspect()
+        request.app.ctx.state.lifecycle.check_model()
     if code in (404, 405) and not isinstance(error, Refusal):
         message = f"{request.method} {request.path} is not served here: POST a picture to /"
     if code == 503:
@@ -198,12 +201,14 @@ async def finish(request: Request, response: HTTPResponse) -> None:
     """Add the headers that every answer has, count it, and write its line in the log."""
     for name, value in SAFE_HEADERS.items():
         response.headers.setdefault(name, value)  # the page has a policy of its own
-    response.headers["X-Request-ID"] = id_of(request)
+    response.headers["X-Request-ID"] = get_request_id(request)
     if SETTINGS.CORS_ORIGIN:
         response.headers.update(CORS_HEADERS | {"Access-Control-Allow-Origin": SETTINGS.CORS_ORIGIN})
+    is_call = request.route and request.route.extra.stream
     record(
+        request.route.handler.__name__ if is_call else "other",
         {
-            "id": id_of(request),
+            "id": get_request_id(request),
             "method": request.method,
             "path": request.path,
             "status": response.status,
@@ -215,7 +220,7 @@ async def finish(request: Request, response: HTTPResponse) -> None:
     )
 
 
-def id_of(request: Request) -> str:
+def get_request_id(request: Request) -> str:
     """Return the caller's X-Banana-Request-ID if it is fit to be shown, else one made for the request."""
     if not hasattr(request.ctx, "id"):
         sent = request.headers.get("X-Banana-Request-ID", "")
@@ -229,18 +234,26 @@ async def start(server: Sanic) -> None:
     """Wait for the model in the background: the port answers 503 until it is there."""
     backend = server.ctx.backend
     queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
-    life = Lifecycle(backend, queue, server.ctx.loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.ANSWER_TIMEOUT_S)
+    lifecycle = Lifecycle(backend, queue, server.ctx.loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.ANSWER_TIMEOUT_S)
     bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
-    server.ctx.state = State(backend, queue, life, bodies)
+    server.ctx.state = State(backend, queue, lifecycle, bodies)
     watch(queue)
-    life.await_model(server)
+    lifecycle.await_model(server)
 
 
 @server.after_server_start
 async def listening(server: Sanic) -> None:
     """Say that signals are obeyed and that the port is open."""
-    server.ctx.state.life.obey_signals(server)
+    server.ctx.state.lifecycle.obey_signals(server)
+    if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in LOOPBACK:
+        logger.warning("whoever reaches this port may call: set BANANA_API_KEY, or HOST=127.0.0.1")
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
+
+
+@server.before_server_stop
+async def drain(server: Sanic) -> None:
+    """Finish the work that was taken on, while the port answers 503."""
+    await server.ctx.state.lifecycle.drain(server)
 
 
 def main(backend: Backend, loading: Future) -> None:
@@ -257,12 +270,12 @@ def main(backend: Backend, loading: Future) -> None:
         )
     except OSError as error:
         sys.exit(f"server.py: cannot listen on {SETTINGS.HOST}:{SETTINGS.PORT}: {error.strerror}")
-    life = server.ctx.state.life
-    if life.unfinished:
-        fields = {"pending": life.unfinished, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}
+    lifecycle = server.ctx.state.lifecycle
+    if lifecycle.unfinished:
+        fields = {"pending": lifecycle.unfinished, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}
         logger.error("not finished", extra={"fields": fields})
         os._exit(1)  # to return would be to wait for the thread that is still at work
-    sys.exit(1 if life.failed else 0)
+    sys.exit(1 if lifecycle.load_failed else 0)
 
 
 if __name__ == "__main__":

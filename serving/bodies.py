@@ -9,13 +9,10 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 from sanic import Request
-from sanic.exceptions import BadURL
-from sanic.http import Http, Stage
-from sanic.server.protocols.http_protocol import HttpProtocol
 
 from runtime.base64_text import decode_base64
 
@@ -36,61 +33,6 @@ class BodyTooLarge(ValueError):
 
 class TooManyBodies(Exception):
     """The bodies of all connections together are over what may be in memory."""
-
-
-class AnsweringHttp(Http):
-    """Sanic's HTTP, for a request that Sanic would leave without an answer or without an end."""
-
-    # There are no WebSockets here, and Sanic sets no time-out for a request that only says it wants one.
-    upgrade_websocket = property(lambda self: False, lambda self, value: None)
-
-    def create_empty_request(self) -> None:
-        """Make the request that an error is answered to; Sanic fails once more over a URL that cannot be read."""
-        try:
-            super().create_empty_request()
-        except BadURL:
-            self.url = None
-            super().create_empty_request()
-
-
-class DeadlineProtocol(HttpProtocol):
-    """Sanic's HTTP, with time-outs that a trickle of bytes does not put off.
-
-    Sanic starts them anew with every byte received. Here they run from the first byte of a request, and, once it is
-    answered, from the answer.
-    """
-
-    HTTP_CLASS = AnsweringHttp
-    everyone: ClassVar[set] = set()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """Begin with a client."""
-        super().connection_made(transport)
-        self.everyone.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End with a client."""
-        self.everyone.discard(self)
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Take in what the client has sent."""
-        started = self._time if self.under_way else None
-        super().data_received(data)
-        if started is not None:
-            self._time = started
-
-    def check_timeouts(self) -> None:
-        """End what takes too long. Sanic looks no more once it has answered 503, though a body may trickle on."""
-        scheduled = self._callback_check_timeouts
-        super().check_timeouts()
-        if self._task and self._callback_check_timeouts is scheduled:
-            self._callback_check_timeouts = self.loop.call_later(1, self.check_timeouts)
-
-    @property
-    def under_way(self) -> bool:
-        """Whether a request is arriving, is worked on, or waits for its client to read the answer."""
-        return self.http is not None and (self.http.stage is not Stage.IDLE or bool(self.http.request_body))
 
 
 def content_length(request: Request) -> int:

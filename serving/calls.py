@@ -37,13 +37,13 @@ class State:
 
     backend: Backend
     queue: WorkQueue
-    life: Lifecycle
+    lifecycle: Lifecycle
     bodies: BodyReader
     answered: int = 0
     last_change: float = field(default_factory=monotonic)  # monotonic seconds at which a call last began or ended
 
 
-async def classify(request: Request) -> HTTPResponse:
+async def run_inference(request: Request) -> HTTPResponse:
     """Classify what the body holds: JSON, an image's own bytes, or a form with the field `image`."""
 
     def work(body: bytes) -> tuple[dict, HTTPResponse]:
@@ -62,7 +62,6 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
     raises InvalidBody, InvalidInput or Unavailable.
     """
     state = request.app.ctx.state
-    state.life.last_call = monotonic()
     require_ready(request)
     try:
         state.queue.require_room()
@@ -79,14 +78,12 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
     try:
         require_ready(request)
         state.last_change = monotonic()
-        done = await state.queue.run(work, body)
+        (request.ctx.answer, response), request.ctx.queued_s = await state.queue.run(work, body)
     except (QueueFull, Unavailable) as error:
         raise refuse_for_now(error) from error
     except (InvalidInput, InvalidBody) as error:
         refusal = Refusal(str(error), 422)
     else:
-        request.ctx.queued_s = done.queued_s
-        request.ctx.answer, response = done.result
         return response
     finally:
         state.bodies.release(body)
@@ -103,15 +100,15 @@ def respond(content: object, code: int = 200, headers: dict | None = None) -> HT
 
 def require_ready(request: Request) -> None:
     """Raise Refusal before the model has answered its first picture, and after SIGTERM."""
-    life = request.app.ctx.state.life
-    if life.stopping:
+    lifecycle = request.app.ctx.state.lifecycle
+    if lifecycle.stopping:
         request.stream.keep_alive = False
-    if why := life.why_not():
-        raise refuse_for_now(why)
+    if reason := lifecycle.get_unready_reason():
+        raise refuse_for_now(reason)
 
 
 def require_healthy(request: Request) -> None:
     """Raise Refusal where `require_ready` does, and when a call is stuck or the model fails on its own picture."""
     require_ready(request)
-    if why := request.app.ctx.state.life.why_unhealthy():
-        raise refuse_for_now(why)
+    if reason := request.app.ctx.state.lifecycle.get_unhealthy_reason():
+        raise refuse_for_now(reason)

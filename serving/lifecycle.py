@@ -1,6 +1,6 @@
-"""The life of a server: loading, ready, suspected, stopping.
+"""The states of a server: loading, ready, failing, stopping.
 
-calls.py asks it whether a call can be taken. It knows nothing of requests but that a connection has one under way.
+calls.py asks it whether a call can be taken. It knows nothing of requests.
 """
 
 import asyncio
@@ -14,12 +14,11 @@ from sanic import Sanic
 
 from runtime.errors import InvalidModel, ProviderUnavailable
 from serving.backend import Backend
-from serving.bodies import DeadlineProtocol
 from serving.log import logger
 from serving.metrics import MODEL
 from serving.work_queue import QueueFull, WorkQueue
 
-QUIET_S = 0.5  # without a call, after which a server that is stopping takes its clients to have gone
+LEAVE_S = 0.5  # for callers to see a 503 and go: a socket that is closed while a request is on its way resets that
 POLL_S = 0.02
 
 
@@ -33,10 +32,10 @@ class Lifecycle:
     grace_s: float  # that work may take to finish once the server is to stop
     stuck_s: float  # in work, after which a call is taken to be stuck
     ready: bool = False  # the model has answered its first picture
-    failed: bool = False  # the model cannot be loaded
-    failing: bool = False  # the model has failed on its own warm-up picture since
+    load_failed: bool = False  # the model cannot be loaded
+    model_failing: bool = False  # the model was loaded, and fails on its warm-up image now
     stopping: bool = False  # new work is refused
-    last_call: float = 0.0  # monotonic seconds at which one last came in
+    deadline: float = 0.0  # monotonic seconds at which a server that is stopping gives up what is not finished
     _tasks: dict[str, asyncio.Task] = field(default_factory=dict)  # by name, so that none is lost or started twice
 
     @property
@@ -49,7 +48,7 @@ class Lifecycle:
         self._tasks["load"] = asyncio.create_task(self._await_model(server))
 
     def obey_signals(self, server: Sanic) -> None:
-        """Stop on SIGTERM and Ctrl-C. Not before Sanic has started: until then it sets both to be ignored."""
+        """Stop on SIGTERM, SIGHUP and Ctrl-C. Not before Sanic has started: until then it has them ignored."""
         loop = asyncio.get_running_loop()
 
         def on_signal(number: int, frame: FrameType | None) -> None:
@@ -57,36 +56,46 @@ class Lifecycle:
                 loop.call_soon_threadsafe(self.stop, server)
 
         # Not loop.add_signal_handler: uvloop loses a signal between two of its runs, and Sanic begins the second now.
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             signal.signal(number, on_signal)
 
     def stop(self, server: Sanic) -> None:
-        """Stop when all work is done; when told so again, at once."""
-        if self.stopping:
-            server.stop()
-        self.stopping = True
+        """Stop when all work is done; when told so again, give it up."""
         logger.info("stopping", extra={"fields": {"pending": self.unfinished}})
-        self._tasks["drain"] = asyncio.create_task(self._drain(server))
+        self.deadline = 0.0 if self.stopping else monotonic() + self.grace_s
+        self.stopping = True
+        self._leave(server)
 
-    def why_not(self) -> str | None:
+    async def drain(self, server: Sanic) -> None:
+        """Return when all work is done or the grace is over. Sanic serves on meanwhile, and calls are refused."""
+        while self.unfinished and monotonic() < self.deadline:
+            await asyncio.sleep(POLL_S)
+        await asyncio.sleep(LEAVE_S)
+        # For requests that are still arriving.
+        server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())
+
+    def get_unready_reason(self) -> str | None:
         """Return why no call can be taken, or None if one can."""
         if self.stopping:
             return "the server is stopping"
         return None if self.ready else "the model is loading"
 
-    def why_unhealthy(self) -> str | None:
-        """Return what is wrong with a server that takes calls, or None. Looks again at a model that has failed."""
+    def get_unhealthy_reason(self) -> str | None:
+        """Return what is wrong with a server that takes calls, or None. Checks a failing model once more."""
         if self.queue.longest_s > self.stuck_s:
             return f"a call has been in work for {self.queue.longest_s:.0f} s"
-        if self.failing:
-            self.suspect()
+        if self.model_failing:
+            self.check_model()
             return "the model fails on its own warm-up picture"
         return None
 
-    def suspect(self) -> None:
+    def check_model(self) -> None:
         """Find out, once at a time, whether the model still answers: a bug in one call need not be its failure."""
         if "check" not in self._tasks or self._tasks["check"].done():
-            self._tasks["check"] = asyncio.create_task(self._check())
+            self._tasks["check"] = asyncio.create_task(self._check_model())
 
     async def _await_model(self, server: Sanic) -> None:
         [error] = await asyncio.gather(asyncio.wrap_future(self.loading), return_exceptions=True)
@@ -94,35 +103,26 @@ class Lifecycle:
             # A traceback is for what nobody foresaw.
             known = isinstance(error, InvalidModel | ProviderUnavailable)
             logger.error("%s", error if known else "the model cannot be loaded", exc_info=None if known else error)
-            self.failed = True
-            return await self._leave(server)
+            self.load_failed = True
+            return self._leave(server)
         MODEL.info({name: str(value) for name, value in self.backend.status().items()})
         self.ready = True
         logger.info("ready", extra={"fields": self.backend.status()})
 
-    async def _check(self) -> None:
+    async def _check_model(self) -> None:
         [result] = await asyncio.gather(self.queue.run(self.backend.warm_up), return_exceptions=True)
         error = result if isinstance(result, Exception) else None
         if isinstance(error, QueueFull):
             return  # others are being answered, or will be found to be stuck
-        self.failing = error is not None
+        self.model_failing = error is not None
         if error:
             logger.error("the model fails on its warm-up picture", exc_info=error)
 
-    async def _drain(self, server: Sanic) -> None:
-        # Go on refusing calls until the work is finished and the callers have seen a 503 and gone: a socket that is
-        # closed while a request is on its way resets that request.
-        deadline = monotonic() + self.grace_s
-        await asyncio.sleep(POLL_S)  # for what has arrived already to be read
-        while monotonic() < deadline and (
-            self.unfinished
-            or any(client.under_way for client in DeadlineProtocol.everyone)
-            or monotonic() < self.last_call + QUIET_S
-        ):
-            await asyncio.sleep(POLL_S)
-        await self._leave(server)
+    def _leave(self, server: Sanic) -> None:
+        if "leave" not in self._tasks:  # a second stop would break off `drain`
+            self._tasks["leave"] = asyncio.create_task(self._stop(server))
 
-    async def _leave(self, server: Sanic) -> None:
+    async def _stop(self, server: Sanic) -> None:
         while not server.state.is_running:  # Sanic loses a stop that comes before it serves
             await asyncio.sleep(POLL_S)
         server.stop()

@@ -5,7 +5,10 @@ Whoever has something to say uses `logger`, with what belongs to it as `extra={"
 
 import json
 import logging
+import os
+import select
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 
 logger = logging.getLogger("server")
@@ -39,9 +42,31 @@ class LineFormatter(logging.Formatter):
         return repr(value) if type(value) in (int, float) else json.dumps(value)
 
 
+class DroppingHandler(logging.Handler):
+    """Writes to a file descriptor what it takes without waiting: a line may be lost or cut short, a request may not.
+
+    A pipe that nobody reads is full after a few hundred lines.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line."""
+        line = self.format(record).encode(errors="backslashreplace") + b"\n"
+        for start in range(0, len(line), select.PIPE_BUF):  # what a pipe with room takes at once
+            if not self._poll.poll(0):
+                return
+            with suppress(OSError):  # nobody is left to read it
+                os.write(self._descriptor, line[start : start + select.PIPE_BUF])
+
+
 def log_to_stderr(as_json: bool) -> None:
     """Send every log line there, this server's own from INFO on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = DroppingHandler(sys.stderr.fileno())
     handler.setFormatter(LineFormatter(as_json))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logger.setLevel(logging.INFO)

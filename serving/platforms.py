@@ -21,8 +21,8 @@ routes = Blueprint("platforms")
 @routes.route("/ping", **GET)
 async def ping(request: Request) -> HTTPResponse:
     """200 while the model answers; 204 while it loads, as RunPod has it and SageMaker does not mind; or 503."""
-    life = request.app.ctx.state.life
-    if not life.ready and not life.stopping:
+    lifecycle = request.app.ctx.state.lifecycle
+    if not lifecycle.ready and not lifecycle.stopping:
         return HTTPResponse(status=204)
     require_healthy(request)
     return respond({"state": "healthy"})
@@ -31,7 +31,7 @@ async def ping(request: Request) -> HTTPResponse:
 @routes.post("/invocations", stream=True)
 async def invocations(request: Request) -> HTTPResponse:
     """Do what POST / does."""
-    return await calls.classify(request)
+    return await calls.run_inference(request)
 
 
 def is_v2(path: str) -> bool:

@@ -4,6 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 
@@ -57,11 +61,48 @@ def test_sigterm_waits_for_a_client_that_is_still_sending_and_answers_it(tmp_pat
         assert served.process.wait(DEADLINE_S) == 0
 
 
-def test_sigint_is_obeyed_like_sigterm(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_sigint_and_sighup_are_obeyed_like_sigterm(tmp_path, number):
     with ready(tmp_path) as served:
-        served.process.send_signal(signal.SIGINT)
+        served.process.send_signal(number)
         assert served.process.wait(DEADLINE_S) == 0
         assert logs(served, "stopping")
+
+
+@contextmanager
+def piped(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
+    """Give a stub's server whose stderr is a pipe, and its port, without waiting for it to listen."""
+    (tmp_path / "loaded").touch()
+    port = free_port()
+    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port), "STUB_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.stub"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            yield process, port
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("attempt", range(10))
+def test_sigterm_right_after_it_listens_is_not_lost(tmp_path, attempt):
+    with piped(tmp_path) as (process, _):
+        assert any(b" listening " in line for line in process.stderr)
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 0
+
+
+def test_a_log_that_nobody_reads_costs_lines_and_no_request(tmp_path):
+    with piped(tmp_path) as (process, port):
+        assert any(b" listening " in line for line in process.stderr)
+        with closing(HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)) as connection:
+            for _ in range(2_000):
+                connection.request("GET", "/v2/health/live", headers={"X-Banana-Request-ID": "x" * 100})
+                assert connection.getresponse().read()
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 0
+        lines = process.stderr.read().splitlines()
+        assert 100 < len(lines) < 2_000
+        assert all(line.startswith(b"20") and b" info " in line for line in lines)
 
 
 @pytest.mark.parametrize(("grace_s", "signals"), [("1", 1), ("3600", 2)], ids=["grace-over", "second-signal"])

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from tests.clients import PICTURE
-from tests.server_process import DEADLINE_S, TENCH, Served, ready, serving
+from tests.server_process import DEADLINE_S, TENCH, Served, ready, serving, wait_until
 
 KEY = "sesame-4711"
 ORIGIN = "https://page.example"
@@ -98,6 +98,30 @@ def test_nothing_but_health_and_the_page_is_told_to_those_without_the_key(keyed,
                 assert answer.status_code == (200 if method in ROUTES[path] else 405)
             else:
                 assert (answer.status_code, method, path) == (401, method, path)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"GARBAGE", 422),
+        (b"PRI * HTTP/2.0", 422),
+        (b"GET /%b HTTP/1.1" % (b"x" * 20_000), 413),
+        (b"GET / HTTP/1.1\r\nX-Long: %b" % (b"x" * 20_000), 413),
+        (b"POST / HTTP/1.1\r\nContent-Length: nine", 422),
+        (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1", 422),
+        (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nExpect: mercy", 417),
+    ],
+)
+def test_what_cannot_be_read_is_told_so_and_not_that_it_has_no_key(keyed, request_line, status):
+    answer = keyed.raw(request_line + b"\r\nX-Banana-API-Key: %b\r\n\r\n" % KEY.encode())
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.parametrize(("environment", "warns"), [({}, True), ({"BANANA_API_KEY": KEY}, False)])
+def test_a_port_that_everyone_may_reach_without_a_key_is_a_warning(tmp_path, environment, warns):
+    with serving(tmp_path, stub=True, HOST="0.0.0.0", **environment) as served:
+        wait_until(lambda: " listening " in served.log.read_text(), "it has started")
+        assert (" warning whoever reaches this port may call: " in served.log.read_text()) == warns
 
 
 @pytest.mark.parametrize("path", EVERYWHERE)
@@ -237,6 +261,8 @@ def test_metrics_count_every_answer_and_time_every_call(served):
     def numbers() -> list[float]:
         names = [f'classifier_requests_total{{status="{status}"}}' for status in (200, 404, 405, 422)]
         names += [f"classifier_{what}_seconds_count" for what in ("queue", "decode", "model")]
+        labels = [("classify", 200), ("classify", 422), ("other", 200), ("other", 404)]
+        names += [f'classifier_request_seconds_count{{route="{route}",status="{status}"}}' for route, status in labels]
         return [served.metric(name) for name in names]
 
     before = numbers()
@@ -247,7 +273,7 @@ def test_metrics_count_every_answer_and_time_every_call(served):
     served.get("/_k/warmup")
     served.raw(b"GARBAGE\r\n\r\n")
     gained = [after - earlier for earlier, after in zip(before, numbers(), strict=True)]
-    assert gained == [asked + 1, 1, 1, 2, 1, 1, 1]
+    assert gained == [asked + 1, 1, 1, 2, 1, 1, 1, 1, 1, asked, 1]
     health = served.get("/healthcheck").json()
     [info] = [line for line in served.get("/metrics").text.splitlines() if line.startswith("classifier_model_info{")]
     assert f'model="{health["model"]}"' in info and f'execution_provider="{health["execution_provider"]}"' in info

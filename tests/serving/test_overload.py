@@ -1,9 +1,12 @@
 """More than the server can take: it says 503 in time, keeps what it has promised, and is itself again afterwards."""
 
 import base64
+import re
+import signal
 import socket
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from banana_dev import Client
@@ -138,6 +141,20 @@ def test_a_client_that_reads_no_answer_is_dropped_and_nobody_suffers(slow):
         return False
 
     wait_until(dropped, "the server drops it")
+
+
+def test_connections_that_send_many_requests_at_once_take_turns(slow):
+    pipelining = {name: slow.connect() for name in "ab"}
+    slow.process.send_signal(signal.SIGSTOP)  # so that it finds all of it at once
+    for name, connection in pipelining.items():
+        connection.sendall(f"GET /a HTTP/1.1\r\nX-Banana-Request-ID: turn-{name}\r\n\r\n".encode() * 500)
+    slow.process.send_signal(signal.SIGCONT)
+
+    def turns() -> list[str]:
+        return re.findall(r" id=turn-(\w) ", slow.log.read_text())
+
+    wait_until(lambda: len(turns()) == 1000, "all are answered")
+    assert sum(one != other for one, other in pairwise(turns())) > 500
 
 
 def test_large_bodies_together_are_bounded_and_all_of_it_is_released(tmp_path):

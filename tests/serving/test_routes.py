@@ -190,12 +190,84 @@ def test_a_length_of_thousands_of_digits_is_refused_like_any_other(served):
             assert connection.recv(100)[:13] in (b"HTTP/1.1 413 ", b"HTTP/1.1 422 ")
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Content-Length : 2",
+        "Content-Length\t: 2",
+        "\u00e9: 1\r\nContent-Length: 2",
+        "(: 1\r\nContent-Length: 2",
+        ": 1\r\nContent-Length: 2",
+        "Content-Length: \u0662",
+        "Content-Length: 0x2",
+        "Content-Length: ",
+    ],
+)
+def test_headers_that_another_would_read_otherwise_are_refused_and_the_connection_closed(served, headers):
+    request = f"POST / HTTP/1.1\r\n{headers}\r\n\r\n".encode()
+    answers = served.raw(request + b"{}GET /healthcheck HTTP/1.1\r\n\r\n")
+    assert answers.startswith(b"HTTP/1.1 422 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("size", ["0x2", "\u0662", "+2", "2_", "\u00a02", "", "-2"])
+def test_a_size_of_a_chunk_that_another_would_read_otherwise_is_refused_and_the_connection_closed(served, size):
+    request = f"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size}\r\n{{}}\r\n0\r\n\r\n".encode()
+    answers = served.raw(request + b"GET /healthcheck HTTP/1.1\r\n\r\n")
+    assert answers.startswith(b"HTTP/1.1 422 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_empty_line_between_requests_is_no_request(served, at_once):
+    body = json.dumps({"image": TENCH_BASE64}).encode()
+    post = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    sent = [b"\r\n\r\n", post, b"\r\n", post, b"\r\n", b"\r\n", b"GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"]
+    with served.connect() as connection:
+        answers = b""
+        for piece in [b"".join(sent)] if at_once else sent:
+            connection.sendall(piece)
+            if not at_once and piece == post:
+                answers += connection.recv(65_536)
+        answers += b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200", b"200"]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"), [("POST /", 413), ("POST /nowhere", 404), ("PUT /", 405), ("POST /_k/status", 405)]
+)
+def test_who_asks_whether_to_send_a_body_is_refused_at_once(served, request_line, status):
+    head = f"{request_line} HTTP/1.1\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n".encode()
+    with served.connect() as connection:
+        connection.sendall(head)
+        answer = connection.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"connection: close\r\n" in answer
+
+
+def test_who_asks_whether_to_send_a_body_is_told_so_where_it_is_wanted(served):
+    with served.connect() as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.recv(65_536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"{}")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 422 ")
+
+
+def test_the_body_of_options_is_read_past(tmp_path):
+    with serving(tmp_path, stub=True) as served:
+        closing = b"GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"
+        answers = served.raw(b"OPTIONS / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}" + closing)
+        assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"204", b"204"]
+        assert " error " not in served.log.read_text()
+
+
 def test_401_without_the_key_or_with_another(tmp_path):
     with serving(tmp_path, BANANA_API_KEY="the key") as served:
         wait_until(lambda: is_ready(served), "health needs no key")
         for key in ("", "another", "the", "the key and more", "cl\u00e9"):
             response = served.post(json={"image": TENCH_BASE64}, headers={"X-Banana-API-Key": key.encode()})
             assert "the key" not in error_of(response, 401, "unauthorized")
+            assert response.headers["WWW-Authenticate"] == "Bearer"
         refuse(served, "/", {"image": TENCH_BASE64}, key="another")
         for name, value in (("X-Banana-API-Key", "the key"), ("Authorization", "Bearer the key")):
             assert served.post(json={"image": TENCH_BASE64}, headers={name: value}).status_code == 200
@@ -220,7 +292,7 @@ def test_503_when_the_queue_is_full_and_health_still_answers(tmp_path):
         assert served.get("/healthcheck").status_code == 200
         assert served.get("/_k/status").json()["gpu_available"] is False
         refused = served.post(json={})
-        assert "try again" in error_of(refused, 503, "unavailable")
+        assert "all threads are busy: try again" in error_of(refused, 503, "unavailable")
         assert refused.headers["Retry-After"] == "1"
         (tmp_path / "release").touch()
     assert results == [200]

@@ -9,7 +9,6 @@ from contextlib import suppress
 
 import pytest
 
-from serving import work_queue
 from serving.work_queue import QueueFull, WorkQueue
 from tests.server_process import DEADLINE_S
 
@@ -58,10 +57,11 @@ def start(queue: WorkQueue, gate: Gate, *names: object) -> list[asyncio.Task]:
 
 def test_work_is_done_in_a_thread_and_its_result_returned():
     async def test(gate):
-        done = await WorkQueue(1, 0).run(lambda a, b: (a + b, threading.current_thread()), 1, 2)
-        assert done.result[0] == 3
-        assert done.result[1] is not threading.current_thread()
-        assert done.queued_s >= 0
+        work = WorkQueue(1, 0).run(lambda a, b: (a + b, threading.current_thread()), 1, 2)
+        (total, thread), queued_s = await work
+        assert total == 3
+        assert thread is not threading.current_thread()
+        assert queued_s >= 0
 
     run(test)
 
@@ -72,13 +72,13 @@ def test_past_the_bound_there_is_an_error_at_once_and_no_longer_wait(threads, ca
         queue = WorkQueue(threads, capacity)
         tasks = start(queue, gate, *range(threads + capacity))
         await until(lambda: queue.in_work == threads and queue.queued == capacity)
-        with pytest.raises(QueueFull, match=f"{capacity} calls"):
+        with pytest.raises(QueueFull, match=f"{capacity} calls" if capacity else "busy"):
             queue.require_room()
         with pytest.raises(QueueFull):
             await queue.run(gate.pass_through)
         assert queue.pending == threads + capacity
         gate.open.set()
-        assert [done.result for done in await asyncio.gather(*tasks)] == list(range(threads + capacity))
+        assert [result for result, _ in await asyncio.gather(*tasks)] == list(range(threads + capacity))
         await until(lambda: queue.pending == 0)
         assert (queue.in_work, queue.queued) == (0, 0)
         queue.require_room()
@@ -94,7 +94,7 @@ def test_who_comes_first_is_served_first_and_the_others_know_how_long_they_waite
         since = queue.longest_s
         await until(lambda: queue.longest_s > since + 0.02)
         gate.open.set()
-        waited = [done.queued_s for done in await asyncio.gather(*tasks)]
+        waited = [queued_s for _, queued_s in await asyncio.gather(*tasks)]
         assert gate.began == list(range(10))
         assert min(waited[1:]) > 0.02
 
@@ -155,47 +155,6 @@ def test_work_that_has_begun_keeps_its_place_until_it_ends_though_its_caller_has
     run(test)
 
 
-async def done_while_another_waited(gate: Gate, queue: WorkQueue) -> list[asyncio.Task]:
-    """Return two tasks of a queue of one thread: one that was done while the other waited, and that other, begun."""
-    ends = [threading.Event(), threading.Event()]
-    first, second = [asyncio.create_task(queue.run(end.wait, DEADLINE_S)) for end in ends]
-    [last] = start(queue, gate, "last")
-    await until(lambda: queue.queued == 2)
-    ends[0].set()
-    await first
-    ends[1].set()
-    await until(lambda: gate.began == ["last"])
-    return [second, last]
-
-
-def test_what_is_done_while_others_wait_is_handed_over_together_with_the_last(monkeypatch):
-    monkeypatch.setattr(work_queue, "TOGETHER_S", 3600)
-
-    async def test(gate):
-        queue = WorkQueue(1, 2)
-        done, last = await done_while_another_waited(gate, queue)
-        assert not done.done()
-        assert (queue.pending, queue.in_work, queue.queued) == (2, 1, 0)
-        queue.require_room()  # what is done takes nobody's place
-        gate.open.set()
-        assert [each.result for each in await asyncio.gather(done, last)] == [True, "last"]
-        assert queue.pending == 0
-
-    run(test)
-
-
-def test_what_is_done_is_handed_over_before_long_though_the_work_that_waited_goes_on():
-    async def test(gate):
-        queue = WorkQueue(1, 2)
-        done, last = await done_while_another_waited(gate, queue)
-        assert (await done).result is True
-        assert not last.done()
-        gate.open.set()
-        await last
-
-    run(test)
-
-
 def test_what_is_refused_is_freed_with_its_error():
     def refuse(body: Body) -> None:
         raise ValueError
@@ -229,7 +188,7 @@ def test_an_error_of_the_work_reaches_its_caller_and_frees_the_place(error):
         assert raised.value is error
         await until(lambda: queue.pending == 0)
         assert (queue.in_work, queue.queued, queue.longest_s) == (0, 0, 0)
-        assert (await queue.run(int, "7")).result == 7
+        assert (await queue.run(int, "7"))[0] == 7
 
     run(test)
 

@@ -1,0 +1,103 @@
+"""What Sanic's HTTP does not do by itself.
+
+Each was taken out in turn, and each time a slow client was never dropped, or a body was kept in memory.
+"""
+
+import asyncio
+import re
+
+from sanic import Request
+from sanic.exceptions import BadRequest, BadURL
+from sanic.http import Http, Stage
+from sanic.server.protocols.http_protocol import HttpProtocol
+
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")  # a header's name, which Sanic has made lower case
+
+
+class AnsweringHttp(Http):
+    """Sanic's HTTP, for a request that Sanic would take for another or leave without an answer or without an end."""
+
+    # There are no WebSockets here, and Sanic sets no time-out for a request that only says it wants one.
+    upgrade_websocket = property(lambda self: False, lambda self, value: None)
+
+    def init_for_request(self) -> None:
+        """Begin with a request, past the empty line that some clients send after a body: RFC 9112, 2.2."""
+        super().init_for_request()
+        del self.recv_buffer[: len(self.recv_buffer) - len(self.recv_buffer.lstrip(b"\r\n"))]
+
+    async def http1_request_header(self) -> None:
+        """Read a request's head. A proxy may find another header in what is no name, and so another end of the body."""
+        await super().http1_request_header()
+        if not all(TOKEN.fullmatch(name) for name in self.request.headers):
+            raise BadRequest("a header's name is not one")
+
+    async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
+        """Answer. Who asked whether to send a body, and is refused, gets that alone: Sanic says to send it first."""
+        if self.expecting_continue:
+            self.expecting_continue = self.keep_alive = False
+        await super().http1_response_header(data, end_stream)
+
+    @staticmethod
+    def _safe_int(value: str, base: int = 10) -> int:
+        """Return a length. Sanic takes what Python does: 0x5, digits of any script, blanks of any kind."""
+        value = value.rstrip(" \t")
+        if not re.fullmatch(r"[0-9a-fA-F]+", value):
+            raise ValueError
+        return int(value, base)
+
+    def create_empty_request(self) -> None:
+        """Make the request that an error is answered to; Sanic fails once more over a URL that cannot be read."""
+        try:
+            super().create_empty_request()
+        except BadURL:
+            self.url = None
+            super().create_empty_request()
+
+
+class DeadlineProtocol(HttpProtocol):
+    """Sanic's HTTP, with time-outs that a trickle of bytes does not put off.
+
+    Sanic starts them anew with every byte received. Here they run from the first byte of a request, and, once it is
+    answered, from the answer.
+    """
+
+    HTTP_CLASS = AnsweringHttp
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what the client has sent."""
+        started = self._time if self.under_way else None
+        if started is None:
+            data = data.lstrip(b"\r\n")  # as in init_for_request
+            if not data:
+                return
+        super().data_received(data)
+        if started is not None:
+            self._time = started
+
+    def check_timeouts(self) -> None:
+        """End what takes too long. Sanic looks no more once it has answered 503, though a body may trickle on."""
+        scheduled = self._callback_check_timeouts
+        super().check_timeouts()
+        if self._task and self._callback_check_timeouts is scheduled:
+            self._callback_check_timeouts = self.loop.call_later(1, self.check_timeouts)
+
+    def close_if_idle(self) -> bool:
+        """Close a connection without a request, when the server ends. To Sanic one is over that has been answered."""
+        return not self.under_way and super().close_if_idle()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a request is arriving, even if it has been answered, or is being worked on."""
+        return self.http is not None and (self.http.stage is not Stage.IDLE or bool(self.http.request_body))
+
+
+async def drop_body(request: Request) -> None:
+    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
+    if request.method == "OPTIONS" or (request.route and request.route.extra.ignore_body):
+        async for _ in request.stream:
+            pass
+
+
+async def take_turns(request: Request) -> None:
+    """Let other connections have theirs: Sanic works without a pause through all requests that one has sent."""
+    await asyncio.sleep(0)
