@@ -18,16 +18,13 @@ from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from runtime.base64_text import decode_base64
+from runtime.errors import InvalidInput
 
 MAX_FORM_PARTS = 16
 MAX_LIST = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most that
 OPTIONS = ("top_k", "probabilities")
 BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
 LARGE = 1_000_000  # bytes of a body
-
-
-class InvalidBody(ValueError):
-    """The body holds no inputs; the message says what to send instead."""
 
 
 class BodyTooLarge(ValueError):
@@ -184,7 +181,7 @@ decode_texts = msgspec.json.Decoder(at_most(MAX_LIST, str)).decode
 
 
 def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
-    """Return a call's inputs as app.inference takes them. Raises InvalidBody or InvalidInput.
+    """Return a call's inputs as app.inference takes them. Raises InvalidInput.
 
     A picture's own bytes are known by their Content-Type; anything else that is no form is taken for JSON.
     """
@@ -199,7 +196,7 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
         what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
         why = str(error).replace("Expected `str`", "Expected base64")
         hint = 'send {"image": "<base64>"}, or the bytes of the picture with its Content-Type'
-        raise InvalidBody(f"{what} ({why}): {hint}") from error
+        raise InvalidInput(f"{what} ({why}): {hint}") from error
 
 
 def _json(body: bytes) -> dict:
@@ -232,9 +229,9 @@ def _form(content_type: str, body: bytes) -> dict:
         # Not part.value, which heeds a charset that the caller names: of Punycode a megabyte takes minutes.
         fields = {part.name: part.raw.decode(errors="replace") for part in parts if part.name in OPTIONS}
     except (MultipartError, ValueError) as error:
-        raise InvalidBody(f"not a form that can be read: {error}") from error
+        raise InvalidInput(f"not a form that can be read: {error}") from error
     if len(pictures) != 1:
-        raise InvalidBody("expected a form with one file in the field `image`")
+        raise InvalidInput("expected a form with one file in the field `image`")
     return {"image": pictures[0]} | _options(fields)
 
 

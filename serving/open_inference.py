@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from runtime.base64_text import decode_base64
-from serving.bodies import InvalidBody, at_most, decode_texts, items
+from runtime.errors import InvalidInput
+from serving.bodies import at_most, decode_texts, items
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"
@@ -93,22 +94,22 @@ def model_metadata(name: str, classes: int) -> dict:
 def read(body: bytes, json_length: str | None, max_images: int) -> Inference:
     """Return the request in a body, of which `json_length` bytes are JSON, by default all.
 
-    Raises InvalidBody or InvalidInput.
+    Raises InvalidInput.
     """
     end = len(body) if json_length is None else _number(json_length)
     if end > len(body):
-        raise InvalidBody("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
+        raise InvalidInput("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
     view = memoryview(body)
     try:
         request = _decode(view[:end])
         inputs, outputs = items(_decode_inputs(request.inputs)), items(_decode_outputs(request.outputs))
         if [tensor.name for tensor in inputs] != [INPUT]:
-            raise InvalidBody(f'expected one input, with the name "{INPUT}"')
+            raise InvalidInput(f'expected one input, with the name "{INPUT}"')
         if [output.name for output in outputs] not in ([], [OUTPUT]):
-            raise InvalidBody(f'expected one output, with the name "{OUTPUT}"')
+            raise InvalidInput(f'expected one output, with the name "{OUTPUT}"')
         pictures = _pictures(inputs[0], view[end:], max_images)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidBody(f"not the JSON of an inference request: {error}") from error
+        raise InvalidInput(f"not the JSON of an inference request: {error}") from error
     wanted = outputs[0].parameters if outputs else _OutputOptions()
     binary = request.parameters.binary_data_output if wanted.binary_data is None else wanted.binary_data
     return Inference(pictures, wanted.classification, binary, request.id)
@@ -135,7 +136,7 @@ def write(inference: Inference, model: str, results: list[dict]) -> tuple[bytes,
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise InvalidBody("Inference-Header-Content-Length has to be a number")
+        raise InvalidInput("Inference-Header-Content-Length has to be a number")
     return int(text)
 
 
@@ -143,23 +144,23 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
     try:
         shape = items(_decode_shape(tensor.shape))
     except msgspec.ValidationError as error:
-        raise InvalidBody(f'not a "shape": {error}') from error
+        raise InvalidInput(f'not a "shape": {error}') from error
     fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1}
     if not fits.get(tensor.datatype) or min(shape) < 1:
-        raise InvalidBody("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")
+        raise InvalidInput("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")
     if shape[0] > max_images:
-        raise InvalidBody(f"at most {max_images} pictures are taken in one call")
+        raise InvalidInput(f"at most {max_images} pictures are taken in one call")
     size = tensor.parameters.binary_data_size
     if bool(tensor.data) == (size is not None) or len(binary) != (size or 0):
-        raise InvalidBody('expected "data", or binary data of "binary_data_size" bytes behind the JSON')
+        raise InvalidInput('expected "data", or binary data of "binary_data_size" bytes behind the JSON')
     if tensor.datatype == "UINT8":
         pixels = _pixels(bytes(tensor.data), shape) if tensor.data else binary
         if len(pixels) != prod(shape):
-            raise InvalidBody(MISMATCH)
+            raise InvalidInput(MISMATCH)
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
     files = items(decode_texts(tensor.data)) if tensor.data else _unpack(binary, shape[0])  # base64, or the bytes
     if len(files) != shape[0]:
-        raise InvalidBody(MISMATCH)
+        raise InvalidInput(MISMATCH)
     return [decode_base64(file) for file in files] if tensor.data else files
 
 
@@ -170,12 +171,12 @@ def _pixels(data: bytes, shape: list[int]) -> bytearray:
     """
     text = data.translate(None, b" \t\r\n")
     if prod(shape) > len(text):
-        raise InvalidBody(MISMATCH)
+        raise InvalidInput(MISMATCH)
     nested = b""
     for side in reversed(shape):
         nested = b"[%b]" % ((nested + b",") * side)[:-1]
     if text.translate(None, b"0123456789") not in (nested, b"[%b]" % (b"," * (prod(shape) - 1))):
-        raise InvalidBody(MISMATCH)
+        raise InvalidInput(MISMATCH)
     numbers = text.translate(None, b"[]")
     pixels, at = bytearray(), 0
     while at < len(numbers):
@@ -184,7 +185,7 @@ def _pixels(data: bytes, shape: list[int]) -> bytearray:
         try:
             pixels += bytes(_decode_numbers(b"[%b]" % numbers[at:end]))
         except msgspec.ValidationError as error:
-            raise InvalidBody("pixels have to be whole numbers from 0 to 255") from error
+            raise InvalidInput("pixels have to be whole numbers from 0 to 255") from error
         at = end + 1
     return pixels
 
@@ -200,5 +201,5 @@ def _unpack(binary: memoryview, count: int) -> list[bytes]:
         at = start + LENGTH.unpack_from(binary, at)[0]
         elements.append(bytes(binary[start:at]))
     if at != len(binary):
-        raise InvalidBody("an element's length is not what stands in front of it")
+        raise InvalidInput("an element's length is not what stands in front of it")
     return elements

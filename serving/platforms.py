@@ -5,9 +5,10 @@ SageMaker and RunPod ask for /ping; KServe and the clients of Triton and MLServe
 
 from sanic import Blueprint, HTTPResponse, Request
 
+from runtime.errors import InvalidInput
 from runtime.settings import ModelSettings, read
 from serving import calls, open_inference
-from serving.bodies import InvalidBody, turn
+from serving.bodies import turn
 from serving.calls import Refusal, call, require_healthy, require_ready, respond
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
@@ -86,7 +87,7 @@ async def infer(request: Request, name: str) -> HTTPResponse:
 
     def work(body: bytes) -> tuple[dict, HTTPResponse]:
         if request.headers.get("content-encoding", "identity") != "identity":
-            raise InvalidBody("the request is compressed: send it as it is")
+            raise InvalidInput("the request is compressed: send it as it is")
         with turn(body):
             inference = open_inference.read(body, request.headers.get(JSON_LENGTH), MAX_IMAGES)
         inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}

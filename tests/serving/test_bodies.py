@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from serving.bodies import MAX_FORM_PARTS, MAX_LIST, InvalidBody, inputs_of
+from runtime.errors import InvalidInput
+from serving.bodies import MAX_FORM_PARTS, MAX_LIST, inputs_of
 
 PICTURE = bytes(range(256))
 TEXT = base64.b64encode(PICTURE).decode()
@@ -25,7 +26,7 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--x--\r\n") -> bytes:
 
 def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
     """Return the message of the refusal."""
-    with pytest.raises(InvalidBody) as raised:
+    with pytest.raises(InvalidInput) as raised:
         inputs_of(content_type, body, query or {})
     return str(raised.value)
 
