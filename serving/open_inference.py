@@ -145,7 +145,7 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
         shape = items(_decode_shape(tensor.shape))
     except msgspec.ValidationError as error:
         raise InvalidInput(f'not a "shape": {error}') from error
-    fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1}
+    fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1 or shape[1:] == [1]}
     if not fits.get(tensor.datatype) or min(shape) < 1:
         raise InvalidInput("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")
     if shape[0] > max_images:

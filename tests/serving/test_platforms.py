@@ -212,6 +212,13 @@ def test_triton_gets_several_pictures_in_their_order(triton, model, wanted):
 
 
 @pytest.mark.parametrize("binary", [True, False])
+def test_files_may_have_a_dimension_more_as_mlservers_codecs_send_them(triton, model, wanted, binary):
+    flat = as_input("BYTES", binary, 1, 0)
+    result = triton.infer(model, [flat.set_shape([2, 1])])
+    np.testing.assert_allclose(result.as_numpy("probabilities"), wanted[[1, 0]], atol=1e-3)
+
+
+@pytest.mark.parametrize("binary", [True, False])
 def test_triton_gets_classes_by_name_with_the_classification_extension(triton, model, wanted, binary):
     outputs = [InferRequestedOutput("probabilities", binary_data=binary, class_count=3)]
     result = triton.infer(model, [as_input("BYTES", True, 0, 1)], outputs=outputs)
@@ -274,6 +281,9 @@ HUGE = 10**40
         (tensor() | {"id": 7}, "id"),
         (tensor(datatype="FP32"), "expected pixels"),
         (tensor(datatype="BYTES"), "expected pixels"),
+        (tensor(datatype="BYTES", shape=[]), "expected pixels"),
+        (tensor(datatype="BYTES", shape=[1, 2]), "expected pixels"),
+        (tensor(datatype="BYTES", shape=[1, 1, 1]), "expected pixels"),
         (tensor(shape=[]), "expected pixels"),
         (tensor(shape=[6]), "expected pixels"),
         (tensor(shape=[1, 1, 2, 3, 1]), "expected pixels"),
