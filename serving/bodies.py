@@ -25,6 +25,7 @@ MAX_LIST = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most tha
 OPTIONS = ("top_k", "probabilities")
 BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
 LARGE = 1_000_000  # bytes of a body
+NULL = msgspec.Raw(b"null")
 
 
 class BodyTooLarge(ValueError):
@@ -168,12 +169,15 @@ def items(bounded: msgspec.Struct) -> list:
 
 
 class _Inputs(msgspec.Struct):
-    """The fields of a JSON body that are read; any other is skipped without being built in memory."""
+    """The fields of a JSON body that are read; any other is skipped without being built in memory.
 
-    image: str | msgspec.UnsetType = msgspec.UNSET
-    images: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # may be there a million times: only the last is decoded
-    top_k: int | msgspec.UnsetType = msgspec.UNSET
-    probabilities: bool | msgspec.UnsetType = msgspec.UNSET
+    Null is as if the field were not there: so clients write what was not set.
+    """
+
+    image: str | None = None
+    images: msgspec.Raw = NULL  # may be there a million times: only the last is decoded
+    top_k: int | None = None
+    probabilities: bool | None = None
 
 
 _decode = msgspec.json.Decoder(_Inputs | str).decode
@@ -194,7 +198,7 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
         return _json(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
-        why = str(error).replace("Expected `str`", "Expected base64")
+        why = str(error).replace(" | null", "").replace("Expected `str`", "Expected base64")
         hint = 'send {"image": "<base64>"}, or the bytes of the picture with its Content-Type'
         raise InvalidInput(f"{what} ({why}): {hint}") from error
 
@@ -206,7 +210,7 @@ def _json(body: bytes) -> dict:
         inputs = _decode(inputs)
     if isinstance(inputs, str):
         raise msgspec.ValidationError("a text")
-    fields = {name: value for name, value in msgspec.structs.asdict(inputs).items() if value is not msgspec.UNSET}
+    fields = {name: value for name, value in msgspec.structs.asdict(inputs).items() if value not in (None, NULL)}
     if "image" in fields:
         fields["image"] = decode_base64(fields["image"])
     if "images" in fields:

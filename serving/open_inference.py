@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bodies import at_most, decode_texts, items
+from serving.bodies import NULL, at_most, decode_texts, items
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"
@@ -34,8 +34,8 @@ class _Tensor(msgspec.Struct):
     name: str
     datatype: str
     shape: msgspec.Raw
-    data: msgspec.Raw = msgspec.Raw()  # empty: behind the JSON
-    parameters: _TensorOptions = msgspec.field(default_factory=_TensorOptions)
+    data: msgspec.Raw = NULL  # behind the JSON
+    parameters: _TensorOptions | None = None
 
 
 class _OutputOptions(msgspec.Struct):
@@ -44,12 +44,12 @@ class _OutputOptions(msgspec.Struct):
 
 
 class _Output(msgspec.Struct):
-    name: str = OUTPUT
-    parameters: _OutputOptions = msgspec.field(default_factory=_OutputOptions)
+    name: str | None = None
+    parameters: _OutputOptions | None = None
 
 
 class _RequestOptions(msgspec.Struct):
-    binary_data_output: bool = False
+    binary_data_output: bool | None = None
 
 
 class _Request(msgspec.Struct):
@@ -59,15 +59,15 @@ class _Request(msgspec.Struct):
     """
 
     inputs: msgspec.Raw
-    outputs: msgspec.Raw = msgspec.Raw(b"[]")
+    outputs: msgspec.Raw = NULL
     id: str | None = None
-    parameters: _RequestOptions = msgspec.field(default_factory=_RequestOptions)
+    parameters: _RequestOptions | None = None
 
 
 _decode = msgspec.json.Decoder(_Request).decode
 _decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
 _decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
-_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output)).decode
+_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output) | None).decode
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
@@ -102,17 +102,19 @@ def read(body: bytes, json_length: str | None, max_images: int) -> Inference:
     view = memoryview(body)
     try:
         request = _decode(view[:end])
-        inputs, outputs = items(_decode_inputs(request.inputs)), items(_decode_outputs(request.outputs))
+        inputs, outputs = items(_decode_inputs(request.inputs)), _decode_outputs(request.outputs)
+        outputs = items(outputs) if outputs else []
         if [tensor.name for tensor in inputs] != [INPUT]:
             raise InvalidInput(f'expected one input, with the name "{INPUT}"')
-        if [output.name for output in outputs] not in ([], [OUTPUT]):
+        if [output.name for output in outputs] not in ([], [OUTPUT], [None]):
             raise InvalidInput(f'expected one output, with the name "{OUTPUT}"')
         pictures = _pictures(inputs[0], view[end:], max_images)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"not the JSON of an inference request: {error}") from error
-    wanted = outputs[0].parameters if outputs else _OutputOptions()
-    binary = request.parameters.binary_data_output if wanted.binary_data is None else wanted.binary_data
-    return Inference(pictures, wanted.classification, binary, request.id)
+    wanted = (outputs[0].parameters if outputs else None) or _OutputOptions()
+    default = (request.parameters or _RequestOptions()).binary_data_output
+    binary = default if wanted.binary_data is None else wanted.binary_data
+    return Inference(pictures, wanted.classification, bool(binary), request.id)
 
 
 def write(inference: Inference, model: str, results: list[dict]) -> tuple[bytes, int | None]:
@@ -150,18 +152,19 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
         raise InvalidInput("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")
     if shape[0] > max_images:
         raise InvalidInput(f"at most {max_images} pictures are taken in one call")
-    size = tensor.parameters.binary_data_size
-    if bool(tensor.data) == (size is not None) or len(binary) != (size or 0):
+    size = (tensor.parameters or _TensorOptions()).binary_data_size
+    in_json = tensor.data != NULL
+    if in_json == (size is not None) or len(binary) != (size or 0):
         raise InvalidInput('expected "data", or binary data of "binary_data_size" bytes behind the JSON')
     if tensor.datatype == "UINT8":
-        pixels = _pixels(bytes(tensor.data), shape) if tensor.data else binary
+        pixels = _pixels(bytes(tensor.data), shape) if in_json else binary
         if len(pixels) != prod(shape):
             raise InvalidInput(MISMATCH)
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
-    files = items(decode_texts(tensor.data)) if tensor.data else _unpack(binary, shape[0])  # base64, or the bytes
+    files = items(decode_texts(tensor.data)) if in_json else _unpack(binary, shape[0])  # base64, or the bytes
     if len(files) != shape[0]:
         raise InvalidInput(MISMATCH)
-    return [decode_base64(file) for file in files] if tensor.data else files
+    return [decode_base64(file) for file in files] if in_json else files
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:

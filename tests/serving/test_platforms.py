@@ -261,6 +261,19 @@ def test_numbers_may_be_nested_as_the_shape_says(served):
     assert sum(flat["outputs"][0]["data"]) == pytest.approx(1, abs=1e-3)
 
 
+def test_null_is_as_if_the_field_were_not_there(served):
+    plain = served.post(infer_route(served), json=tensor()).json()
+    nothing = {"binary_data": None, "classification": None}
+    for output in (None, [{"name": None, "parameters": None}], [{"name": "probabilities", "parameters": nothing}]):
+        for parameters in (None, {"binary_data_output": None}):
+            body = tensor(parameters=None) | {"id": None, "parameters": parameters, "outputs": output}
+            assert served.post(infer_route(served), json=body).json() == plain
+    body = json.dumps(tensor(data=None, parameters={"binary_data_size": 6})).encode()
+    headers = {"Inference-Header-Content-Length": str(len(body))}
+    binary = served.post(infer_route(served), data=body + bytes(range(1, 7)), headers=headers)
+    assert binary.json() == plain
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 HUGE = 10**40
@@ -313,6 +326,11 @@ HUGE = 10**40
         (tensor(data=123456), "nested"),
         (tensor(data="[1,2,3,4,5,6]"), "nested"),
         (tensor(parameters={"binary_data_size": 6}), 'expected "data"'),
+        (tensor(data=None), 'expected "data"'),
+        (tensor(data=None, parameters={"binary_data_size": None}), 'expected "data"'),
+        (tensor(name=None), "name"),
+        (tensor(shape=None), "shape"),
+        ({"inputs": None}, "array"),
         (tensor(datatype="BYTES", shape=[1], data=[]), "as large as its shape"),
         (tensor(datatype="BYTES", shape=[2], data=["aa"]), "as large as its shape"),
         (tensor(datatype="BYTES", shape=[1], data=[7]), "str"),
