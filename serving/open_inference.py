@@ -18,6 +18,7 @@ from serving.bodies import NULL, at_most, decode_texts, items
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"
+VERSION = "1"  # the only one of the model
 EXTENSIONS = ("binary_tensor_data", "classification")
 LENGTH = struct.Struct("<I")  # of an element, in front of it
 MAX_LIST = 8  # inputs, outputs or dimensions; more are not looked at
@@ -85,6 +86,7 @@ def model_metadata(name: str, classes: int) -> dict:
     """Return what a model takes and gives. That the input may be encoded pictures too the protocol cannot say."""
     return {
         "name": name,
+        "versions": [VERSION],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, classes]}],
@@ -117,8 +119,11 @@ def read(body: bytes, json_length: str | None, max_images: int) -> Inference:
     return Inference(pictures, wanted.classification, bool(binary), request.id)
 
 
-def write(inference: Inference, model: str, results: list[dict]) -> tuple[bytes, int | None]:
-    """Return the response, and how much of it is JSON where that is not all."""
+def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, int | None]:
+    """Return the response, and how much of it is JSON where that is not all.
+
+    `model` has the fields that say which one answers.
+    """
     if inference.classes:
         named = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
         output = {"name": OUTPUT, "datatype": "BYTES", "shape": [len(results), len(named) // len(results)]}
@@ -127,7 +132,7 @@ def write(inference: Inference, model: str, results: list[dict]) -> tuple[bytes,
         data = [probability for result in results for probability in result["probabilities"]]
         output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(results), len(data) // len(results)]}
         binary = struct.pack(f"<{len(data)}f", *data)
-    response = {"model_name": model, "outputs": [output]} | ({"id": inference.id} if inference.id else {})
+    response = model | {"outputs": [output]} | ({"id": inference.id} if inference.id else {})
     if not inference.binary:
         output["data"] = data
         return msgspec.json.encode(response), None

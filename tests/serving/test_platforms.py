@@ -236,6 +236,7 @@ def test_triton_learns_what_there_is(triton, model):
     assert "binary_tensor_data" in triton.get_server_metadata()["extensions"]
     assert triton.get_model_metadata(model) == {
         "name": model,
+        "versions": ["1"],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
         "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 1000]}],
@@ -247,6 +248,22 @@ def test_triton_is_told_that_there_is_no_such_model(triton, model):
     for ask in (triton.get_model_metadata, lambda name: triton.infer(name, [as_input("BYTES", True, 0)])):
         with pytest.raises(InferenceServerException, match=f"no such model.* {model}") as raised:
             ask("another")
+        assert raised.value.status() == "404"
+
+
+def test_triton_may_name_the_version_that_there_is_and_no_other(triton, model, wanted):
+    assert triton.is_model_ready(model, "1") and not triton.is_model_ready(model, "2")
+    assert triton.get_model_metadata(model, "1") == triton.get_model_metadata(model)
+    result = triton.infer(model, [as_input("BYTES", True, 0)], model_version="1")
+    assert result.get_response()["model_version"] == "1"
+    np.testing.assert_array_equal(result.as_numpy("probabilities")[0], wanted[0])
+    assert "model_version" not in triton.infer(model, [as_input("BYTES", True, 0)]).get_response()
+    for ask in (
+        triton.get_model_metadata,
+        lambda name, number: triton.infer(name, [as_input("BYTES", True, 0)], number),
+    ):
+        with pytest.raises(InferenceServerException, match=f"no such version.* {model} is 1") as raised:
+            ask(model, "2")
         assert raised.value.status() == "404"
 
 
