@@ -132,7 +132,7 @@ def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes
         data = [probability for result in results for probability in result["probabilities"]]
         output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(results), len(data) // len(results)]}
         binary = struct.pack(f"<{len(data)}f", *data)
-    response = model | {"outputs": [output]} | ({"id": inference.id} if inference.id else {})
+    response = model | {"outputs": [output]} | ({} if inference.id is None else {"id": inference.id})
     if not inference.binary:
         output["data"] = data
         return msgspec.json.encode(response), None

@@ -202,6 +202,12 @@ def test_triton_gets_the_probabilities_of_post(triton, model, wanted, datatype, 
         np.testing.assert_array_equal(got[0], wanted[n])
 
 
+def test_an_id_that_was_given_comes_back(served):
+    answers = [served.post(infer_route(served), json=tensor() | {"id": text}).json() for text in ("", "7")]
+    assert [answer["id"] for answer in answers] == ["", "7"]
+    assert "id" not in served.post(infer_route(served), json=tensor()).json()
+
+
 def test_triton_gets_several_pictures_in_their_order(triton, model, wanted):
     result = triton.infer(model, [as_input("BYTES", True, 1, 0, 1)])
     np.testing.assert_allclose(result.as_numpy("probabilities"), wanted[[1, 0, 1]], atol=1e-3)
