@@ -25,6 +25,7 @@ MAX_LIST = 8  # inputs, outputs or dimensions; more are not looked at
 PIECE = 65_536  # bytes of numbers to read at a time: no other thread runs meanwhile
 
 MISMATCH = "the data is not as large as its shape says, or not nested as that"
+NOT_WHOLE = "pixels have to be whole numbers from 0 to 255"
 
 
 class _TensorOptions(msgspec.Struct):
@@ -178,6 +179,8 @@ def _pixels(data: bytes, shape: list[int]) -> bytearray:
     Never are more than PIECE bytes of them objects in memory, each of which would be many times as large.
     """
     text = data.translate(None, b" \t\r\n")
+    if text[:1] == b"[" and text.translate(None, b"0123456789[],"):
+        raise InvalidInput(NOT_WHOLE)
     if prod(shape) > len(text):
         raise InvalidInput(MISMATCH)
     nested = b""
@@ -193,7 +196,7 @@ def _pixels(data: bytes, shape: list[int]) -> bytearray:
         try:
             pixels += bytes(_decode_numbers(b"[%b]" % numbers[at:end]))
         except msgspec.ValidationError as error:
-            raise InvalidInput("pixels have to be whole numbers from 0 to 255") from error
+            raise InvalidInput(NOT_WHOLE) from error
         at = end + 1
     return pixels
 
