@@ -12,6 +12,7 @@ from serving.bodies import turn
 from serving.calls import Refusal, call, require_healthy, require_ready, respond
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
+HERE = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST to .../infer there"
 GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True}
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON in front of binary tensors

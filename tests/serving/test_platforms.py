@@ -451,6 +451,9 @@ def test_422_for_a_body_that_is_compressed_and_that_says_so(triton, model):
 
 
 def test_other_routes_of_v2_are_refused_in_its_form(served):
-    error_of(served.get("/v2/nowhere"), 404)
-    error_of(served.get(infer_route(served)), 405)
-    error_of(served.post("/v2/models//infer", json=tensor()), 404)
+    for response, status in (
+        (served.get("/v2/nowhere"), 404),
+        (served.get(infer_route(served)), 405),
+        (served.post("/v2/models//infer", json=tensor()), 404),
+    ):
+        assert "GET /v2, /v2/health/live" in error_of(response, status)
