@@ -13,7 +13,7 @@ from sanic.exceptions import SanicException
 
 from runtime.errors import InvalidInput, Unavailable
 from serving.backend import Backend
-from serving.bodies import BodyReader, BodyTooLarge, TooManyBodies, inputs_of, turn
+from serving.bodies import COMPRESSED, BodyReader, BodyTooLarge, TooManyBodies, inputs_of, turn
 from serving.lifecycle import Lifecycle
 from serving.work_queue import QueueFull, WorkQueue
 
@@ -64,6 +64,8 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
     state = request.app.ctx.state
     state.life.last_call = monotonic()
     require_ready(request)
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal(COMPRESSED, 422)
     try:
         state.queue.require_room()
         body = await state.bodies.read(request)

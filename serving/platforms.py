@@ -5,7 +5,6 @@ SageMaker and RunPod ask for /ping; KServe and the clients of Triton and MLServe
 
 from sanic import Blueprint, HTTPResponse, Request
 
-from runtime.errors import InvalidInput
 from runtime.settings import ModelSettings, read
 from serving import calls, open_inference
 from serving.bodies import turn
@@ -91,8 +90,6 @@ async def infer(request: Request, name: str, version: str | None = None) -> HTTP
     model = {"model_name": name} | ({"model_version": version} if version else {})
 
     def work(body: bytes) -> tuple[dict, HTTPResponse]:
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise InvalidInput("the request is compressed: send it as it is")
         with turn(body):
             inference = open_inference.read(body, request.headers.get(JSON_LENGTH), MAX_IMAGES)
         inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}

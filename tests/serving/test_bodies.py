@@ -1,6 +1,7 @@
 """bodies.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
 
 import base64
+import gzip
 import json
 import re
 
@@ -120,6 +121,13 @@ def test_json_that_holds_no_inputs_is_refused_with_what_to_send(body, says):
     assert re.search(says, message), message
     assert 'send {"image": "<base64>"}' in message
     assert "`bytes`" not in message
+
+
+@pytest.mark.parametrize("content_type", [JSON, "", "text/plain"])
+def test_json_that_is_compressed_is_said_to_be(content_type):
+    body = gzip.compress(json.dumps({"image": TEXT}).encode())
+    assert refusal(content_type, body) == "the request is compressed: send it as it is"
+    assert inputs_of("image/x", body, {}) == {"image": body}
 
 
 def test_a_list_is_read_as_far_as_it_may_be_long_and_no_further():

@@ -1,6 +1,7 @@
 """platforms.py through real sockets and with Triton's own client: the same answers as POST /, on other routes."""
 
 import base64
+import gzip
 import json
 import subprocess
 import sys
@@ -448,6 +449,15 @@ def test_422_for_a_body_that_is_compressed_and_that_says_so(triton, model):
     with pytest.raises(InferenceServerException, match="compressed") as raised:
         triton.infer(model, [as_input("UINT8", True, 0)], request_compression_algorithm="gzip")
     assert raised.value.status() == "422"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd"])
+def test_422_for_a_body_that_says_it_is_compressed(served, encoding):
+    for path in ("/", "/invocations"):
+        refused = served.post(path, data=gzip.compress(PICTURES[0]), headers=JPEG | {"Content-Encoding": encoding})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (422, "invalid_input")
+        assert "compressed" in refused.json()["error"]["message"]
+        assert served.post(path, data=PICTURES[0], headers=JPEG | {"Content-Encoding": "identity"}).ok
 
 
 def test_other_routes_of_v2_are_refused_in_its_form(served):
