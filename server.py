@@ -188,7 +188,8 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
         message = "the server failed; its log says why"
         request.app.ctx.state.lifecycle.check_model()
     if code in (404, 405) and not isinstance(error, Refusal):
-        message = f"{request.method} {request.path} is not served here: POST a picture to /"
+        hint = platforms.HERE if platforms.is_v2(request.path) else "POST a picture to /"
+        message = f"{request.method} {request.path} is not served here: {hint}"
     if code == 503:
         headers["Retry-After"] = "1"
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are no text

@@ -15,16 +15,16 @@ import msgspec
 from sanic import Request
 
 from runtime.base64_text import decode_base64
+from runtime.errors import InvalidInput
 
 MAX_FORM_PARTS = 16
 MAX_LIST = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most that
 OPTIONS = ("top_k", "probabilities")
 BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
 LARGE = 1_000_000  # bytes of a body
-
-
-class InvalidBody(ValueError):
-    """The body holds no inputs; the message says what to send instead."""
+GZIP = b"\x1f\x8b"  # how it begins
+COMPRESSED = "the request is compressed: send it as it is"
+NULL = msgspec.Raw(b"null")
 
 
 class BodyTooLarge(ValueError):
@@ -113,12 +113,15 @@ def items(bounded: msgspec.Struct) -> list:
 
 
 class _Inputs(msgspec.Struct):
-    """The fields of a JSON body that are read; any other is skipped without being built in memory."""
+    """The fields of a JSON body that are read; any other is skipped without being built in memory.
 
-    image: str | msgspec.UnsetType = msgspec.UNSET
-    images: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # may be there a million times: only the last is decoded
-    top_k: int | msgspec.UnsetType = msgspec.UNSET
-    probabilities: bool | msgspec.UnsetType = msgspec.UNSET
+    Null is as if the field were not there: so clients write what was not set.
+    """
+
+    image: str | None = None
+    images: msgspec.Raw = NULL  # may be there a million times: only the last is decoded
+    top_k: int | None = None
+    probabilities: bool | None = None
 
 
 _decode = msgspec.json.Decoder(_Inputs | str).decode
@@ -126,7 +129,7 @@ decode_texts = msgspec.json.Decoder(at_most(MAX_LIST, str)).decode
 
 
 def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
-    """Return a call's inputs as app.inference takes them. Raises InvalidBody or InvalidInput.
+    """Return a call's inputs as app.inference takes them. Raises InvalidInput.
 
     A picture's own bytes are known by their Content-Type; anything else that is no form is taken for JSON.
     """
@@ -135,13 +138,15 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
         return {"image": body} | _options(query)
     if kind == "multipart/form-data":
         return _options(query) | _form(content_type, body)
+    if body.startswith(GZIP):  # of a client that does not say so
+        raise InvalidInput(COMPRESSED)
     try:
         return _json(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
-        why = str(error).replace("Expected `str`", "Expected base64")
+        why = str(error).replace(" | null", "").replace("Expected `str`", "Expected base64")
         hint = 'send {"image": "<base64>"}, or the bytes of the picture with its Content-Type'
-        raise InvalidBody(f"{what} ({why}): {hint}") from error
+        raise InvalidInput(f"{what} ({why}): {hint}") from error
 
 
 def _json(body: bytes) -> dict:
@@ -151,7 +156,7 @@ def _json(body: bytes) -> dict:
         inputs = _decode(inputs)
     if isinstance(inputs, str):
         raise msgspec.ValidationError("a text")
-    fields = {name: value for name, value in msgspec.structs.asdict(inputs).items() if value is not msgspec.UNSET}
+    fields = {name: value for name, value in msgspec.structs.asdict(inputs).items() if value not in (None, NULL)}
     if "image" in fields:
         fields["image"] = decode_base64(fields["image"])
     if "images" in fields:
@@ -174,9 +179,9 @@ def _form(content_type: str, body: bytes) -> dict:
         # Not part.value, which heeds a charset that the caller names: of Punycode a megabyte takes minutes.
         fields = {part.name: part.raw.decode(errors="replace") for part in parts if part.name in OPTIONS}
     except (MultipartError, ValueError) as error:
-        raise InvalidBody(f"not a form that can be read: {error}") from error
+        raise InvalidInput(f"not a form that can be read: {error}") from error
     if len(pictures) != 1:
-        raise InvalidBody("expected a form with one file in the field `image`")
+        raise InvalidInput("expected a form with one file in the field `image`")
     return {"image": pictures[0]} | _options(fields)
 
 

@@ -13,7 +13,7 @@ from sanic.exceptions import SanicException
 
 from runtime.errors import InvalidInput, Unavailable
 from serving.backend import Backend
-from serving.bodies import BodyReader, BodyTooLarge, InvalidBody, TooManyBodies, inputs_of, turn
+from serving.bodies import COMPRESSED, BodyReader, BodyTooLarge, TooManyBodies, inputs_of, turn
 from serving.lifecycle import Lifecycle
 from serving.work_queue import QueueFull, WorkQueue
 
@@ -59,10 +59,12 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
     """Read the request's body and return the response that `work` makes of it in a thread.
 
     What it returns first, the backend's answer, is kept in `request.ctx` for the log. Raises Refusal, also where `work`
-    raises InvalidBody, InvalidInput or Unavailable.
+    raises InvalidInput or Unavailable.
     """
     state = request.app.ctx.state
     require_ready(request)
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal(COMPRESSED, 422)
     try:
         state.queue.require_room()
         body = await state.bodies.read(request)
@@ -81,7 +83,7 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
         (request.ctx.answer, response), request.ctx.queued_s = await state.queue.run(work, body)
     except (QueueFull, Unavailable) as error:
         raise refuse_for_now(error) from error
-    except (InvalidInput, InvalidBody) as error:
+    except InvalidInput as error:
         refusal = Refusal(str(error), 422)
     else:
         return response

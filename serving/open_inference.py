@@ -13,16 +13,19 @@ import msgspec
 import numpy as np
 
 from runtime.base64_text import decode_base64
-from serving.bodies import InvalidBody, at_most, decode_texts, items
+from runtime.errors import InvalidInput
+from serving.bodies import NULL, at_most, decode_texts, items
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"
+VERSION = "1"  # the only one of the model
 EXTENSIONS = ("binary_tensor_data", "classification")
 LENGTH = struct.Struct("<I")  # of an element, in front of it
 MAX_LIST = 8  # inputs, outputs or dimensions; more are not looked at
 PIECE = 65_536  # bytes of numbers to read at a time: no other thread runs meanwhile
 
 MISMATCH = "the data is not as large as its shape says, or not nested as that"
+NOT_WHOLE = "pixels have to be whole numbers from 0 to 255"
 
 
 class _TensorOptions(msgspec.Struct):
@@ -33,8 +36,8 @@ class _Tensor(msgspec.Struct):
     name: str
     datatype: str
     shape: msgspec.Raw
-    data: msgspec.Raw = msgspec.Raw()  # empty: behind the JSON
-    parameters: _TensorOptions = msgspec.field(default_factory=_TensorOptions)
+    data: msgspec.Raw = NULL  # behind the JSON
+    parameters: _TensorOptions | None = None
 
 
 class _OutputOptions(msgspec.Struct):
@@ -43,12 +46,12 @@ class _OutputOptions(msgspec.Struct):
 
 
 class _Output(msgspec.Struct):
-    name: str = OUTPUT
-    parameters: _OutputOptions = msgspec.field(default_factory=_OutputOptions)
+    name: str | None = None
+    parameters: _OutputOptions | None = None
 
 
 class _RequestOptions(msgspec.Struct):
-    binary_data_output: bool = False
+    binary_data_output: bool | None = None
 
 
 class _Request(msgspec.Struct):
@@ -58,15 +61,15 @@ class _Request(msgspec.Struct):
     """
 
     inputs: msgspec.Raw
-    outputs: msgspec.Raw = msgspec.Raw(b"[]")
+    outputs: msgspec.Raw = NULL
     id: str | None = None
-    parameters: _RequestOptions = msgspec.field(default_factory=_RequestOptions)
+    parameters: _RequestOptions | None = None
 
 
 _decode = msgspec.json.Decoder(_Request).decode
 _decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
 _decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
-_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output)).decode
+_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output) | None).decode
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
@@ -84,6 +87,7 @@ def model_metadata(name: str, classes: int) -> dict:
     """Return what a model takes and gives. That the input may be encoded pictures too the protocol cannot say."""
     return {
         "name": name,
+        "versions": [VERSION],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, classes]}],
@@ -93,29 +97,34 @@ def model_metadata(name: str, classes: int) -> dict:
 def read(body: bytes, json_length: str | None, max_images: int) -> Inference:
     """Return the request in a body, of which `json_length` bytes are JSON, by default all.
 
-    Raises InvalidBody or InvalidInput.
+    Raises InvalidInput.
     """
     end = len(body) if json_length is None else _number(json_length)
     if end > len(body):
-        raise InvalidBody("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
+        raise InvalidInput("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
     view = memoryview(body)
     try:
         request = _decode(view[:end])
-        inputs, outputs = items(_decode_inputs(request.inputs)), items(_decode_outputs(request.outputs))
+        inputs, outputs = items(_decode_inputs(request.inputs)), _decode_outputs(request.outputs)
+        outputs = items(outputs) if outputs else []
         if [tensor.name for tensor in inputs] != [INPUT]:
-            raise InvalidBody(f'expected one input, with the name "{INPUT}"')
-        if [output.name for output in outputs] not in ([], [OUTPUT]):
-            raise InvalidBody(f'expected one output, with the name "{OUTPUT}"')
+            raise InvalidInput(f'expected one input, with the name "{INPUT}"')
+        if [output.name for output in outputs] not in ([], [OUTPUT], [None]):
+            raise InvalidInput(f'expected one output, with the name "{OUTPUT}"')
         pictures = _pictures(inputs[0], view[end:], max_images)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidBody(f"not the JSON of an inference request: {error}") from error
-    wanted = outputs[0].parameters if outputs else _OutputOptions()
-    binary = request.parameters.binary_data_output if wanted.binary_data is None else wanted.binary_data
-    return Inference(pictures, wanted.classification, binary, request.id)
+        raise InvalidInput(f"not the JSON of an inference request: {error}") from error
+    wanted = (outputs[0].parameters if outputs else None) or _OutputOptions()
+    default = (request.parameters or _RequestOptions()).binary_data_output
+    binary = default if wanted.binary_data is None else wanted.binary_data
+    return Inference(pictures, wanted.classification, bool(binary), request.id)
 
 
-def write(inference: Inference, model: str, results: list[dict]) -> tuple[bytes, int | None]:
-    """Return the response, and how much of it is JSON where that is not all."""
+def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, int | None]:
+    """Return the response, and how much of it is JSON where that is not all.
+
+    `model` has the fields that say which one answers.
+    """
     if inference.classes:
         named = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
         output = {"name": OUTPUT, "datatype": "BYTES", "shape": [len(results), len(named) // len(results)]}
@@ -124,7 +133,7 @@ def write(inference: Inference, model: str, results: list[dict]) -> tuple[bytes,
         data = [probability for result in results for probability in result["probabilities"]]
         output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(results), len(data) // len(results)]}
         binary = struct.pack(f"<{len(data)}f", *data)
-    response = {"model_name": model, "outputs": [output]} | ({"id": inference.id} if inference.id else {})
+    response = model | {"outputs": [output]} | ({} if inference.id is None else {"id": inference.id})
     if not inference.binary:
         output["data"] = data
         return msgspec.json.encode(response), None
@@ -135,7 +144,7 @@ def write(inference: Inference, model: str, results: list[dict]) -> tuple[bytes,
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise InvalidBody("Inference-Header-Content-Length has to be a number")
+        raise InvalidInput("Inference-Header-Content-Length has to be a number")
     return int(text)
 
 
@@ -143,24 +152,25 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
     try:
         shape = items(_decode_shape(tensor.shape))
     except msgspec.ValidationError as error:
-        raise InvalidBody(f'not a "shape": {error}') from error
-    fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1}
+        raise InvalidInput(f'not a "shape": {error}') from error
+    fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1 or shape[1:] == [1]}
     if not fits.get(tensor.datatype) or min(shape) < 1:
-        raise InvalidBody("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")
+        raise InvalidInput("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")
     if shape[0] > max_images:
-        raise InvalidBody(f"at most {max_images} pictures are taken in one call")
-    size = tensor.parameters.binary_data_size
-    if bool(tensor.data) == (size is not None) or len(binary) != (size or 0):
-        raise InvalidBody('expected "data", or binary data of "binary_data_size" bytes behind the JSON')
+        raise InvalidInput(f"at most {max_images} pictures are taken in one call")
+    size = (tensor.parameters or _TensorOptions()).binary_data_size
+    in_json = tensor.data != NULL
+    if in_json == (size is not None) or len(binary) != (size or 0):
+        raise InvalidInput('expected "data", or binary data of "binary_data_size" bytes behind the JSON')
     if tensor.datatype == "UINT8":
-        pixels = _pixels(bytes(tensor.data), shape) if tensor.data else binary
+        pixels = _pixels(bytes(tensor.data), shape) if in_json else binary
         if len(pixels) != prod(shape):
-            raise InvalidBody(MISMATCH)
+            raise InvalidInput(MISMATCH)
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
-    files = items(decode_texts(tensor.data)) if tensor.data else _unpack(binary, shape[0])  # base64, or the bytes
+    files = items(decode_texts(tensor.data)) if in_json else _unpack(binary, shape[0])  # base64, or the bytes
     if len(files) != shape[0]:
-        raise InvalidBody(MISMATCH)
-    return [decode_base64(file) for file in files] if tensor.data else files
+        raise InvalidInput(MISMATCH)
+    return [decode_base64(file) for file in files] if in_json else files
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:
@@ -169,13 +179,15 @@ def _pixels(data: bytes, shape: list[int]) -> bytearray:
     Never are more than PIECE bytes of them objects in memory, each of which would be many times as large.
     """
     text = data.translate(None, b" \t\r\n")
+    if text[:1] == b"[" and text.translate(None, b"0123456789[],"):
+        raise InvalidInput(NOT_WHOLE)
     if prod(shape) > len(text):
-        raise InvalidBody(MISMATCH)
+        raise InvalidInput(MISMATCH)
     nested = b""
     for side in reversed(shape):
         nested = b"[%b]" % ((nested + b",") * side)[:-1]
     if text.translate(None, b"0123456789") not in (nested, b"[%b]" % (b"," * (prod(shape) - 1))):
-        raise InvalidBody(MISMATCH)
+        raise InvalidInput(MISMATCH)
     numbers = text.translate(None, b"[]")
     pixels, at = bytearray(), 0
     while at < len(numbers):
@@ -184,7 +196,7 @@ def _pixels(data: bytes, shape: list[int]) -> bytearray:
         try:
             pixels += bytes(_decode_numbers(b"[%b]" % numbers[at:end]))
         except msgspec.ValidationError as error:
-            raise InvalidBody("pixels have to be whole numbers from 0 to 255") from error
+            raise InvalidInput(NOT_WHOLE) from error
         at = end + 1
     return pixels
 
@@ -200,5 +212,5 @@ def _unpack(binary: memoryview, count: int) -> list[bytes]:
         at = start + LENGTH.unpack_from(binary, at)[0]
         elements.append(bytes(binary[start:at]))
     if at != len(binary):
-        raise InvalidBody("an element's length is not what stands in front of it")
+        raise InvalidInput("an element's length is not what stands in front of it")
     return elements

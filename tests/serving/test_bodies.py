@@ -1,12 +1,14 @@
 """bodies.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
 
 import base64
+import gzip
 import json
 import re
 
 import pytest
 
-from serving.bodies import MAX_FORM_PARTS, MAX_LIST, InvalidBody, inputs_of
+from runtime.errors import InvalidInput
+from serving.bodies import MAX_FORM_PARTS, MAX_LIST, inputs_of
 
 PICTURE = bytes(range(256))
 TEXT = base64.b64encode(PICTURE).decode()
@@ -25,7 +27,7 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--x--\r\n") -> bytes:
 
 def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
     """Return the message of the refusal."""
-    with pytest.raises(InvalidBody) as raised:
+    with pytest.raises(InvalidInput) as raised:
         inputs_of(content_type, body, query or {})
     return str(raised.value)
 
@@ -71,6 +73,12 @@ def test_data_urls_and_line_breaks_are_read(text):
     assert inputs_of(JSON, json.dumps({"images": [TEXT, text]}).encode(), {}) == {"images": [PICTURE, PICTURE]}
 
 
+def test_null_is_as_if_the_field_were_not_there():
+    nothing = {"images": None, "top_k": None, "probabilities": None}
+    assert inputs_of(JSON, json.dumps(nothing | {"image": TEXT}).encode(), {}) == {"image": PICTURE}
+    assert inputs_of(JSON, json.dumps(nothing | {"image": None}).encode(), {}) == {}
+
+
 def test_only_the_fields_that_count_are_taken():
     body = {"image": TEXT, "other": {"image": [1.5, None]}, "Image": 1, "top_K": 2, "": [], "\u00e9": "\u2028"}
     assert inputs_of(JSON, json.dumps(body).encode(), {"top_k": "3", "other": "4"}) == {"image": PICTURE}
@@ -99,7 +107,6 @@ def test_of_a_field_that_is_there_twice_the_last_counts():
         (b'"\\ud800"', "not JSON"),
         (b"null", "not the JSON that is expected"),
         (b"[]", "not the JSON that is expected"),
-        (b'{"image": null}', "Expected base64"),
         (b'{"image": ["aGk="]}', "Expected base64"),
         (b'{"images": "aGk="}', "Expected"),
         (b'{"image": "aGk=", "top_k": 1.5}', r"top_k"),
@@ -114,6 +121,13 @@ def test_json_that_holds_no_inputs_is_refused_with_what_to_send(body, says):
     assert re.search(says, message), message
     assert 'send {"image": "<base64>"}' in message
     assert "`bytes`" not in message
+
+
+@pytest.mark.parametrize("content_type", [JSON, "", "text/plain"])
+def test_json_that_is_compressed_is_said_to_be(content_type):
+    body = gzip.compress(json.dumps({"image": TEXT}).encode())
+    assert refusal(content_type, body) == "the request is compressed: send it as it is"
+    assert inputs_of("image/x", body, {}) == {"image": body}
 
 
 def test_a_list_is_read_as_far_as_it_may_be_long_and_no_further():

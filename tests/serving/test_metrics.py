@@ -28,6 +28,9 @@ ROUTES = {
     "/v2/models/stub": {"GET", "HEAD"},
     "/v2/models/stub/ready": {"GET", "HEAD"},
     "/v2/models/stub/infer": {"POST"},
+    "/v2/models/stub/versions/1": {"GET", "HEAD"},
+    "/v2/models/stub/versions/1/ready": {"GET", "HEAD"},
+    "/v2/models/stub/versions/1/infer": {"POST"},
 }
 PROBES = {"/healthcheck", "/ping", "/v2/health/live", "/v2/health/ready"}
 EVERYWHERE = [

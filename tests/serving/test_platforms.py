@@ -1,6 +1,7 @@
 """platforms.py through real sockets and with Triton's own client: the same answers as POST /, on other routes."""
 
 import base64
+import gzip
 import json
 import subprocess
 import sys
@@ -202,6 +203,12 @@ def test_triton_gets_the_probabilities_of_post(triton, model, wanted, datatype, 
         np.testing.assert_array_equal(got[0], wanted[n])
 
 
+def test_an_id_that_was_given_comes_back(served):
+    answers = [served.post(infer_route(served), json=tensor() | {"id": text}).json() for text in ("", "7")]
+    assert [answer["id"] for answer in answers] == ["", "7"]
+    assert "id" not in served.post(infer_route(served), json=tensor()).json()
+
+
 def test_triton_gets_several_pictures_in_their_order(triton, model, wanted):
     result = triton.infer(model, [as_input("BYTES", True, 1, 0, 1)])
     np.testing.assert_allclose(result.as_numpy("probabilities"), wanted[[1, 0, 1]], atol=1e-3)
@@ -209,6 +216,13 @@ def test_triton_gets_several_pictures_in_their_order(triton, model, wanted):
     several = InferInput("image", list(same_size.shape), "UINT8")
     several.set_data_from_numpy(same_size)
     np.testing.assert_allclose(triton.infer(model, [several]).as_numpy("probabilities"), wanted[[0, 0, 0]], atol=1e-3)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_files_may_have_a_dimension_more_as_mlservers_codecs_send_them(triton, model, wanted, binary):
+    flat = as_input("BYTES", binary, 1, 0)
+    result = triton.infer(model, [flat.set_shape([2, 1])])
+    np.testing.assert_allclose(result.as_numpy("probabilities"), wanted[[1, 0]], atol=1e-3)
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -229,6 +243,7 @@ def test_triton_learns_what_there_is(triton, model):
     assert "binary_tensor_data" in triton.get_server_metadata()["extensions"]
     assert triton.get_model_metadata(model) == {
         "name": model,
+        "versions": ["1"],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
         "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 1000]}],
@@ -243,6 +258,22 @@ def test_triton_is_told_that_there_is_no_such_model(triton, model):
         assert raised.value.status() == "404"
 
 
+def test_triton_may_name_the_version_that_there_is_and_no_other(triton, model, wanted):
+    assert triton.is_model_ready(model, "1") and not triton.is_model_ready(model, "2")
+    assert triton.get_model_metadata(model, "1") == triton.get_model_metadata(model)
+    result = triton.infer(model, [as_input("BYTES", True, 0)], model_version="1")
+    assert result.get_response()["model_version"] == "1"
+    np.testing.assert_array_equal(result.as_numpy("probabilities")[0], wanted[0])
+    assert "model_version" not in triton.infer(model, [as_input("BYTES", True, 0)]).get_response()
+    for ask in (
+        triton.get_model_metadata,
+        lambda name, number: triton.infer(name, [as_input("BYTES", True, 0)], number),
+    ):
+        with pytest.raises(InferenceServerException, match=f"no such version.* {model} is 1") as raised:
+            ask(model, "2")
+        assert raised.value.status() == "404"
+
+
 def test_numbers_may_be_nested_as_the_shape_says(served):
     pixels = PIXELS[0][:40, :30]
     shape, route = [1, *pixels.shape], infer_route(served)
@@ -252,6 +283,19 @@ def test_numbers_may_be_nested_as_the_shape_says(served):
     )
     assert flat == nested
     assert sum(flat["outputs"][0]["data"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_null_is_as_if_the_field_were_not_there(served):
+    plain = served.post(infer_route(served), json=tensor()).json()
+    nothing = {"binary_data": None, "classification": None}
+    for output in (None, [{"name": None, "parameters": None}], [{"name": "probabilities", "parameters": nothing}]):
+        for parameters in (None, {"binary_data_output": None}):
+            body = tensor(parameters=None) | {"id": None, "parameters": parameters, "outputs": output}
+            assert served.post(infer_route(served), json=body).json() == plain
+    body = json.dumps(tensor(data=None, parameters={"binary_data_size": 6})).encode()
+    headers = {"Inference-Header-Content-Length": str(len(body))}
+    binary = served.post(infer_route(served), data=body + bytes(range(1, 7)), headers=headers)
+    assert binary.json() == plain
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
@@ -274,6 +318,9 @@ HUGE = 10**40
         (tensor() | {"id": 7}, "id"),
         (tensor(datatype="FP32"), "expected pixels"),
         (tensor(datatype="BYTES"), "expected pixels"),
+        (tensor(datatype="BYTES", shape=[]), "expected pixels"),
+        (tensor(datatype="BYTES", shape=[1, 2]), "expected pixels"),
+        (tensor(datatype="BYTES", shape=[1, 1, 1]), "expected pixels"),
         (tensor(shape=[]), "expected pixels"),
         (tensor(shape=[6]), "expected pixels"),
         (tensor(shape=[1, 1, 2, 3, 1]), "expected pixels"),
@@ -291,18 +338,25 @@ HUGE = 10**40
         (tensor(data=[[[[1, 2], [3, 4], [5, 6]]]]), "nested"),
         (tensor(data=[[1, 2, 3, 4, 5, 6]]), "nested"),
         (tensor(data=[1, 2, 3, 4, 5, [6]]), "nested"),
-        (tensor(data=[1, 2, 3, 4, 5, -6]), "nested"),
-        (tensor(data=[1, 2, 3, 4, 5, 6.0]), "nested"),
+        (tensor(data=[1, 2, 3, 4, 5, -6]), "0 to 255"),
+        (tensor(data=[1, 2, 3, 4, 5, 6.0]), "0 to 255"),
         (tensor(data=[1, 2, 3, 4, 5, float("nan")]), "JSON"),
         (tensor(data=[1, 2, 3, 4, 5, float("inf")]), "JSON"),
-        (tensor(data=[1, 2, 3, 4, 5, "6"]), "nested"),
-        (tensor(data=[1, 2, 3, 4, 5, None]), "nested"),
+        (tensor(data=[1, 2, 3, 4, 5, "6"]), "0 to 255"),
+        (tensor(data=[1, 2, 3, 4, 5, None]), "0 to 255"),
+        (tensor(data=[1, 2, 3, 4, 5, True]), "0 to 255"),
+        (tensor(data=[[[[1, 2, 3], [4, 5, 1e2]]]]), "0 to 255"),
         (tensor(data=[1, 2, 3, 4, 5, 256]), "0 to 255"),
         (tensor(data=[1, 2, 3, 4, 5, HUGE]), "0 to 255"),
         (tensor(data={}), "nested"),
         (tensor(data=123456), "nested"),
         (tensor(data="[1,2,3,4,5,6]"), "nested"),
         (tensor(parameters={"binary_data_size": 6}), 'expected "data"'),
+        (tensor(data=None), 'expected "data"'),
+        (tensor(data=None, parameters={"binary_data_size": None}), 'expected "data"'),
+        (tensor(name=None), "name"),
+        (tensor(shape=None), "shape"),
+        ({"inputs": None}, "array"),
         (tensor(datatype="BYTES", shape=[1], data=[]), "as large as its shape"),
         (tensor(datatype="BYTES", shape=[2], data=["aa"]), "as large as its shape"),
         (tensor(datatype="BYTES", shape=[1], data=[7]), "str"),
@@ -397,7 +451,19 @@ def test_422_for_a_body_that_is_compressed_and_that_says_so(triton, model):
     assert raised.value.status() == "422"
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd"])
+def test_422_for_a_body_that_says_it_is_compressed(served, encoding):
+    for path in ("/", "/invocations"):
+        refused = served.post(path, data=gzip.compress(PICTURES[0]), headers=JPEG | {"Content-Encoding": encoding})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (422, "invalid_input")
+        assert "compressed" in refused.json()["error"]["message"]
+        assert served.post(path, data=PICTURES[0], headers=JPEG | {"Content-Encoding": "identity"}).ok
+
+
 def test_other_routes_of_v2_are_refused_in_its_form(served):
-    error_of(served.get("/v2/nowhere"), 404)
-    error_of(served.get(infer_route(served)), 405)
-    error_of(served.post("/v2/models//infer", json=tensor()), 404)
+    for response, status in (
+        (served.get("/v2/nowhere"), 404),
+        (served.get(infer_route(served)), 405),
+        (served.post("/v2/models//infer", json=tensor()), 404),
+    ):
+        assert "GET /v2, /v2/health/live" in error_of(response, status)
