@@ -4,15 +4,12 @@
     python convert_to_onnx.py --model efficientnet-lite0             # the model whose weights come with a package
     python convert_to_onnx.py --weights FILE --output other.onnx     # other weights of the same network
     python convert_to_onnx.py --model MODULE:CALLABLE --weights FILE # any other classifier, see README.md
-    python convert_to_onnx.py --half                                 # in half precision: half the size
 
 Resize, normalization, softmax or sigmoid and the class names travel in the file. It appears under its name only when
 ONNX Runtime's answers from it have been compared with PyTorch's and agree.
 """
 
 import argparse
-import copy
-import dataclasses
 import io
 import json
 import logging
@@ -25,7 +22,6 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import compose, helper, parser
-from torch import nn
 
 import pytorch_model
 from conversion import custom_model
@@ -91,23 +87,9 @@ class ConversionError(Exception):
     """The network cannot become an ONNX file; the message says why."""
 
 
-class HalfPrecision(nn.Module):
-    """A network that computes in float16, with a copy of its weights, between float32 inputs and outputs."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network).half()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x.half()).float()
-
-
-def build_graph(trained: TrainedModel, half: bool = False) -> onnx.ModelProto:
-    """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes].
-
-    With `half` the network's weights are float16, and it computes in that; what comes before and after it does not.
-    """
-    network = export_network(dataclasses.replace(trained, network=HalfPrecision(trained.network)) if half else trained)
+def build_graph(trained: TrainedModel) -> onnx.ModelProto:
+    """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
+    network = export_network(trained)
     preprocessing = parser.parse_model(preprocessing_text(trained))
     preprocessing.ir_version = network.ir_version
     preprocessing = compose.add_prefix(preprocessing, "preprocessing/", rename_inputs=False)
@@ -126,7 +108,6 @@ def build_graph(trained: TrainedModel, half: bool = False) -> onnx.ModelProto:
         "weights_digest": trained.digest,
         "preprocessing": json.dumps(description),
         "activation": trained.activation,
-        "precision": "f16" if half else "f32",
         "class_names": json.dumps(trained.class_names),
     }
     helper.set_model_props(graph, metadata)
@@ -200,9 +181,9 @@ def strip_trace(graph: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-def convert(trained: TrainedModel, output: Path, half: bool = False) -> Agreement:
+def convert(trained: TrainedModel, output: Path) -> Agreement:
     """Write the model to `output`. Raises ConversionError or Disagreement, and then leaves `output` as it was."""
-    graph = build_graph(trained, half)
+    graph = build_graph(trained)
     part = output.with_name(f"{output.name}.part")
     try:
         onnx.save(graph, part)
@@ -243,7 +224,6 @@ def arguments() -> argparse.Namespace:
         "--weights", type=Path, help="state dict, checkpoint or .safetensors; default: a known model's own"
     )
     parser.add_argument("--output", type=Path, default=Path("classifier.onnx"), help="default: %(default)s")
-    parser.add_argument("--half", action="store_true", help="in float16: half the size, and what a GPU computes in")
     custom = parser.add_argument_group("for MODULE:CALLABLE")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
     custom.add_argument("--mean", type=float, nargs="+", help="per channel, in units of 0 to 1; default: ImageNet's")
@@ -273,7 +253,7 @@ def main() -> None:
         else:
             trained = pytorch_model.load(choose_model() if given.model == "auto" else given.model, given.weights)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}")
-        agreement = convert(trained, given.output, given.half)
+        agreement = convert(trained, given.output)
     except (ConversionError, Disagreement, InvalidNetwork, WeightsError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")
     print(f"{trained.name}: {agreement}\n{trained.name}: {given.output}, {given.output.stat().st_size / 1e6:.1f} MB")

@@ -139,8 +139,7 @@ class Prediction:
 class OnnxClassifier:
     """A classifier.onnx, ready to answer. `model_name`, `class_names` and `preprocessor` come from the file.
 
-    So does `activation`, what made probabilities: softmax, sigmoid or none; None in a file that does not say. And
-    `half`: whether its weights are float16.
+    So does `activation`, what made probabilities: softmax, sigmoid or none; None in a file that does not say.
     """
 
     def __init__(
@@ -173,7 +172,6 @@ class OnnxClassifier:
             self.weights_digest = metadata["weights_digest"]
             self.class_names = json.loads(metadata["class_names"])
             self.activation = metadata.get("activation")
-            self.half = metadata.get("precision") == "f16"
             self.preprocessor = ImagePreprocessor(
                 size=tuple(preprocessing["size"]),
                 mean=tuple(preprocessing["mean"]),

@@ -20,7 +20,6 @@ from runtime.providers import onnxruntime  # as it is set up there
 TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels; and, so that it says
 RELATIVE_TOLERANCE = 1e-3  # something of ten thousand classes too, of the largest probability,
 ROUNDING = 1e-6  # but no less than this
-HALF_PRECISION = 100  # times as much is allowed to a file in float16, which has 13 bits less
 LEVELS_TOLERANCE = 1.01  # of 255, between the graph's pixels and Pillow's: one is rounding
 
 
@@ -74,7 +73,6 @@ def prove(path: Path, trained: TrainedModel) -> Agreement:
         with torch.inference_mode():
             return network(torch.from_numpy(normalized)).numpy()
 
-    leeway = HALF_PRECISION if classifier.half else 1
     levels = same_pixels = resized = 0.0
     batch = np.stack([preprocessor.resize(picture) for picture in named.values()])
     # By the session itself, because `predict` takes them one by one.
@@ -87,9 +85,9 @@ def prove(path: Path, trained: TrainedModel) -> Agreement:
         normalized, graphs = preprocessor.normalize(pixels), graph_pixels(picture[None])
         levels = max(levels, compare_levels(name, graphs, normalized, preprocessor))
         expected, raw = probabilities(normalized), classifier.predict(picture[None])
-        same_pixels = max(same_pixels, compare(name, classifier.predict(pixels), expected, leeway))
-        same_pixels = max(same_pixels, compare(f"{name}, in a batch", row, expected, leeway))
-        by_graph = compare(f"{name}, resized by the graph", raw, probabilities(graphs), leeway)
+        same_pixels = max(same_pixels, compare(name, classifier.predict(pixels), expected))
+        same_pixels = max(same_pixels, compare(f"{name}, in a batch", row, expected))
+        by_graph = compare(f"{name}, resized by the graph", raw, probabilities(graphs))
         same_pixels = max(same_pixels, by_graph)
         resized = max(resized, float(np.abs(raw - expected).max()))
     return Agreement(len(named), levels, same_pixels, resized)
@@ -114,15 +112,15 @@ def compare_levels(name: str, actual: np.ndarray, expected: np.ndarray, preproce
     return levels
 
 
-def compare(name: str, actual: np.ndarray, expected: np.ndarray, leeway: float = 1) -> float:
+def compare(name: str, actual: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference of two rows of probabilities, [1, classes].
 
-    Raises Disagreement where it is over `leeway` times the tolerances above, or another class comes first.
+    Raises Disagreement where it is over the tolerances above, or another class comes first.
     """
     if not np.isfinite(expected).all():
         raise Disagreement(f"{name}: PyTorch's probabilities are not all finite numbers")
     difference = float(np.abs(actual - expected).max())
-    allowed = leeway * float(np.clip(RELATIVE_TOLERANCE * expected.max(), ROUNDING, TOLERANCE))
+    allowed = float(np.clip(RELATIVE_TOLERANCE * expected.max(), ROUNDING, TOLERANCE))
     first, wanted = int(actual.argmax()), int(expected.argmax())
     # Where PyTorch itself rates two classes alike to within the tolerance, either may come first.
     tie = expected[0, wanted] - expected[0, first] <= allowed

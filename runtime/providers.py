@@ -157,7 +157,7 @@ def open_runner(
 
     With `auto` it is the first of cuda, openvino and cpu that works, and it works if `check` does not raise ValueError:
     a provider can load a model and then fail on it. With `precision` auto OpenVINO may compute in bfloat16 and CUDA in
-    TF32, with f32 neither; with a file in float16 CUDA computes in that. Raises ProviderUnavailable for a provider that
+    TF32, with f32 neither. Raises ProviderUnavailable for a provider that
     was named, and for a file that cannot be run at all what `check` raises or one of ONNX_ERRORS.
     """
     memory.return_large()
@@ -231,14 +231,7 @@ def _open_cuda(path: str, size: tuple[int, int], precision: str, threads: int) -
     options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0" if precision == "f32" else "1"}
     session = onnxruntime.InferenceSession(path, providers=[(name, options), "CPUExecutionProvider"])
     _require(session, name)
-    return BatchRunner(name, cuda_precision(session, precision), session)
-
-
-def cuda_precision(session: onnxruntime.InferenceSession, precision: str) -> str:
-    """Return what CUDA computes in: f16 with a file of such weights, whatever is asked for, else f32 or tf32."""
-    if session.get_modelmeta().custom_metadata_map.get("precision") == "f16":
-        return "f16"
-    return "f32" if precision == "f32" else "tf32"
+    return BatchRunner(name, "f32" if precision == "f32" else "tf32", session)
 
 
 def _require_gpu() -> None:

@@ -93,19 +93,6 @@ def test_the_metadata_says_everything_about_the_model(weights, output):
     }
 
 
-def test_half_precision_halves_the_file_and_leaves_its_input_and_output_as_they_are(weights, output, tmp_path):
-    trained = pytorch_model.load("resnet18", weights)
-    half = tmp_path / "half.onnx"
-    convert(trained, half, half=True)
-    assert half.stat().st_size < 0.51 * output.stat().st_size
-    assert (OnnxClassifier(half).half, OnnxClassifier(output).half) == (True, False)
-    whole, halved = InferenceSession(output), InferenceSession(half)
-    for one, other in zip(
-        whole.get_inputs() + whole.get_outputs(), halved.get_inputs() + halved.get_outputs(), strict=True
-    ):
-        assert (one.name, one.type, one.shape) == (other.name, other.type, other.shape)
-
-
 def test_no_path_of_this_machine_is_in_the_file(weights, output):
     content = output.read_bytes()
     for folder in (weights.parent, ROOT, sys.prefix):

@@ -42,26 +42,6 @@ def test_the_right_graph_is_accepted(lite, lite_graph, saved):
     assert agreement.resized < 5e-3
 
 
-def test_a_graph_in_half_precision_is_accepted_within_its_own_tolerance(lite, saved):
-    agreement = prove(saved(build_graph(lite, half=True)), lite)
-    assert 1e-4 < agreement.same_pixels < 1e-2
-    assert agreement.levels <= 1.01
-
-
-def test_half_precision_that_is_not_said_to_be_is_refused(lite, saved):
-    graph = build_graph(lite, half=True)
-    next(entry for entry in graph.metadata_props if entry.key == "precision").value = "f32"
-    with pytest.raises(Disagreement, match="1e-04 is allowed"):
-        prove(saved(graph), lite)
-
-
-def test_a_network_whose_numbers_half_precision_cannot_hold_is_refused(saved):
-    network = Small()
-    torch.nn.init.constant_(network.head.weight, 1e5)
-    with pytest.raises((Disagreement, InvalidModel), match=r"does not give the probabilities|apart"):
-        prove(saved(build_graph(trained(network), half=True)), trained(network))
-
-
 @pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__)
 def test_a_broken_graph_is_refused(lite, lite_graph, saved, break_it):
     path = saved(broken_copy(lite_graph, break_it))

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import helper, parser
 
 from model import OnnxClassifier
 from runtime import providers
@@ -105,18 +104,6 @@ def test_a_gpu_that_is_not_there_is_known_before_onnx_runtime_is_asked(monkeypat
     monkeypatch.setattr(providers, "ctypes", SimpleNamespace(CDLL=load))
     with pytest.raises(ProviderUnavailable, match=why):
         OnnxClassifier(MODEL_PATH, "cuda")
-
-
-@pytest.mark.parametrize(
-    ("weights", "asked", "computes_in"),
-    [("f16", "auto", "f16"), ("f16", "f32", "f16"), ("f32", "auto", "tf32"), ("f32", "f32", "f32")],
-)
-def test_a_gpu_computes_in_half_precision_where_the_file_has_it(weights, asked, computes_in):
-    graph = "g (float[1] x) => (float[1] y) { y = Neg (x) }"
-    model = parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> {graph}')
-    helper.set_model_props(model, {"precision": weights})
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    assert providers.cuda_precision(session, asked) == computes_in
 
 
 @pytest.mark.parametrize("module", ["server", "convert_to_onnx", "test_onnx"])
