@@ -30,7 +30,6 @@ from conversion.verification import Agreement, Disagreement, prove
 from conversion.weights import WeightsError
 from pytorch_model import ACTIVATIONS, KNOWN_MODELS, TrainedModel
 from runtime.errors import InvalidModel
-from runtime.providers import ONNX_ERRORS
 
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning
 MAX_BYTES = 2**31  # of an ONNX file, which is one Protocol Buffers message
@@ -189,7 +188,7 @@ def convert(trained: TrainedModel, output: Path) -> Agreement:
         onnx.save(graph, part)
         agreement = prove(part, trained)
         part.replace(output)
-    except (InvalidModel, *ONNX_ERRORS) as error:
+    except InvalidModel as error:
         raise ConversionError(f"ONNX Runtime cannot run what became of the network: {error}") from error
     finally:
         part.unlink(missing_ok=True)
