@@ -33,9 +33,13 @@ COPY requirements/ /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip . \
     && pip --python bin/python install -r /requirements/serve.txt \
-    && find lib \( -path '*/onnxruntime_ep_openvino/libopenvino_intel_[gn]pu_plugin.so' \
-        -o -path '*/onnxruntime_ep_openvino/cache.json' \
-        -o -path '*/onnxruntime_ep_openvino/*_openvino_plugin.so.*' \
+    && find lib \( -path '*/openvino/libs/*_plugin.so' ! -name '*_cpu_plugin.so' \
+        -o -path '*/openvino/libs/*_frontend.so.*' ! -name '*_onnx_frontend.so.*' \
+        -o -path '*/openvino/libs/cache.json' \
+        -o -path '*/openvino/frontend/*/*.so' \
+        -o -path '*/openvino/include' \
+        -o -path '*/openvino/tools' \
+        -o -path '*/openvino_telemetry' \
         -o -path '*/numpy/*/tests' -o -path '*/numpy/distutils' -o -path '*/numpy/f2py' \
         -o -name '*.pyi' \) -prune -exec rm -r {} +
 

@@ -35,7 +35,6 @@ from conversion.verification import Agreement, Disagreement, verify
 from conversion.weights import WeightsError
 from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
-from runtime.providers import ONNX_ERRORS
 from runtime.settings import ROOT
 
 MAX_BYTES = 2**31  # of an ONNX file, which is one Protocol Buffers message
@@ -144,7 +143,7 @@ def convert(trained: TrainedModel, output: Path) -> Agreement:
         onnx.save(graph, part)
         agreement = verify(part, trained)
         part.replace(output)
-    except (InvalidModel, *ONNX_ERRORS) as error:
+    except InvalidModel as error:
         raise ConversionError(f"ONNX Runtime cannot run what became of the network: {error}") from error
     finally:
         part.unlink(missing_ok=True)

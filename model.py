@@ -3,7 +3,6 @@
 Neither needs PyTorch: the file that convert_to_onnx.py writes says everything about itself.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -15,8 +14,7 @@ from PIL import Image
 
 from runtime.decoding import MAX_SIDE, open_picture, to_rgb
 from runtime.errors import InvalidImage, InvalidModel
-from runtime.onnx_file import read_metadata
-from runtime.providers import ONNX_ERRORS, BatchRunner, Runner, open_runner
+from runtime.providers import open_runner
 from runtime.settings import available_cpus
 
 # A JPEG of so many pixels may be decoded at a reduced scale: 12 million take 20 ms instead of 100. The sides that are
@@ -153,44 +151,27 @@ class OnnxClassifier:
         """Load the file at `path`, as providers.open_runner does, on `threads` threads: by default one for each CPU.
 
         With `precision` f32 pictures are decoded exactly, too. None of more than `max_pixels` is taken.
-        Raises InvalidModel or providers.ProviderUnavailable.
+        Raises InvalidModel or ProviderUnavailable.
         """
         if not Path(path).is_file():
             raise InvalidModel(
                 f"{path} is not there: make it with `python convert_to_onnx.py`, "
                 "or with `python convert_to_onnx.py --model auto` if the assignment's weights cannot be had"
             )
-        try:
-            self._describe(read_metadata(path), max_pixels, exact=precision == "f32")
-            self.runner = open_runner(
-                os.fspath(path), self.preprocessor.size, provider, precision, threads or available_cpus(), self._check
-            )
-        except (*ONNX_ERRORS, ValueError) as error:
-            raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote: {error}") from error
-
-    def _describe(self, metadata: dict[str, str], max_pixels: int, exact: bool) -> None:
-        try:
-            preprocessing = json.loads(metadata["preprocessing"])
-            self.model_name = metadata["model"]
-            self.weights_digest = metadata["weights_digest"]
-            self.class_names = json.loads(metadata["class_names"])
-            self.activation = metadata.get("activation")
-            self.preprocessor = ImagePreprocessor(
-                size=tuple(preprocessing["size"]),
-                mean=tuple(preprocessing["mean"]),
-                std=tuple(preprocessing["std"]),
-                max_bytes=sys.maxsize,  # who takes pictures from afar has a limit for what is sent
-                max_pixels=max_pixels,
-                exact=exact,
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"its metadata lacks {error}") from error
-
-    def _check(self, runner: Runner | BatchRunner) -> None:
-        """Raise ValueError where what runs the model does not answer with probabilities."""
-        rows = runner.run(np.full((1, *self.preprocessor.size, 3), 127, np.uint8))
-        if rows.shape != (1, len(self.class_names)) or not ((rows >= 0) & (rows <= 1.001)).all():
-            raise ValueError(f"{runner.provider} does not give the probabilities of {len(self.class_names)} classes")
+        self.runner = open_runner(Path(path), provider, precision, threads or available_cpus())
+        described = self.runner.metadata
+        self.model_name = described.model
+        self.weights_digest = described.weights_digest
+        self.class_names = described.class_names
+        self.activation = described.activation
+        self.preprocessor = ImagePreprocessor(
+            described.preprocessing.size,
+            described.preprocessing.mean,
+            described.preprocessing.std,
+            max_bytes=sys.maxsize,  # who takes pictures from afar has a limit for what is sent
+            max_pixels=max_pixels,
+            exact=precision == "f32",
+        )
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of RGB pixels, uint8 [batch, any height, any width, 3]."""

@@ -14,7 +14,7 @@ from onnx import utils
 
 from conversion.trained_model import TrainedModel
 from model import ImagePreprocessor, OnnxClassifier
-from runtime.providers import onnxruntime  # as it is set up there
+from runtime.providers import import_onnxruntime
 from runtime.settings import ROOT
 
 TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels; and, so that it says
@@ -75,8 +75,10 @@ def verify(path: Path, trained: TrainedModel) -> Agreement:
 
     levels = same_pixels = resized = 0.0
     batch = np.stack([preprocessor.resize(picture) for picture in named.values()])
-    # By the session itself, because `predict` takes them one by one.
-    rows = classifier.runner.session.run(["probabilities"], {"image": batch})[0]
+    try:
+        rows = classifier.runner.run_alone(batch)  # because `predict` takes them one by one
+    except Exception as error:  # ONNX Runtime's own, which have no base class
+        raise Disagreement(f"ONNX Runtime fails on {len(batch)} pictures in a batch: {error}") from error
     classes = len(trained.class_names)
     if rows.shape != (len(batch), classes):
         shape = list(rows.shape)
@@ -96,7 +98,7 @@ def verify(path: Path, trained: TrainedModel) -> Agreement:
 def pixels_of(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Return the graph's pre-processing alone: uint8 [batch, height, width, 3] to float32 [batch, 3, *size]."""
     part = utils.Extractor(onnx.load(path)).extract_model(["image"], ["preprocessing/pixels"])
-    session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda picture: session.run(None, {"image": picture})[0]
 
 

@@ -1,76 +1,51 @@
 """Execution providers: run an ONNX file on the fastest that really works here, and say which that is.
 
 What is fastest for one caller, all threads on one picture, is not what is fastest for many, a thread for each picture:
-on a CPU there are two sessions, and every run takes the one that suits. On a GPU the runs that wait become one batch.
+on a CPU the model is opened twice, and every run takes the one that suits. On a GPU the runs that wait become a batch.
 """
 
 import ctypes
-import json
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-# Before the import, at which ONNX Runtime begins to report to its maker, under an identifier that it keeps on the disk.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
-
 from runtime import memory
-from runtime.errors import ProviderUnavailable
+from runtime.errors import InvalidModel, ProviderUnavailable
+from runtime.metadata import Metadata, parse
 
 logger = logging.getLogger("server")
 
-# ONNX Runtime's errors have no base class of their own.
-ONNX_ERRORS = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
-
+CPUINFO = Path("/proc/cpuinfo")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # a GPU plans anew for every size that it has not seen, so it sees these alone
+Run = Callable[[np.ndarray], np.ndarray]  # uint8 [batch, height, width, 3] to probabilities, float32 [batch, classes]
 
 
+@dataclass
 class Runner:
-    """A model on one execution provider. `any_size` says whether the graph's own resize is right there.
+    """A model on a CPU, opened for one caller, and by `open_for_many`, where there is that, a second time for many.
 
-    `open_session(streams)` opens a session that works on as many pictures at a time, with all threads between them.
+    `any_size` says whether the graph's own resize is right on this provider.
     """
 
-    def __init__(
-        self,
-        provider: str,
-        precision: str,
-        any_size: bool,
-        threads: int,
-        open_session: Callable[[int], onnxruntime.InferenceSession],
-    ) -> None:
-        self.provider = provider
-        self.precision = precision
-        self.any_size = any_size
-        self._open_session = open_session
-        self.session = self._for_many = self._open(1)
-        self._opening = threading.Thread(target=self._open_for_many, args=(threads,))
-        self._to_open = threading.Semaphore(1 if threads > 1 else 0)
-        self._running = 0
-        self._count = threading.Lock()
+    provider: str
+    precision: str
+    metadata: Metadata
+    any_size: bool
+    run_alone: Run
+    open_for_many: Callable[[], Run] | None
+    _running: int = 0
+    _count: threading.Lock = field(default_factory=threading.Lock)
 
-    def _open(self, streams: int) -> onnxruntime.InferenceSession:
-        session = self._open_session(streams)
-        memory.return_all()
-        return session
-
-    def _open_for_many(self, threads: int) -> None:
-        self._for_many = self._open(threads)
+    def __post_init__(self) -> None:
+        self._run_among_many = self.run_alone
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of uint8 [batch, height, width, 3].
@@ -81,180 +56,199 @@ class Runner:
         with self._count:
             self._running += 1
             alone = self._running == 1
-        try:
-            if not alone and self._to_open.acquire(blocking=False):
+            if not alone and self.open_for_many:
                 # Once, when there first are many, and in the background: whoever has one caller never pays for it.
-                self._opening.start()
-            session = self.session if alone else self._for_many
-            rows = [session.run(["probabilities"], {"image": image[None]})[0] for image in pixels]
+                threading.Thread(target=self._open_for_many, args=(self.open_for_many,)).start()
+                self.open_for_many = None  # so that what it holds of the file is given back when it is done
+        try:
+            run = self.run_alone if alone else self._run_among_many
+            rows = [run(image[None]) for image in pixels]
         finally:
             with self._count:
                 self._running -= 1
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
-
-@dataclass
-class _Waiting:
-    pixels: np.ndarray
-    result: np.ndarray | BaseException | None = None
+    def _open_for_many(self, open_for_many: Callable[[], Run]) -> None:
+        try:
+            self._run_among_many = open_for_many()
+        except Exception as error:  # the provider's own
+            fields = {"provider": self.provider, "reason": str(error)}
+            logger.warning("not opened for many callers, who go on as one does", extra={"fields": fields})
+        memory.return_free()
 
 
 @dataclass
 class BatchRunner:
     """A model on a GPU: the runs that wait while it works become one batch, padded to one of BATCH_SIZES.
 
-    There is no thread for it: whichever waiting run gets the GPU first takes the others with it.
+    Whichever waiting run gets the GPU first takes the others with it. Unmeasured: there was no GPU.
     """
 
     provider: str
     precision: str
-    session: onnxruntime.InferenceSession
+    metadata: Metadata
+    run_batch: Run
     any_size: bool = False
-    _waiting: list[_Waiting] = field(default_factory=list)
-    _list: threading.Lock = field(default_factory=threading.Lock)
-    _gpu: threading.Lock = field(default_factory=threading.Lock)
+    _waiting: list[tuple[np.ndarray, Future]] = field(default_factory=list)
+    _gpu: threading.Lock = field(default_factory=threading.Lock)  # whoever has it may take from the list
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of uint8 [batch, height, width, 3] of the model's size."""
-        parts = [_Waiting(pixels[i : i + BATCH_SIZES[-1]]) for i in range(0, len(pixels), BATCH_SIZES[-1])]
-        with self._list:
-            self._waiting += parts
-        for part in parts:
+        largest = BATCH_SIZES[-1]
+        parts = [(pixels[start : start + largest], Future()) for start in range(0, len(pixels), largest)]
+        self._waiting.extend(parts)
+        for _, rows in parts:
             with self._gpu:
-                while part.result is None:
-                    self._run_batch()
-            if isinstance(part.result, BaseException):
-                raise part.result
-        return np.concatenate([part.result for part in parts])
+                while not rows.done():
+                    self._run_waiting()
+        return np.concatenate([rows.result() for _, rows in parts])
 
-    def _run_batch(self) -> None:
-        with self._list:
-            taken = [self._waiting.pop(0)]
-            while self._waiting and sum(len(p.pixels) for p in [*taken, self._waiting[0]]) <= BATCH_SIZES[-1]:
-                taken.append(self._waiting.pop(0))
-        pixels = np.concatenate([part.pixels for part in taken])
+    def _run_waiting(self) -> None:
+        taken = [self._waiting.pop(0)]
+        while self._waiting and sum(len(pixels) for pixels, _ in [*taken, self._waiting[0]]) <= BATCH_SIZES[-1]:
+            taken.append(self._waiting.pop(0))
+        pixels = np.concatenate([pixels for pixels, _ in taken])
         size = next(size for size in BATCH_SIZES if size >= len(pixels))
-        padded = np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
         try:
-            rows = self.session.run(["probabilities"], {"image": padded})[0]
-        except ONNX_ERRORS as error:
-            for part in taken:
-                part.result = error
+            rows = self.run_batch(np.pad(pixels, [(0, size - len(pixels)), (0, 0), (0, 0), (0, 0)]))
+        except Exception as error:  # the provider's own
+            for _, waiting in taken:
+                waiting.set_exception(error)
             return
-        for part in taken:
-            part.result, rows = rows[: len(part.pixels)], rows[len(part.pixels) :]
+        for pixels, waiting in taken:
+            waiting.set_result(rows[: len(pixels)])
+            rows = rows[len(pixels) :]
 
 
-def open_runner(
-    path: str,
-    size: tuple[int, int],
-    provider: str,
-    precision: str,
-    threads: int,
-    check: Callable[[Runner | BatchRunner], None],
-) -> Runner | BatchRunner:
-    """Open the model, whose input has `size` (height, width), on a provider.
+def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runner | BatchRunner:
+    """Open the model on a provider.
 
-    With `auto` it is the first of cuda, openvino and cpu that works, and it works if `check` does not raise ValueError:
-    a provider can load a model and then fail on it. With `precision` auto OpenVINO may compute in bfloat16 and CUDA in
-    TF32, with f32 neither; with a file in float16 CUDA computes in that. Raises ProviderUnavailable for a provider that
-    was named, and for a file that cannot be run at all what `check` raises or one of ONNX_ERRORS.
+    With `auto` it is the first of cuda, openvino and cpu that works, and it works if it answers with probabilities: a
+    provider can load a model and then fail on it. With `precision` auto OpenVINO computes in bfloat16 on a CPU that has
+    it, and CUDA in TF32; with f32 neither. The file is read once: what replaces it later is not mixed with it.
+    Raises ProviderUnavailable for a provider that was named, and InvalidModel.
     """
     memory.return_large()
-    *preferred, last = ("cuda", "openvino", "cpu") if provider == "auto" else (provider,)
-    for name in preferred:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidModel(f"{path} cannot be read: {error.strerror}") from error
+    names = ("cuda", "openvino", "cpu") if provider == "auto" else (provider,)
+    for name in names:
         try:
-            runner = OPENERS[name](path, size, precision, threads)
-            check(runner)
+            runner = OPENERS[name](content, precision, threads)
+            _require_probabilities(runner)
+            memory.return_free()
             return runner
-        except (ProviderUnavailable, ValueError, *ONNX_ERRORS) as error:
-            logger.info("execution provider not used", extra={"fields": {"provider": name, "reason": str(error)}})
-    runner = OPENERS[last](path, size, precision, threads)
-    check(runner)
-    return runner
+        except Exception as error:  # the provider's own, for which no two have one base class
+            if name != names[-1]:
+                logger.info("execution provider not used", extra={"fields": {"provider": name, "reason": str(error)}})
+            elif isinstance(error, ProviderUnavailable | ImportError):
+                raise ProviderUnavailable(f"execution provider {name}: {error}") from error
+            else:
+                raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote: {error}") from error
 
 
-def _open_cpu(path: str, size: tuple[int, int], precision: str, threads: int) -> Runner:
-    def open_session(streams: int) -> onnxruntime.InferenceSession:
+def _require_probabilities(runner: Runner | BatchRunner) -> None:
+    size, classes = runner.metadata.preprocessing.size, len(runner.metadata.class_names)
+    rows = runner.run(np.full((1, *size, 3), 127, np.uint8))
+    if rows.shape != (1, classes) or not ((rows >= 0) & (rows <= 1.001)).all():
+        raise ValueError(f"{runner.provider} does not give the probabilities of {classes} classes")
+
+
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime, where it is needed: it takes long, and reports to its maker if it may."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)  # it says the same in its errors, and here in lines of its own
+    return onnxruntime
+
+
+def _open_cpu(content: bytes, precision: str, threads: int) -> Runner:
+    onnxruntime = import_onnxruntime()
+    name = "CPUExecutionProvider"
+
+    def open_session(streams: int) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads // streams
         # A thread that spins while it waits takes a core from decoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=[name])
+        session._model_bytes = None  # which it would keep, for nothing
+        return session
 
-    return Runner("CPUExecutionProvider", "f32", True, threads, open_session)
+    session = open_session(1)
+    described = parse(session.get_modelmeta().custom_metadata_map)
+    open_for_many = (lambda: _run_in(open_session(threads))) if threads > 1 else None
+    return Runner(name, "f32", described, True, _run_in(session), open_for_many)
 
 
-def _open_openvino(path: str, size: tuple[int, int], precision: str, threads: int) -> Runner:
-    name = "OpenVINOExecutionProvider"
-    try:
-        import onnxruntime_ep_openvino as plugin
-    except ImportError as error:
-        raise ProviderUnavailable("install onnxruntime-ep-openvino, which is there for x86-64 Linux") from error
-    try:
-        if not any(device.ep_name == name for device in onnxruntime.get_ep_devices()):
-            onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
-    except ONNX_ERRORS as error:
-        raise ProviderUnavailable(f"the plugin cannot be loaded: {error}") from error
-    cpu = onnxruntime.OrtHardwareDeviceType.CPU
-    devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == name and d.device.type == cpu]
-    if not devices:
-        raise ProviderUnavailable("it finds no CPU that it can use")
+def _run_in(session: Any) -> Run:
+    return lambda pixels: session.run(["probabilities"], {"image": pixels})[0]
 
-    def open_session(streams: int) -> onnxruntime.InferenceSession:
-        # Two sessions that pin their threads would pin them to the same cores.
-        config = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO"}
-        if precision == "f32":
-            config["INFERENCE_PRECISION_HINT"] = "f32"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        for dimension, length in zip(("batch", "height", "width"), (1, *size), strict=True):
-            options.add_free_dimension_override_by_name(dimension, length)
-        options.add_provider_for_devices(devices[:1], {"load_config": json.dumps({"CPU": config})})
-        return onnxruntime.InferenceSession(path, options)
 
-    has_bfloat16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-    computes_in = "bf16" if precision == "auto" and has_bfloat16 else "f32"
+def _open_openvino(content: bytes, precision: str, threads: int) -> Runner:
+    sys.modules.setdefault("openvino.tools", None)  # half the time of the import, and it reports to its maker
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(content)
+    texts = model.get_rt_info()["framework"] if model.has_rt_info("framework") else {}
+    described = parse({name: text.value for name, text in texts.items()})
+    model.reshape([1, *described.preprocessing.size, 3])
+
+    def compile_model(streams: int) -> openvino.CompiledModel:
+        config = {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "auto" and _has_bfloat16() else "f32",
+            "ENABLE_CPU_PINNING": False,  # both would pin their threads to the same cores
+        }
+        return core.compile_model(model, "CPU", config)
+
+    def run_in(compiled: openvino.CompiledModel) -> Run:
+        # A request serves one thread at a time; to make one takes 0.02 ms.
+        return lambda pixels: compiled.create_infer_request().infer([pixels], share_inputs=True)[0]
+
+    compiled = compile_model(1)
+    computes_in = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    open_for_many = (lambda: run_in(compile_model(threads))) if threads > 1 else None
     # Its Resize ignores `antialias`.
-    runner = Runner(name, computes_in, False, threads, open_session)
-    _require(runner.session, name)
-    return runner
+    return Runner("OpenVINOExecutionProvider", computes_in, described, False, run_in(compiled), open_for_many)
 
 
-def _open_cuda(path: str, size: tuple[int, int], precision: str, threads: int) -> BatchRunner:
+def _has_bfloat16() -> bool:
+    # Where it is not named OpenVINO uses it on AMX alone, and where it is, also on a CPU that emulates it slowly.
+    return CPUINFO.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(CPUINFO.read_text().split())
+
+
+def _open_cuda(content: bytes, precision: str, threads: int) -> BatchRunner:
+    _require_gpu()
+    onnxruntime = import_onnxruntime()
     name = "CUDAExecutionProvider"
     if name not in onnxruntime.get_available_providers():
         raise ProviderUnavailable("this build of ONNX Runtime has none: install onnxruntime-gpu")
-    _require_gpu()
     onnxruntime.preload_dlls()
     # HEURISTIC does without half a second of search for every new shape.
     options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0" if precision == "f32" else "1"}
-    session = onnxruntime.InferenceSession(path, providers=[(name, options), "CPUExecutionProvider"])
-    _require(session, name)
-    return BatchRunner(name, cuda_precision(session, precision), session)
-
-
-def cuda_precision(session: onnxruntime.InferenceSession, precision: str) -> str:
-    """Return what CUDA computes in: f16 with a file of such weights, whatever is asked for, else f32 or tf32."""
-    if session.get_modelmeta().custom_metadata_map.get("precision") == "f16":
-        return "f16"
-    return "f32" if precision == "f32" else "tf32"
+    session = onnxruntime.InferenceSession(content, providers=[(name, options), "CPUExecutionProvider"])
+    session._model_bytes = None
+    # What a session was opened with is not always what it got.
+    if session.get_providers()[0] != name:
+        raise ProviderUnavailable(f"ONNX Runtime opened the model with {session.get_providers()[0]} instead")
+    described = parse(session.get_modelmeta().custom_metadata_map)
+    return BatchRunner(name, "f32" if precision == "f32" else "tf32", described, _run_in(session))
 
 
 def _require_gpu() -> None:
-    # ONNX Runtime would find out as well, but say so in ten lines of its own.
+    # ONNX Runtime would find out as well, but takes long to import and says so in ten lines of its own.
     try:
         status = ctypes.CDLL("libcuda.so.1").cuInit(0)
     except OSError as error:
         raise ProviderUnavailable(f"there is no GPU with its driver here: {error}") from error
     if status:
         raise ProviderUnavailable(f"the driver finds no GPU that it can use: cuInit returns {status}")
-
-
-def _require(session: onnxruntime.InferenceSession, name: str) -> None:
-    # What a session was opened with is not always what it got.
-    if session.get_providers()[0] != name:
-        raise ProviderUnavailable(f"ONNX Runtime opened the model with {session.get_providers()[0]} instead")
 
 
 OPENERS = {"cuda": _open_cuda, "openvino": _open_openvino, "cpu": _open_cpu}

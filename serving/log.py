@@ -15,7 +15,7 @@ logger = logging.getLogger("server")
 
 
 class LineFormatter(logging.Formatter):
-    """One line an event, as text or as a JSON object; line breaks in either are escaped."""
+    """One line an event, as text or as a JSON object; what is not printable is escaped in either."""
 
     def __init__(self, as_json: bool) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class LineFormatter(logging.Formatter):
             fields["traceback"] = self.formatException(record.exc_info)
         if self.as_json:
             return json.dumps(fields)
-        values = [fields.pop("time"), fields.pop("level"), fields.pop("event").replace("\n", "\\n")]
+        values = [fields.pop("time"), fields.pop("level"), escape(fields.pop("event"))]
         return " ".join(values + [f"{name}={self._text(value)}" for name, value in fields.items()])
 
     @staticmethod
@@ -40,6 +40,11 @@ class LineFormatter(logging.Formatter):
             plain = value.isascii() and value.isprintable() and " " not in value
             return value if plain else json.dumps(value)
         return repr(value) if type(value) in (int, float) else json.dumps(value)
+
+
+def escape(text: str) -> str:
+    """Return the text with what is not printable, such as line breaks, as Python writes it."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 class DroppingHandler(logging.Handler):

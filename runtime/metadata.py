@@ -1,0 +1,43 @@
+"""What an ONNX file says of itself, checked as strictly as a request."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+MAX_SIDE = 4096  # of the model's input, in pixels
+
+Name = Annotated[str, Meta(min_length=1)]
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
+
+
+class Preprocessing(msgspec.Struct, frozen=True):
+    """Height and width of the model's input; mean and std per channel, one for grey or three."""
+
+    size: tuple[Side, Side]
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Meta(gt=0)], ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) in (1, 3):
+            raise ValueError("mean and std have to be one number each, or three")
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    """`activation` is what made probabilities; None in a file that does not say."""
+
+    model: Name
+    weights_digest: Name
+    preprocessing: Preprocessing
+    class_names: Annotated[tuple[Name, ...], Meta(min_length=1)]
+    activation: Literal["softmax", "sigmoid", "none"] | None = None
+
+
+def parse(texts: Mapping[str, str]) -> Metadata:
+    """Return the metadata of a file's texts. Raises ValueError, which says what is wrong."""
+    try:
+        as_json = {name: msgspec.json.decode(texts[name]) for name in ("preprocessing", "class_names") if name in texts}
+        return msgspec.convert({**texts, **as_json}, Metadata)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"its metadata cannot be used: {error}") from error

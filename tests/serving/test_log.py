@@ -1,0 +1,22 @@
+"""log.py: whatever is said is one line."""
+
+import json
+import logging
+
+import pytest
+
+from serving.log import LineFormatter
+
+NASTY = "a\nb\r\x1b[31mred\x85\u2028\x00 \u00e4"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_is_not_printable_is_escaped(as_json):
+    record = logging.LogRecord("server", logging.ERROR, __file__, 1, NASTY, None, None)
+    record.fields = {"reason": NASTY}
+    line = LineFormatter(as_json).format(record)
+    assert line.isprintable()
+    if as_json:
+        assert json.loads(line)["event"] == NASTY
+    else:
+        assert r"a\nb\r\x1b[31mred" in line
