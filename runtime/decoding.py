@@ -6,9 +6,7 @@ model.ImagePreprocessor's to say.
 
 import io
 import re
-import struct
 import warnings
-import zlib
 from itertools import islice
 from time import thread_time
 
@@ -61,22 +59,6 @@ UPRIGHT = {
 # Pillow warns of every field that it skips, in words of the file: two lines in the log, and an entry kept for ever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# What Pillow's decoders are known to raise for a file that is damaged, or that lies about itself.
-DECODE_ERRORS = (
-    OSError,  # and with it UnidentifiedImageError
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    ArithmeticError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
-
 
 def open_picture(data: bytes) -> Image.Image:
     """Return the picture in a file's content, of which no more than the header has been read. Raises InvalidImage."""
@@ -87,7 +69,7 @@ def open_picture(data: bytes) -> Image.Image:
         return Image.open(_Patience(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise InvalidImage(f"not a picture: send one of {', '.join(FORMATS)}") from error
-    except DECODE_ERRORS as error:
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
         raise InvalidImage(f"the picture's header is damaged: {error}") from error
 
 
@@ -104,7 +86,7 @@ def to_rgb(image: Image.Image, least_side: int = 0) -> Image.Image:
         orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
         # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
         return _opaque_rgb(decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded)
-    except DECODE_ERRORS as error:
+    except Exception as error:  # as in open_picture
         raise InvalidImage(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
 
@@ -152,7 +134,7 @@ def _orientation(image: Image.Image) -> int | None:
         raise ValueError(f"it has more than {MAX_EXIF} bytes of EXIF: save it without")
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except DECODE_ERRORS:
+    except Exception:
         return None  # EXIF that cannot be read says nothing, and many a camera writes such
 
 
