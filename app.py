@@ -3,13 +3,16 @@
 Knows nothing of HTTP. server.py calls it, and so may any other platform that works with plain dictionaries.
 """
 
-from time import perf_counter
+from contextlib import ExitStack
+from threading import BoundedSemaphore, Lock
+from time import perf_counter, thread_time
 
 import numpy as np
 
 from model import OnnxClassifier, Prepared
 from runtime.base64_text import decode_base64
-from runtime.errors import InvalidImage, InvalidInput
+from runtime.decoding import MAX_READ_S
+from runtime.errors import InvalidImage, InvalidInput, Unavailable
 from runtime.settings import ModelSettings, read
 
 SETTINGS = read(ModelSettings)
@@ -18,6 +21,11 @@ VERSION = "1.0.0"  # of this server
 MORE_WORKERS = 3
 WORKERS = SETTINGS.THREADS + MORE_WORKERS  # calls to process at a time
 DEFAULT_TOP_K = 5
+
+# An image of 25 megapixels takes up to 400 MB while it is decoded, so large ones are decoded one at a time. A few calls
+# may wait for that, but not in so many workers that small images would have to.
+_decoding_large = Lock()
+_large_calls = BoundedSemaphore(WORKERS - 2)
 
 classifier: OnnxClassifier | None = None
 
@@ -55,12 +63,16 @@ def inference(model_inputs: dict) -> dict:
     """Classify the image of `image`, or the images of `images`: base64 text, the file's own bytes, or pixels.
 
     `top_k` (default 5) says how many classes to name, `probabilities` whether to return the whole array too.
-    Raises InvalidInput.
+    Raises InvalidInput, or Unavailable where too many large images are being decoded.
     """
     started = perf_counter()
     images, top_k, with_probabilities = _check(model_inputs)
     several = "images" in model_inputs
-    prepared = [_prepare(image, f"images[{n}]: " if several else "") for n, image in enumerate(images)]
+    with _Turn() as turn:
+        deadline = thread_time() + MAX_READ_S
+        prepared = [
+            _prepare(image, f"images[{n}]: " if several else "", deadline, turn) for n, image in enumerate(images)
+        ]
     pixels = [image.pixels for image in prepared]
     batch = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)  # one is not worth a copy
     decoded = perf_counter()
@@ -105,8 +117,31 @@ def _bytes(image: object) -> bytes | np.ndarray:
     return decode_base64(image)
 
 
-def _prepare(image: bytes | np.ndarray, where: str) -> Prepared:
+class _Turn(ExitStack):
+    """A call's turn to decode large images, which ends with the context."""
+
+    taken = False
+
+    def take(self) -> None:
+        """Wait for the turn, unless the call has it. Raises Unavailable where too many wait already."""
+        if self.taken:
+            return
+        if not _large_calls.acquire(blocking=False):
+            raise Unavailable("other large pictures are being decoded")
+        self.callback(_large_calls.release)
+        self.enter_context(_decoding_large)
+        self.taken = True
+
+
+def _prepare(image: bytes | np.ndarray, where: str, deadline: float, turn: _Turn) -> Prepared:
+    preprocessor = classifier.preprocessor
     try:
-        return classifier.preprocessor.prepare(image)
+        image = preprocessor.open(image, deadline)
+        if preprocessor.is_large(image):
+            turn.take()
+        return preprocessor.prepare(image)
     except InvalidImage as error:
-        raise InvalidInput(f"{where}{error}") from error
+        message = f"{where}{error}"
+    # Not within `except`, and without the image: an error keeps what its frames hold, here until it is answered.
+    del image
+    raise InvalidInput(message)

@@ -1,4 +1,4 @@
-"""From a picture to its class: `ImagePreprocessor` decodes, `OnnxClassifier` runs the ONNX file.
+"""From an image to its class: `ImagePreprocessor` decodes, `OnnxClassifier` runs the ONNX file.
 
 Neither needs PyTorch: the file that convert_to_onnx.py writes says everything about itself.
 """
@@ -12,25 +12,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runtime.decoding import MAX_SIDE, open_picture, to_rgb
+from runtime.decoding import MAX_SIDE, open_image, rgb_strips, takes_little_memory
 from runtime.errors import InvalidImage, InvalidModel
 from runtime.providers import open_runner
 from runtime.settings import available_cpus
 
-# A JPEG of so many pixels may be decoded at a reduced scale: 12 million take 20 ms instead of 100. The sides that are
-# left, in units of the model's: with 2 a photograph's probability moved by up to 0.06, with 4 by 0.02.
+# An image of so many pixels is large. A large JPEG may be decoded at a reduced scale: in 20 ms, not 100, of 12 million.
+# The sides left, in units of the model's: with 2 a photograph's probability moved by up to 0.06, with 4 by 0.02.
 LARGE_PIXELS = 4_000_000
 REDUCED_SIDES = 4
 
-# Classes that are found one by one; to sort all 1,000 for 5 takes four times as long.
-FEW = 10
-
-Picture = bytes | str | os.PathLike | Image.Image | np.ndarray
+ImageSource = bytes | str | os.PathLike | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture at the model's size, uint8 [height, width, 3], and what it was before."""
+    """An image at the model's size, uint8 [height, width, 3], and what it was before."""
 
     pixels: np.ndarray
     format: str
@@ -40,7 +37,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """Turns a picture into the pixels that a classifier takes: the reference that the ONNX graph is held to.
+    """Turns an image into the pixels that a classifier takes: the reference that the ONNX graph is held to.
 
     `size` is (height, width) of the model's input; `mean` and `std` are per channel, in units of 0 to 1. With one
     entry each the network takes grey, of which the graph's input knows nothing: it is RGB for every model.
@@ -53,28 +50,49 @@ class ImagePreprocessor:
     max_pixels: int = 25_000_000
     exact: bool = True  # decode every JPEG at its own size, not a large one at a reduced one, and resize in one go
 
-    def __call__(self, picture: Picture) -> np.ndarray:
-        """Return the picture at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidImage."""
-        return self.prepare(picture).pixels
+    def __call__(self, source: ImageSource) -> np.ndarray:
+        """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidImage."""
+        return self.prepare(source).pixels
 
-    def prepare(self, picture: Picture) -> Prepared:
-        """Return the picture at the model's size, with its own size and format. Raises InvalidImage."""
-        image = self._open(picture)
+    def prepare(self, source: ImageSource) -> Prepared:
+        """Return the image at the model's size, with its own size and format. Raises InvalidImage.
+
+        The pixels are those of `resize`, which makes each strip as narrow as the model's input first, and then all of
+        them together as high.
+        """
+        image = self.open(source)
         width, height = image.size
-        reduce = not self.exact and width * height >= LARGE_PIXELS
-        rgb = self._rgb(image, REDUCED_SIDES * max(self.size) if reduce else 0)
-        return Prepared(self.resize(rgb), image.format or "pixels", width, height)
+        narrow = [
+            np.asarray(strip.resize((self.size[1], strip.height), Image.Resampling.BILINEAR))
+            for strip in rgb_strips(image, self._least_side(image))
+        ]
+        return Prepared(self.resize(np.concatenate(narrow)), image.format or "pixels", width, height)
 
-    def decode(self, picture: Picture) -> np.ndarray:
-        """Return the picture at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidImage."""
-        return np.asarray(self._rgb(self._open(picture)))
+    def decode(self, source: ImageSource) -> np.ndarray:
+        """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidImage."""
+        return np.concatenate([np.asarray(strip) for strip in rgb_strips(self.open(source))])
 
-    def resize(self, picture: Image.Image | np.ndarray) -> np.ndarray:
+    def open(self, source: ImageSource, deadline: float | None = None) -> Image.Image:
+        """Return the image, within the limits and not yet decoded, as decoding.open_image does. Raises InvalidImage."""
+        image = self._open(source, deadline)
+        width, height = image.size
+        if width * height > self.max_pixels or max(width, height) > MAX_SIDE:
+            raise InvalidImage(
+                f"the picture has {width}x{height} pixels; at most {self.max_pixels} are taken, "
+                f"and at most {MAX_SIDE} a side: send it smaller"
+            )
+        return image
+
+    def is_large(self, image: Image.Image) -> bool:
+        """Return whether decoding the image takes much memory, of RGBA in WebP 20 bytes a pixel."""
+        return image.width * image.height >= LARGE_PIXELS and not takes_little_memory(image, self._least_side(image))
+
+    def resize(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """Squash RGB pixels of any size to the model's size with Pillow's antialiased bilinear filter.
 
         Takes an RGB image or uint8 [height, width, 3], returns uint8 [size[0], size[1], 3].
         """
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return np.asarray(image.resize(self.size[::-1], Image.Resampling.BILINEAR))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
@@ -83,29 +101,24 @@ class ImagePreprocessor:
         Takes uint8 [batch, height, width, 3], returns float32 [batch, channels, height, width].
         """
         if len(self.mean) == 1:
-            pixels = np.stack([np.asarray(Image.fromarray(picture).convert("L")) for picture in pixels])[..., None]
+            pixels = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])[..., None]
         unit = pixels.astype(np.float32) / np.float32(255)
         normalized = (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return normalized.transpose(0, 3, 1, 2)
 
-    def _rgb(self, image: Image.Image, least_side: int = 0) -> Image.Image:
-        width, height = image.size
-        if width * height > self.max_pixels or max(width, height) > MAX_SIDE:
-            raise InvalidImage(
-                f"the picture has {width}x{height} pixels; at most {self.max_pixels} are taken, "
-                f"and at most {MAX_SIDE} a side: send it smaller"
-            )
-        return to_rgb(image, least_side)
+    def _least_side(self, image: Image.Image) -> int:
+        """Return how many pixels a side a JPEG has to keep when it is decoded; 0: all."""
+        return 0 if self.exact or image.width * image.height < LARGE_PIXELS else REDUCED_SIDES * max(self.size)
 
-    def _open(self, picture: Picture) -> Image.Image:
-        if isinstance(picture, Image.Image):
-            return picture
-        if isinstance(picture, np.ndarray):
-            return self._from_pixels(picture)
-        if not isinstance(picture, bytes):
-            picture = self._read(Path(picture))
-        self._check_length(len(picture))
-        return open_picture(picture)
+    def _open(self, source: ImageSource, deadline: float | None) -> Image.Image:
+        if isinstance(source, Image.Image):
+            return source
+        if isinstance(source, np.ndarray):
+            return self._from_pixels(source)
+        if not isinstance(source, bytes):
+            source = self._read(Path(source))
+        self._check_length(len(source))
+        return open_image(source, deadline)
 
     @staticmethod
     def _from_pixels(pixels: np.ndarray) -> Image.Image:
@@ -150,7 +163,7 @@ class OnnxClassifier:
     ) -> None:
         """Load the file at `path`, as providers.open_runner does, on `threads` threads: by default one for each CPU.
 
-        With `precision` f32 pictures are decoded exactly, too. None of more than `max_pixels` is taken.
+        With `precision` f32 images are decoded exactly, too. None of more than `max_pixels` is taken.
         Raises InvalidModel or ProviderUnavailable.
         """
         if not Path(path).is_file():
@@ -168,7 +181,7 @@ class OnnxClassifier:
             described.preprocessing.size,
             described.preprocessing.mean,
             described.preprocessing.std,
-            max_bytes=sys.maxsize,  # who takes pictures from afar has a limit for what is sent
+            max_bytes=sys.maxsize,  # who takes images from afar has a limit for what is sent
             max_pixels=max_pixels,
             exact=precision == "f32",
         )
@@ -176,25 +189,15 @@ class OnnxClassifier:
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of RGB pixels, uint8 [batch, any height, any width, 3]."""
         if pixels.shape[1:3] != self.preprocessor.size and not self.runner.any_size:
-            pixels = np.stack([self.preprocessor.resize(picture) for picture in pixels])
+            pixels = np.stack([self.preprocessor.resize(image) for image in pixels])
         return self.runner.run(pixels)
 
-    def classify(self, pictures: Sequence[Picture], top_k: int = 5) -> list[list[Prediction]]:
-        """Return each picture's `top_k` most probable classes, the most probable first. Raises InvalidImage."""
-        pixels = np.stack([self.preprocessor(picture) for picture in pictures])
+    def classify(self, images: Sequence[ImageSource], top_k: int = 5) -> list[list[Prediction]]:
+        """Return each image's `top_k` most probable classes, the most probable first. Raises InvalidImage."""
+        pixels = np.stack([self.preprocessor(image) for image in images])
         return [self.top(row, top_k) for row in self.predict(pixels)]
 
     def top(self, probabilities: np.ndarray, top_k: int) -> list[Prediction]:
         """Return the `top_k` most probable classes of one row of probabilities; of equals, the lower id first."""
-        return [Prediction(i, self.class_names[i], float(probabilities[i])) for i in _largest(probabilities, top_k)]
-
-
-def _largest(values: np.ndarray, count: int) -> list[int]:
-    """Return the positions of the `count` largest values, the largest first; of equals, the lower first."""
-    if count > FEW:
-        return np.argsort(-values, kind="stable")[:count].tolist()
-    rest, found = values.copy(), []
-    for _ in range(min(count, len(values))):
-        found.append(int(rest.argmax()))
-        rest[found[-1]] = -np.inf
-    return found
+        best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
+        return [Prediction(i, self.class_names[i], float(probabilities[i])) for i in best]

@@ -1,4 +1,4 @@
-"""Opening and decoding pictures that anyone may have sent, made or damaged in whatever way.
+"""Opening and decoding images that anyone may have sent, made or damaged in whatever way.
 
 Only the formats that people send are ever tried. What a file may cost is bounded here; how large it may be is
 model.ImagePreprocessor's to say.
@@ -6,14 +6,13 @@ model.ImagePreprocessor's to say.
 
 import io
 import re
-import struct
 import warnings
-import zlib
+from collections.abc import Iterator
 from itertools import islice
 from time import thread_time
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -43,11 +42,20 @@ SCAN = re.compile(rb"\xff\xda\x00")  # its marker, which a scan's data cannot co
 # for 20 MB.
 MAX_EXIF = 500_000
 
-# Seconds of one processor for reading a picture piece by piece, of which much is written in Python in Pillow. No
-# picture that was not made to be slow takes more than 1.
+# Bytes of a PNG's compressed texts, of which Pillow would keep 64 million.
+PngImagePlugin.MAX_TEXT_MEMORY = 4_000_000
+
+# Seconds of one processor for decoding, looked at whenever more is read, of which much is written in Python in Pillow.
+# No image that was not made to be slow takes more than 1.
 MAX_READ_S = 1.5
 
-# What EXIF says of a picture that does not lie upright, and what puts it right.
+# A JPEG's scan of some of its colors. The decoder then keeps the whole image, as it does of a progressive JPEG.
+PART_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a]")
+
+# Pixels to turn and to put on white at a time.
+STRIP_PIXELS = 1_000_000
+
+# What EXIF says of an image that does not lie upright, and what puts it right.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,68 +65,69 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+ON_ITS_SIDE = (5, 6, 7, 8)
+FROM_THE_END = (3, 4, 7, 8)  # the first row of the upright image is the last row or column of what is stored
 
 # Pillow warns of every field that it skips, in words of the file: two lines in the log, and an entry kept for ever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# What Pillow's decoders are known to raise for a file that is damaged, or that lies about itself.
-DECODE_ERRORS = (
-    OSError,  # and with it UnidentifiedImageError
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    ArithmeticError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
 
+def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
+    """Return the image in a file's content, of which no more than the header has been read.
 
-def open_picture(data: bytes) -> Image.Image:
-    """Return the picture in a file's content, of which no more than the header has been read. Raises InvalidImage."""
+    Nothing is read after `deadline`, in seconds of this thread's time: by default MAX_READ_S from now.
+    Raises InvalidImage.
+    """
     # The first two bytes of a JPEG.
     if data.startswith(b"\xff\xd8") and len(list(islice(SCAN.finditer(data), MAX_SCANS + 1))) > MAX_SCANS:
         raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans: save it anew")
     try:
-        return Image.open(_Patience(data), formats=FORMATS)
+        return Image.open(_TimedBytes(data, deadline), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise InvalidImage(f"not a picture: send one of {', '.join(FORMATS)}") from error
-    except DECODE_ERRORS as error:
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
         raise InvalidImage(f"the picture's header is damaged: {error}") from error
 
 
-def to_rgb(image: Image.Image, least_side: int = 0) -> Image.Image:
-    """Return the first frame as RGB: upright as its EXIF says, transparency on white, 16 bits cut to the upper 8.
+def takes_little_memory(image: Image.Image, least_side: int) -> bool:
+    """Return whether decoding with that `least_side` never has more than a quarter of the image in memory."""
+    return (
+        isinstance(image, JpegImageFile)
+        and min(image.size) >= 2 * least_side > 0
+        and "progressive" not in image.info
+        and isinstance(image.fp, _TimedBytes)
+        and not PART_SCAN.search(image.fp.getvalue())
+    )
 
-    With `least_side` a JPEG is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidImage.
+
+def rgb_strips(image: Image.Image, least_side: int = 0) -> Iterator[Image.Image]:
+    """Yield the first frame as RGB in strips of all its width, from the top, so that it is in memory once, not twice.
+
+    It is upright as its EXIF says, transparency is on white, 16 bits are cut to the upper 8. With `least_side` a JPEG
+    is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidImage.
     """
     try:
-        decoded = image
-        if isinstance(image, JpegImageFile) and image.mode == "RGB" and isinstance(image.fp, _Patience):
-            decoded = _decode_with_turbo(image, least_side)
-        decoded.load()
+        decoded = _decode(image, least_side)
         orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
         # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
-        return _opaque_rgb(decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded)
-    except DECODE_ERRORS as error:
+        for box in _strips(decoded.size, orientation):
+            strip = decoded if box == (0, 0, *decoded.size) else decoded.crop(box)
+            yield _opaque_rgb(strip.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else strip)
+    except Exception as error:  # as in open_image
         raise InvalidImage(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
 
-class _Patience(io.BytesIO):
-    """A picture's bytes, as long as reading them does not take more than MAX_READ_S."""
+class _TimedBytes(io.BytesIO):
+    """An image's bytes, which can be read until a deadline."""
 
-    def __init__(self, picture: bytes) -> None:
-        super().__init__(picture)
-        self.deadline = thread_time() + MAX_READ_S
+    def __init__(self, data: bytes, deadline: float | None) -> None:
+        super().__init__(data)
+        self.deadline = thread_time() + MAX_READ_S if deadline is None else deadline
 
     def read(self, size: int | None = -1) -> bytes:
         """Return the next bytes. Raises OSError."""
         if thread_time() > self.deadline:
-            raise OSError("reading it takes too long: save it anew")
+            raise OSError("reading it takes too long: send fewer images in a call, or save it anew")
         return super().read(size)
 
 
@@ -133,17 +142,31 @@ class _PlainJpeg(JpegImageFile):
 Image.register_open(JpegImageFile.format, _PlainJpeg, Image.OPEN[JpegImageFile.format][1])
 
 
-def _decode_with_turbo(image: JpegImageFile, least_side: int) -> Image.Image:
-    """Decode a JPEG with libjpeg-turbo, at the smallest scale that leaves `least_side` pixels; 0: at its own size.
+def _decode(image: Image.Image, least_side: int) -> Image.Image:
+    """Decode an image; a JPEG of RGB with libjpeg-turbo, whose pixels at full size are Pillow's in less time."""
+    if isinstance(image, JpegImageFile) and isinstance(image.fp, _TimedBytes):
+        scale = {"min_height": least_side, "min_width": least_side, "min_factor": 2} if least_side else {}
+        try:
+            if image.mode == "RGB":
+                pixels = decode_jpeg(image.fp.getvalue(), "RGB", **scale)
+                return Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "RGB", 0, 1)
+        except ValueError:
+            pass  # a damaged file is left to Pillow to judge
+        if least_side:
+            image.draft(None, (least_side, least_side))
+    image.load()
+    return image
 
-    At its own size the pixels are Pillow's, bit for bit, in less time. A damaged file is left to Pillow to judge.
-    """
-    scale = {"min_height": least_side, "min_width": least_side, "min_factor": 2} if least_side else {}
-    try:
-        pixels = decode_jpeg(image.fp.getvalue(), "RGB", **scale)
-    except ValueError:
-        return image
-    return Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "RGB", 0, 1)
+
+def _strips(size: tuple[int, int], orientation: int | None) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the boxes of the stored image that are, from top to bottom, the strips of the upright one."""
+    width, height = size[::-1] if orientation in ON_ITS_SIDE else size
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        start, end = top, min(top + rows, height)
+        if orientation in FROM_THE_END:
+            start, end = height - end, height - start
+        yield (start, 0, end, width) if orientation in ON_ITS_SIDE else (0, start, width, end)
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -152,7 +175,7 @@ def _orientation(image: Image.Image) -> int | None:
         raise ValueError(f"it has more than {MAX_EXIF} bytes of EXIF: save it without")
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except DECODE_ERRORS:
+    except Exception:
         return None  # EXIF that cannot be read says nothing, and many a camera writes such
 
 
@@ -170,7 +193,7 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion clips at 255, which turns nearly all of a 16-bit picture white.
+    # Pillow's own conversion clips at 255, which turns nearly all of a 16-bit image white.
     pixels = np.asarray(image)
     grey = (pixels >> 8).astype(np.uint8)
     if "transparency" in image.info:

@@ -157,6 +157,28 @@ def exif_segments(exif: bytes) -> list[bytes]:
     return [b"\xff\xe1" + struct.pack(">H", len(piece) + 8) + b"Exif\0\0" + piece for piece in pieces]
 
 
+def turned(file_format: str) -> bytes:
+    """Return a picture of 25 million transparent pixels that lies on its side."""
+    exif = Image.Exif()
+    exif[274] = 6
+    fast = {"lossless": True, "method": 0} if file_format == "WEBP" else {"compress_level": 1}
+    return encoded(Image.new("RGBA", (SIDE, SIDE)), file_format, exif=exif, **fast)
+
+
+def webp_of_frames(count: int) -> bytes:
+    """Return a WebP of so many frames."""
+    frames = [Image.new("RGB", (64, 64), (n % 256, n // 256, 0)) for n in range(count)]
+    return encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:])
+
+
+def png_interlaced() -> bytes:
+    """Return an interlaced PNG of 25 million pixels of 16 bits and alpha, all 0."""
+    steps = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    size = sum(-(-(SIDE - y) // down) * (1 + 8 * -(-(SIDE - x) // right)) for x, y, right, down in steps)
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 16, 6, 0, 0, 1))
+    return PNG_SIGNATURE + header + png_chunk(b"IDAT", zlib.compress(bytes(size), 1)) + png_chunk(b"IEND", b"")
+
+
 # What makes them, by what they are, with the status that they get.
 BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "JPEG of 500 scans": (422, lambda: jpeg_of_many_scans(500)),
@@ -164,6 +186,11 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "JPEG of 5,000 pieces of EXIF": (200, lambda: jpeg_with(b"\xff\xe1\x00\x0cExif\0\0abcd" * 5_000)),
     "JPEG with EXIF of 500,000 fractions": (422, lambda: jpeg_with(*exif_segments(exif_of_fractions(500_000)))),
     "JPEG of 100,000 comments": (200, lambda: jpeg_with(b"\xff\xfe\x00\x02" * 100_000)),
+    "JPEG of CMYK noise, progressive": (
+        200,
+        lambda: encoded(Image.effect_noise((SIDE, SIDE), 9).convert("CMYK"), "JPEG", progressive=True, quality=20),
+    ),
+    "JPEG of a line": (200, lambda: encoded(Image.new("RGB", (381, 65_500)), "JPEG")),
     "PNG without its palette": (422, lambda: png_with(kind=3)),
     "PNG with 80 compressed texts": (422, lambda: png_with(zipped(b"zTXt", 999_000) * 80)),
     "PNG with a large compressed text": (422, lambda: png_with(zipped(b"zTXt", 1_100_000))),
@@ -176,6 +203,15 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
         422,
         lambda: png_with(png_chunk(b"tEXt", b"Raw profile type exif\0\n\n\n" + b"0" * 600_000)),
     ),
+    "PNG on its side": (200, lambda: turned("PNG")),
+    "PNG interlaced": (200, png_interlaced),
+    "PNG of a line": (200, lambda: encoded(Image.new("RGBA", (65_535, 381)), "PNG", compress_level=1)),
+    "PNG palette with transparency": (
+        200,
+        lambda: encoded(Image.new("P", (SIDE, SIDE)), "PNG", transparency=0, compress_level=1),
+    ),
+    "WebP on its side": (200, lambda: turned("WEBP")),
+    "WebP of 1,000 frames": (200, lambda: webp_of_frames(1_000)),
     "WebP canvas of 16 million squared": (422, lambda: webp_canvas(2**24, 2**24)),
     "GIF of 1,000 frames": (200, lambda: gif_of_frames(1_000)),
     "GIF canvas of 65,535 squared": (422, lambda: lying("GIF", encoded(Image.new("L", (1, 1)), "GIF"), 2**16, 2**16)),

@@ -2,12 +2,17 @@
 
 import base64
 import json
+from dataclasses import replace
+from threading import BoundedSemaphore
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import app
+from model import ImagePreprocessor
+from runtime.errors import Unavailable
+from tests.hostile import encoded, huge
 from tests.imports import needed, packages
 from tests.server_process import NEWT, ROOT, TENCH
 
@@ -86,6 +91,47 @@ def test_top_k_over_the_number_of_classes_names_them_all():
 def test_a_list_of_one_comes_back_as_a_list():
     answer = app.inference({"images": [NEWT.read_bytes()]})
     assert [result["class_id"] for result in answer["results"]] == [26]
+
+
+def test_large_images_are_refused_for_now_where_too_many_wait_and_small_ones_are_not(monkeypatch):
+    monkeypatch.setattr(app, "_large_calls", BoundedSemaphore(1))
+    large, small = huge("PNG", 2_000, 2_000), NEWT.read_bytes()
+    with app._Turn() as turn:
+        turn.take()
+        with pytest.raises(Unavailable, match="other large pictures"):
+            app.inference({"image": large})
+        assert app.inference({"image": small})["class_id"] == 26
+    results = app.inference({"images": [large, large]})["results"]  # one turn for both
+    assert [result["image"]["width"] for result in results] == [2_000, 2_000]
+    with pytest.raises(app.InvalidInput, match="damaged"):
+        app.inference({"image": large[:-100]})
+    app.inference({"image": large})  # what failed has given its turn back
+
+
+@pytest.mark.parametrize(
+    ("exact", "options", "large"),
+    [(False, {}, False), (True, {}, True), (False, {"progressive": True}, True)],
+    ids=["baseline", "exact", "progressive"],
+)
+def test_a_jpeg_is_large_where_all_of_it_has_to_be_in_memory(exact, options, large):
+    data = encoded(Image.new("RGB", (2_000, 2_000)), "JPEG", **options)
+    preprocessor = replace(app.classifier.preprocessor, exact=exact)
+    assert preprocessor.is_large(preprocessor.open(data)) == large
+
+
+def test_the_images_of_a_call_share_one_deadline(monkeypatch):
+    opened, deadlines = ImagePreprocessor.open, []
+
+    def recorded(self, source, deadline=None):
+        deadlines.extend([] if deadline is None else [deadline])
+        return opened(self, source, deadline)
+
+    monkeypatch.setattr(ImagePreprocessor, "open", recorded)
+    app.inference({"images": [NEWT.read_bytes()] * 3})
+    assert len(deadlines) == 3 and len(set(deadlines)) == 1
+    monkeypatch.setattr(app, "MAX_READ_S", -1)
+    with pytest.raises(app.InvalidInput, match=r"images\[0\]: .*too long: send fewer"):
+        app.inference({"images": [NEWT.read_bytes()]})
 
 
 @pytest.mark.parametrize("inputs", [None, 7, "text", [], {}, {"image": None}, {"image": ["x"]}, {"images": "x"}])

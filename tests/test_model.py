@@ -1,12 +1,13 @@
 """model.py: a picture within the limits becomes the right pixels, and the file's answers are those of its pixels."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import parser
-from PIL import Image
+from PIL import Image, ImageOps
 
 from model import LARGE_PIXELS, ImagePreprocessor, OnnxClassifier
 from runtime import decoding
@@ -32,14 +33,14 @@ def test_bytes_path_text_and_image_give_the_same_pixels():
 
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch, file_format):
-    class Decoded(Exception):
+    class Decoded(BaseException):
         pass
 
     def decode(*_, **__):
         raise Decoded
 
     data = encoded(PICTURE, file_format)
-    monkeypatch.setattr(type(decoding.open_picture(data)), "load", decode)
+    monkeypatch.setattr(type(decoding.open_image(data)), "load", decode)
     monkeypatch.setattr(decoding, "decode_jpeg", decode)
     with pytest.raises(InvalidImage, match="48x32 pixels; at most 1535 are taken"):
         ImagePreprocessor(max_pixels=48 * 32 - 1)(data)
@@ -103,6 +104,22 @@ def test_resize_is_pillows_antialiased_bilinear(size):
     assert expected.shape == (*size, 3)
     for source in (picture, Image.fromarray(picture)):
         np.testing.assert_array_equal(ImagePreprocessor(size).resize(source), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_an_image_of_many_strips_has_the_pixels_of_the_whole(monkeypatch, mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.open(NEWT).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(image, "PNG", exif=exif)))).convert("RGBA")
+    whole = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 10_000)
+    preprocessor, data = ImagePreprocessor(), encoded(image, "PNG", exif=exif)
+    np.testing.assert_array_equal(preprocessor.decode(data), np.asarray(whole))
+    np.testing.assert_array_equal(preprocessor(data), preprocessor.resize(whole))
 
 
 def test_normalize_is_the_formula_with_channels_first():

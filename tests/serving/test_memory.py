@@ -1,0 +1,28 @@
+"""However many large images come at once, the real server takes no more memory than for one."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.hostile import SIDE, huge
+from tests.server_process import TENCH, Served, ready
+
+LARGEST_MB = 600  # that an image of 25 million pixels may take; measured: 392
+
+
+def memory_mb(served: Served, name: str) -> float:
+    """Return how much memory the server has (VmRSS), or has had at most (VmHWM)."""
+    status = Path(f"/proc/{served.process.pid}/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1_000
+
+
+def test_large_images_at_once_do_not_add_up(tmp_path):
+    def post(image: bytes) -> int:
+        return served.post(data=image, headers={"Content-Type": "image/x"}).status_code
+
+    with ready(tmp_path) as served, ThreadPoolExecutor(16) as callers:
+        assert post(TENCH.read_bytes()) == 200
+        idle = memory_mb(served, "VmRSS")
+        statuses = set(callers.map(post, [huge("WEBP", SIDE, SIDE)] * 16))
+        assert 200 in statuses <= {200, 503}
+        assert memory_mb(served, "VmHWM") < idle + LARGEST_MB
