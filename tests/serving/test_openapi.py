@@ -65,6 +65,51 @@ def test_every_reference_leads_somewhere_and_nothing_is_left_over():
     assert used == there
 
 
+def test_what_generators_and_linters_ask_for_is_there():
+    operations = [methods[method] for methods in API["paths"].values() for method in METHODS if method in methods]
+    assert all(operation["summary"] for operation in operations)
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+    assert API["servers"] and API["info"]["license"]
+    for text in json.dumps(API).split('"oneOf": [')[1:]:  # of alternatives without properties generators make Any
+        alternatives = [resolved(option) for option in json.loads(f"[{text.partition(']')[0]}]")]
+        assert all(option["type"] == "object" and option["properties"] for option in alternatives)
+
+
+def examples(path: str) -> list[dict]:
+    """Return the examples of a JSON body that is sent there."""
+    content = resolved(API["paths"][path]["post"]["requestBody"])["content"]["application/json"]
+    values = [example["value"] for example in content["examples"].values()]
+    assert all(fits(value, content["schema"]) for value in values)
+    return values
+
+
+@pytest.mark.parametrize("path", [path for path in API["paths"] if "requestBody" in API["paths"][path].get("post", {})])
+def test_the_examples_are_answered(served, path):
+    names = {example["value"] for example in API["components"]["parameters"]["Model"]["examples"].values()}
+    assert model_of(served) in names
+    for body in examples(path):
+        response = served.post(path.format(name=model_of(served), version="1"), json=body)
+        assert response.status_code == 200, response.text
+        assert_promised(response, path)
+
+
+@pytest.mark.parametrize(
+    ("body", "is_one"),
+    [
+        ({"image": "aa"}, True),
+        ({"images": ["aa"]}, True),
+        ({"image": "aa", "images": None, "top_k": None}, True),
+        ({"image": None, "images": ["aa"], "probabilities": None}, True),
+        ({"image": "aa", "images": ["aa"]}, False),
+        ({"image": None}, False),
+        ({}, False),
+    ],
+)
+def test_one_of_image_and_images_is_asked_for(body, is_one):
+    schema = API["components"]["requestBodies"]["Pictures"]["content"]["application/json"]["schema"]
+    assert fits(body, schema) == is_one
+
+
 def test_the_version_is_the_servers():
     assert API["info"]["version"] == app.VERSION
 
