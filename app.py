@@ -136,10 +136,10 @@ class _Turn(ExitStack):
 def _prepare(image: bytes | np.ndarray, where: str, deadline: float, turn: _Turn) -> Prepared:
     preprocessor = classifier.preprocessor
     try:
-        image = preprocessor.open(image, deadline)
-        if preprocessor.is_large(image):
+        opened = preprocessor.open(image, deadline)
+        if preprocessor.is_large(opened):
             turn.take()
-        return preprocessor.prepare(image)
+        return preprocessor.prepare(opened)
     except InvalidImage as error:
         message = f"{where}{error}"
     # Not within `except`, and without the image: an error keeps what its frames hold, here until it is answered.

@@ -173,7 +173,7 @@ async def authenticate(request: Request) -> None:
 server.on_request(drop_body)
 
 
-@server.exception(Exception, RequestCancelled)
+@server.exception(Exception, RequestCancelled)  # type: ignore[arg-type]
 async def on_error(request: Request, error: Exception) -> HTTPResponse:
     """Answer any error as JSON. Never 400: banana-dev takes that for "over quota" and repeats the call for minutes."""
     client_left = isinstance(error, RequestCancelled)

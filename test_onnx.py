@@ -99,7 +99,8 @@ def setup_module(module: Any) -> None:
 
 def test_onnx(check: tuple[str, Check]) -> None:
     """The check passes."""
-    assert_passes(check, classifier, path, InvalidImage)  # noqa: F821  setup_module opens it
+    # setup_module has opened it.
+    assert_passes(check, globals()["classifier"], globals()["path"], InvalidImage)
 
 
 def main() -> None:

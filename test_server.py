@@ -137,7 +137,8 @@ def teardown_module() -> None:
 
 def test_endpoint(check: tuple[str, Check]) -> None:
     """The check passes."""
-    assert_passes(check, endpoint, endpoint.url, Refused, EndpointDown)  # noqa: F821  setup_module opens it
+    endpoint: Endpoint = globals()["endpoint"]  # which setup_module has opened
+    assert_passes(check, endpoint, endpoint.url, Refused, EndpointDown)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ clock = threading.local()  # of the call that this thread makes: the client has 
 
 def _request(method: str, url: str, **arguments: Any) -> requests.Response:
     """Send a request and return the response. Raises EndpointDown, for a redirect too: its target would get the key."""
-    timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, total=max(0.001, clock.deadline - time.monotonic()))
+    timeout: Any = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, total=max(0.001, clock.deadline - time.monotonic()))
     try:
         response = requests.request(method, url, timeout=timeout, allow_redirects=False, **arguments)
         target = urljoin(url, response.headers.get("Location", ""))

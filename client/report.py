@@ -22,10 +22,11 @@ def print_line(text: object, file: TextIO | None = None) -> None:
 def run_checks(checks: list[tuple[str, Check]], subject: Any, *failures: type[Exception]) -> list[dict]:
     """Return name, message and whether it passed for each check of `subject`; the exceptions `failures` fail it too."""
     results = []
+    expected: tuple[type[Exception], ...] = (AssertionError, *failures)
     for name, check in checks:
         try:
             passed, message = True, check(subject)
-        except (AssertionError, *failures) as error:
+        except expected as error:
             passed, message = False, str(error)
         results.append({"name": name, "passed": passed, "message": message})
     return results

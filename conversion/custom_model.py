@@ -35,7 +35,7 @@ class InvalidNetwork(Exception):
 def load(
     model: str,
     weights: Path,
-    size: Sequence[int] = (224, 224),
+    size: tuple[int, int] = (224, 224),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     labels: Path | None = None,
@@ -60,13 +60,13 @@ def load(
         raise InvalidNetwork(f"--size has to be a height and a width of at least 1, not {tuple(size)}")
     network = build(model).cpu().float().eval()  # wherever, and in whatever precision, it was built
     load_weights(network, weights)
-    outputs = examine(network, (channels, *size))
+    outputs = examine(network, (channels, size[0], size[1]))
     check_activation(activation, outputs)
     classes = outputs.shape[1]
     names = read_labels(labels, classes) if labels else [f"class {number}" for number in range(classes)]
     name = model.replace(":", ".")
     return TrainedModel(
-        name, network, weights, digests(weights)[0], tuple(size), mean, std, names, activation or "softmax"
+        name, network, weights, digests(weights)[0], (size[0], size[1]), mean, std, names, activation or "softmax"
     )
 
 

@@ -7,6 +7,7 @@ is ever run.
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -40,7 +41,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path} is not safetensors, or is damaged: {error}") from error
 
 
-def _read_pickled(path: Path) -> object:
+def _read_pickled(path: Path) -> Any:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # as above; torch's own words would have the reader load it unsafely

@@ -95,7 +95,9 @@ class BatchRunner:
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of uint8 [batch, height, width, 3] of the model's size."""
         largest = BATCH_SIZES[-1]
-        parts = [(pixels[start : start + largest], Future()) for start in range(0, len(pixels), largest)]
+        parts: list[tuple[np.ndarray, Future]] = [
+            (pixels[start : start + largest], Future()) for start in range(0, len(pixels), largest)
+        ]
         self._waiting.extend(parts)
         for _, rows in parts:
             with self._gpu:
@@ -120,7 +122,9 @@ class BatchRunner:
             rows = rows[len(pixels) :]
 
 
-def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runner | BatchRunner:
+def open_runner(  # type: ignore[return]  # the last provider's attempt returns or raises
+    path: Path, provider: str, precision: str, threads: int
+) -> Runner | BatchRunner:
     """Open the model on a provider.
 
     With `auto` it is the first of cuda, openvino and cpu that works, and it works if it answers with probabilities: a
@@ -189,7 +193,8 @@ def _run_in(session: Any) -> Run:
 
 
 def _open_openvino(content: bytes, precision: str, threads: int) -> Runner:
-    sys.modules.setdefault("openvino.tools", None)  # half the time of the import, and it reports to its maker
+    # Half the time of the import, and it reports to its maker.
+    sys.modules.setdefault("openvino.tools", None)  # type: ignore[arg-type]
     import openvino
 
     core = openvino.Core()
@@ -251,4 +256,8 @@ def _require_gpu() -> None:
         raise ProviderUnavailable(f"the driver finds no GPU that it can use: cuInit returns {status}")
 
 
-OPENERS = {"cuda": _open_cuda, "openvino": _open_openvino, "cpu": _open_cpu}
+OPENERS: dict[str, Callable[[bytes, str, int], Runner | BatchRunner]] = {
+    "cuda": _open_cuda,
+    "openvino": _open_openvino,
+    "cpu": _open_cpu,
+}

@@ -72,7 +72,8 @@ class BodyReader:
             body.clear()  # the error's traceback holds it
             raise
         if not request.transport.is_closing():
-            request.transport.resume_reading()  # Sanic may have paused it, and would not see the client go
+            # Sanic may have paused it, and would not see the client go.
+            request.transport.resume_reading()  # type: ignore[attr-defined]
         return bytes(body)
 
     def release(self, body: bytes) -> None:
@@ -190,7 +191,7 @@ def _options(fields: Mapping[str, Any]) -> dict:
     options: dict[str, Any] = {}
     for name in OPTIONS:
         if name in fields:
-            text = fields.get(name)
+            text = str(fields.get(name))
             is_number = text.isascii() and text.isdigit() and len(text) < 10
             options[name] = int(text) if is_number else {"true": True, "false": False}.get(text, text)
     return options

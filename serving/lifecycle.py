@@ -98,7 +98,8 @@ class Lifecycle:
             self._tasks["check"] = asyncio.create_task(self._check_model())
 
     async def _await_model(self, server: Sanic) -> None:
-        [error] = await asyncio.gather(asyncio.wrap_future(self.loading), return_exceptions=True)
+        error: BaseException | None
+        (error,) = await asyncio.gather(asyncio.wrap_future(self.loading), return_exceptions=True)
         if error:
             # A traceback is for what nobody foresaw.
             known = isinstance(error, InvalidModel | ProviderUnavailable)
@@ -110,7 +111,8 @@ class Lifecycle:
         logger.info("ready", extra={"fields": self.backend.status()})
 
     async def _check_model(self) -> None:
-        [result] = await asyncio.gather(self.queue.run(self.backend.warm_up), return_exceptions=True)
+        result: object
+        (result,) = await asyncio.gather(self.queue.run(self.backend.warm_up), return_exceptions=True)
         error = result if isinstance(result, Exception) else None
         if isinstance(error, QueueFull):
             return  # others are being answered, or will be found to be stuck

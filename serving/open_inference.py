@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -127,7 +127,11 @@ def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes
     """
     if inference.classes:
         named = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
-        output = {"name": OUTPUT, "datatype": "BYTES", "shape": [len(results), len(named) // len(results)]}
+        output: dict[str, Any] = {
+            "name": OUTPUT,
+            "datatype": "BYTES",
+            "shape": [len(results), len(named) // len(results)],
+        }
         data, binary = named, _pack(text.encode() for text in named)
     else:
         data = [probability for result in results for probability in result["probabilities"]]
@@ -167,7 +171,7 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
         if len(pixels) != prod(shape):
             raise InvalidInput(MISMATCH)
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
-    files = items(decode_texts(tensor.data)) if in_json else _unpack(binary, shape[0])  # base64, or the bytes
+    files: list[Any] = items(decode_texts(tensor.data)) if in_json else _unpack(binary, shape[0])  # base64, or bytes
     if len(files) != shape[0]:
         raise InvalidInput(MISMATCH)
     return [decode_base64(file) for file in files] if in_json else files
@@ -206,7 +210,8 @@ def _pack(elements: Iterable[bytes]) -> bytes:
 
 
 def _unpack(binary: memoryview, count: int) -> list[bytes]:
-    elements, at = [], 0
+    elements: list[bytes] = []
+    at = 0
     while at + LENGTH.size <= len(binary) and len(elements) < count:
         start = at + LENGTH.size
         at = start + LENGTH.unpack_from(binary, at)[0]
