@@ -1,6 +1,7 @@
 """An endpoint as a caller sees it, by Banana's own client kept within a time-out; and a server started here."""
 
 import base64
+import importlib.util
 import os
 import socket
 import subprocess
@@ -16,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urljoin
 
-import banana_dev.client
 import requests
 import urllib3
 
@@ -61,7 +61,7 @@ class Endpoint:
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
-        self.client = banana_dev.Client(api_key or "", self.url, verbosity="")
+        self.client = banana_client.Client(api_key or "", self.url, verbosity="")
 
     def classify(self, image: bytes) -> Answer:
         """Return the class of an image file's content. Raises Refused."""
@@ -142,8 +142,12 @@ def _post(url: str, **arguments: Any) -> requests.Response:
     raise EndpointDown(f"{url} answers {status}: {message}")
 
 
-# By itself the client follows redirects, waits without an end, and drops most of what a server says.
-banana_dev.client.requests = SimpleNamespace(post=_post)
+# By itself the client follows redirects, waits without an end, and drops most of what a server says. So a copy of its
+# module sends by `_post`; whoever else imports that has it as it is.
+_spec: Any = importlib.util.find_spec("banana_dev.client")
+banana_client = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(banana_client)
+banana_client.requests = SimpleNamespace(post=_post)  # type: ignore[attr-defined]
 
 
 @contextmanager
