@@ -1,5 +1,6 @@
 """What several tests share: the real server, and files of other models."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 
 from tests.graphs import of_other_classes
 from tests.server_process import Served, ready
+
+# Where a shell has started the tests in the background it is ignored, also by every program that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
