@@ -380,7 +380,7 @@ def test_a_server_without_room_is_asked_again_when_it_says(tmp_path, opened):
         begin_call(served, b"x")
         wait_until(lambda: any(tmp_path.glob("began-*")), "a call is in work")
         page.get_by_label("Choose pictures").set_input_files([file("<i>name</i>", b"x")])
-        expect(page.locator(".card")).to_contain_text("0 calls are waiting already: try again. Next try in 1 s.")
+        expect(page.locator(".card")).to_contain_text("All threads are busy: try again. Next try in 1 s.")
         (tmp_path / "release").touch()
         wait_for_answers(page, 1)
         assert rows(page) == [["<b onclick=x>cock</b>", "< 0.1 %"]]
