@@ -391,5 +391,7 @@ const size = bytes =>
   bytes < 1e3 ? `${bytes} bytes` : bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 
 at("paste-keys").textContent = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘ V" : "Ctrl V";
+at("drop").hidden = false;
+at("runs").textContent = "Asking the server …";
 lookAtHealth();
 tryKey();

@@ -303,6 +303,22 @@ def run_copied(page: Page, snippet: str, folder: Path, **environment: str) -> st
     return code
 
 
+# -- without JavaScript ---------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_classified_without_javascript(served, opened):
+    with opened(served, java_script_enabled=False) as page:
+        assert page.get_by_role("status").inner_text() == ""
+        expect(page.locator("button:visible")).to_have_text(["Classify"])
+        expect(page.get_by_text("Choose pictures")).to_be_hidden()
+        expect(page.locator("#image-hint")).to_contain_text("An endpoint with a key needs JavaScript, or curl.")
+        page.locator("#image").set_input_files([TENCH])
+        with page.expect_navigation() as navigating:
+            page.locator("button:visible").click()  # the locators by role and by text leave out what is in a noscript
+        assert navigating.value.status == 200
+        assert navigating.value.json()["class_name"] == "tench"
+
+
 # -- what goes wrong ------------------------------------------------------------------------------------------------
 
 
