@@ -127,6 +127,7 @@ async function tryKey() {
     if (askingForKey && !error.status) return askForKey(error.message);
   }
   askingForKey = false;
+  if (at("key-form").contains(document.activeElement)) at("pick").focus(); // what is hidden loses it to the body
   at("key-form").hidden = true;
   at("key").value = "";
   startWaiting();
@@ -206,6 +207,7 @@ class Card {
     this.in("h2").textContent = this.describe();
     this.wait("Waiting.");
     this.in(".again").addEventListener("click", () => {
+      this.in("h2").focus();
       this.in(".again").hidden = true;
       this.wait("Waiting.");
       lookAtHealth();

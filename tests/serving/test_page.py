@@ -382,6 +382,7 @@ def test_a_key_may_have_any_letters(tmp_path, opened):
         expect(page.locator("#key-wrong")).not_to_be_empty()
         give_key(page, "cl\u00e9 \u2713")
         expect(page.get_by_label("API key")).to_be_hidden()
+        expect(page.get_by_label("Choose pictures")).to_be_focused()
 
 
 ANSWER = {"predictions": [{"class_id": 7, "class_name": "<b onclick=x>cock</b>", "probability": 0.00001}]}
@@ -414,6 +415,7 @@ def test_a_server_that_stays_without_room_is_given_up_and_can_be_tried_again(tmp
         wait_until(lambda: is_ready(served), "the server is ready")
         page.get_by_role("button", name="Try again").click()
         expect(page.locator("tbody")).to_contain_text("cock")
+        expect(page.get_by_role("heading", name="a · 1 bytes")).to_be_focused()
 
 
 def test_a_server_that_is_gone_is_said_to_be_and_can_be_tried_again(tmp_path, opened):
