@@ -38,8 +38,9 @@ if __name__ == "__main__":  # here, because importing Sanic takes as long and le
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import RequestCancelled
+from sanic.response import file
 
-from serving import calls, page, platforms
+from serving import calls, platforms
 from serving.bodies import BodyReader, content_length
 from serving.calls import Refusal, State, require_healthy, require_ready, respond
 from serving.lifecycle import Lifecycle
@@ -73,8 +74,15 @@ CORS_HEADERS = {
     "Access-Control-Max-Age": "600",
     "Vary": "Origin",
 }
-OPEN_PATHS = {"/healthcheck", *platforms.PROBES}  # those who probe have no key
-OPENAPI = Path(__file__).parent / "serving" / "openapi.json"
+# Nothing but the page's own files runs, and no text ever becomes HTML. Its images are those that were chosen, its icon.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+# Those who probe have no key, nor has a browser that asks for the page's files.
+OPEN_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", *platforms.PROBES}
+SERVING = Path(__file__).parent / "serving"
 
 server = Sanic("classifier", configure_logging=False)
 server.config.update(
@@ -102,9 +110,15 @@ async def classify(request: Request) -> HTTPResponse:
 @server.route("/", methods=["GET", "HEAD"], ignore_body=True)
 async def show_page(request: Request) -> HTTPResponse:
     """The page for a browser; it needs no key, and asks for the one that its calls need."""
-    return HTTPResponse(
-        page.HTML, headers={"Content-Security-Policy": page.POLICY}, content_type="text/html; charset=utf-8"
-    )
+    headers = {"Content-Security-Policy": PAGE_POLICY}
+    return await file(SERVING / "page" / "index.html", headers=headers, no_store=True)
+
+
+@server.route("/page/style.css", methods=["GET", "HEAD"], ignore_body=True, name="show_page_style")
+@server.route("/page/script.js", methods=["GET", "HEAD"], ignore_body=True, name="show_page_script")
+async def show_page_file(request: Request) -> HTTPResponse:
+    """The page's style or script. Not Sanic's static(): it keeps a request's body in memory, however large."""
+    return await file(SERVING / request.route.path, no_store=True)
 
 
 @server.route("/healthcheck", methods=["GET", "HEAD"], ignore_body=True)
@@ -147,7 +161,7 @@ async def metrics(request: Request) -> HTTPResponse:
 @server.route("/openapi.json", methods=["GET", "HEAD"], ignore_body=True)
 async def openapi(request: Request) -> HTTPResponse:
     """The description of all this for machines."""
-    return HTTPResponse(OPENAPI.read_bytes(), content_type="application/json")
+    return HTTPResponse((SERVING / "openapi.json").read_bytes(), content_type="application/json")
 
 
 # -- what every request goes through -------------------------------------------------------------------------------
