@@ -175,7 +175,7 @@ class OnnxClassifier:
         described = self.runner.metadata
         self.model_name = described.model
         self.weights_digest = described.weights_digest
-        self.class_names = described.class_names
+        self.class_names = list(described.class_names)
         self.activation = described.activation
         self.preprocessor = ImagePreprocessor(
             described.preprocessing.size,

@@ -114,7 +114,7 @@ async def show_page(request: Request) -> HTTPResponse:
     return await file(SERVING / "page" / "index.html", headers=headers, no_store=True)
 
 
-@server.route("/page/style.css", methods=["GET", "HEAD"], ignore_body=True, name="show_page_style")
+@server.route("/page/style.css", methods=["GET", "HEAD"], ignore_body=True, name="show_page_style")  # type: ignore[arg-type]
 @server.route("/page/script.js", methods=["GET", "HEAD"], ignore_body=True, name="show_page_script")
 async def show_page_file(request: Request) -> HTTPResponse:
     """The page's style or script. Not Sanic's static(): it keeps a request's body in memory, however large."""

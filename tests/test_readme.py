@@ -1,4 +1,4 @@
-"""README.md is followed as a newcomer follows it: its commands are run, and its tables of options hold."""
+"""README.md and docs/ are followed as a newcomer follows them: commands are run, outputs compared, references held."""
 
 import ast
 import os
@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,44 +18,33 @@ from PIL import Image
 from client.endpoint import free_port
 from examples.colours import COLOURS, Colours
 from model import OnnxClassifier
-from runtime.settings import EndpointSettings, ModelSettings, RaySettings, ServerSettings
+from tests import generate_docs
 from tests.server_process import DEADLINE_S, ROOT, wait_until
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-MADE = (".git", ".venv*", ".make", "*cache*", ".hypothesis", "*.onnx", "*.pth", "photos")  # not in a clone
-
-
-def files():
-    """Return the files of this repository; where git tracks them, somebody's own beside them are none."""
-    if (ROOT / ".git").exists():
-        tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")
-        return sorted(name for name in tracked if (ROOT / name).is_file())
-    found = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
-    return sorted(
-        str(path) for path in found if not any(Path(part).match(glob) for part in path.parts for glob in MADE)
-    )
-
-
-FILES = files()
-SCRIPTS = [name for name in FILES if name.endswith(".py") and not name.startswith("tests/")]
-SOURCES = {name: (ROOT / name).read_text(encoding="utf-8") for name in SCRIPTS}
+MADE = (".git", ".venv*", ".make", "*cache*", ".hypothesis", "*.onnx", "*.pth", "photos", "reports")  # not in a clone
+SCRIPTS = [*ROOT.glob("*.py"), *(ROOT / "conversion").glob("*.py"), *(ROOT / "runtime").glob("*.py")]
+SCRIPTS += [*(ROOT / "serving").glob("*.py"), *(ROOT / "client").glob("*.py"), *(ROOT / "deploy").glob("*.py")]
+SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in SCRIPTS}
 
 # -- the commands ----------------------------------------------------------------------------------------------------
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$(?:\n*^```(?:text|json)\n(.*?)^```$)?", README, re.MULTILINE | re.DOTALL)
-PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+TEXT = "\n".join(PAGES.values())
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$(?:\n*^```(?:text|json)\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+BLOCKS = [(name, *block) for name, page in PAGES.items() for block in BLOCK.findall(page)]
+PROSE = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
 # Those in the running text, or in a table: the environment, and then one of these.
 INLINE = re.findall(
     r"`((?:[A-Z_]+=\S+ )*(?:(?:make|python|docker|pip|curl|kubectl|\.venv-ray/bin/\w+) [^`]+|\.ci/run))`", PROSE
 )
 
-# What cannot be run here, and which file runs the same or has it: a test, a pipeline, or what a person runs.
-PIPELINES = ".github/workflows"
+# What cannot be run here, and which file runs the same or has it: a pipeline, a test, or what a person runs.
+PIPELINE = ".github/workflows/pre-deployment.yml"
 ELSEWHERE = {
     "make test": (".ci/run", "make test"),
-    ".ci/run": (f"{PIPELINES}/pre-deployment.yml", "run: .ci/run"),
+    ".ci/run": (PIPELINE, "run: .ci/run"),
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make run": (
-        f"{PIPELINES}/pre-deployment.yml",
+        PIPELINE,
         "PIP_EXTRA_INDEX_URL: https://download.pytorch.org/whl/cpu",
     ),
     "python convert_to_onnx.py --model efficientnet-lite0": ("Makefile", "convert_to_onnx.py --model $(MODEL)"),
@@ -66,24 +54,21 @@ ELSEWHERE = {
     ),
     "docker run --rm --publish 8000:8000 --env BANANA_API_KEY=a-key-of-yours classifier:cpu": (
         "Makefile",
-        "docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges --env BANANA_API_KEY",
+        "docker run --rm --read-only",
     ),
-    "docker build --tag classifier:gpu .": (f"{PIPELINES}/pre-deployment.yml", "docker build --build-arg MODEL --tag"),
+    "docker build --tag classifier:gpu .": (PIPELINE, "docker build --build-arg MODEL --tag classifier"),
     # Without --gpus: none of these machines has one.
     "docker run --rm --gpus all --publish 8000:8000 --env BANANA_API_KEY=a-key-of-yours classifier:gpu": (
-        f"{PIPELINES}/pre-deployment.yml",
-        "docker run --detach --name classifier",
-    ),
-    "kubectl create secret generic classifier --from-literal=api-key=a-key-of-yours": (
-        "deploy/knative.yaml",
-        "key: api-key",
+        PIPELINE,
+        "docker run --detach",
     ),
     "sed 's|IMAGE|registry.example/classifier:1.0.0|' deploy/knative.yaml | kubectl apply -f -": (
         "tests/test_knative.py",
         "knative.yaml",
     ),
-    "pip install -r requirements/client.txt": ("tests/test_install.py", "pip install -r requirements/client.txt"),
+    "kubectl create secret generic classifier --from-literal=api-key=…": ("deploy/knative.yaml", "key: api-key"),
     "pip install 'tritonclient[http]'": ("requirements/dev.txt", "tritonclient[http]=="),
+    "pip install -r requirements/client.txt": ("tests/test_install.py", "pip install -r requirements/client.txt"),
     ".venv-ray/bin/ray start": ("requirements/ray.txt", "ray[serve]=="),
     ".venv-ray/bin/serve shutdown": ("requirements/ray.txt", "ray[serve]=="),
     "MODEL_PATH=colours.onnx python server.py": ("client/endpoint.py", "[sys.executable, SERVER]"),
@@ -120,7 +105,7 @@ def environment(**more):
 
 
 def follow(command, checkout, port):
-    """Do what the README says, asking the server at `port` where it says 8000; return what is printed."""
+    """Do what a page says, asking the server at `port` where it says 8000; return what is printed."""
     if command in ELSEWHERE:
         name, same = ELSEWHERE[command]
         assert same in (ROOT / name).read_text(encoding="utf-8")
@@ -171,7 +156,7 @@ def serve(command, checkout):
 
 
 def as_shown(text):
-    """Return a pattern of what the README shows: any number for a number, any spaces, anything for `…`."""
+    """Return a pattern of what a page shows: any number for a number, any spaces, anything for `…`."""
     text = text.replace("efficientnet-lite0", OnnxClassifier(ROOT / "classifier.onnx").model_name)
     return re.escape(plain(text)).replace("…", ".*")
 
@@ -183,15 +168,16 @@ def plain(text):
 
 def test_every_block_says_what_it_is():
     assert not re.search(r"^    \S", PROSE, re.MULTILINE)
-    assert {language for language, _, _ in BLOCKS} == {"mermaid", "sh", "python"}  # an output follows its command
+    # An output follows its command, and a tree or a help text stands by itself.
+    assert {language for _, language, _, _ in BLOCKS} == {"mermaid", "sh", "python", "promql", "text"}
     assert "```" not in PROSE
 
 
 @pytest.mark.parametrize(
     ("block", "shown"),
     [
-        pytest.param(block, shown, id=named(block))
-        for language, block, shown in BLOCKS
+        pytest.param(block, shown, id=f"{page}: {named(block)}")
+        for page, language, block, shown in BLOCKS
         if language == "sh" and "colours" not in block and "-m venv" not in block  # tests/test_install.py has that
     ],
 )
@@ -207,10 +193,10 @@ def test_a_command_in_the_text_works(command, checkout, served):
 
 @pytest.mark.parametrize("command", ELSEWHERE)
 def test_what_is_run_elsewhere_is_still_in_the_text(command):
-    assert command in INLINE or command in [line for _, block, _ in BLOCKS for line in commands(block)]
+    assert command in INLINE or command in [line for _, _, block, _ in BLOCKS for line in commands(block)]
 
 
-@pytest.mark.parametrize(("code", "shown"), [(code, shown) for kind, code, shown in BLOCKS if kind == "python"])
+@pytest.mark.parametrize(("code", "shown"), [(code, shown) for _, kind, code, shown in BLOCKS if kind == "python"])
 def test_the_code_works_and_prints_what_is_shown(code, shown, checkout, served):
     model = OnnxClassifier(ROOT / "classifier.onnx").model_name
     code = code.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}").replace("efficientnet-lite0", model)
@@ -220,7 +206,7 @@ def test_the_code_works_and_prints_what_is_shown(code, shown, checkout, served):
 
 
 def test_ones_own_model_is_deployed_by_the_readmes_commands(checkout):
-    [(block, shown)] = [(block, shown) for _, block, shown in BLOCKS if "examples/colours.py" in block]
+    [(block, shown)] = [(block, shown) for _, _, block, shown in BLOCKS if "examples/colours.py" in block]
     printed = [follow(command, checkout, free_port()) for command in commands(block)]
     assert re.fullmatch(as_shown(shown), plain(printed[-1]))
 
@@ -240,60 +226,41 @@ def test_ones_own_model_is_deployed_by_the_readmes_commands(checkout):
         assert first.probability == pytest.approx(float(expected.max()), abs=1e-4)
 
 
-# -- the tables ------------------------------------------------------------------------------------------------------
+# -- the reference ---------------------------------------------------------------------------------------------------
 def found(pattern, *names):
-    """Return what `pattern` finds in the named scripts, or in all; an empty set would prove nothing."""
-    everything = {match for name in names or SOURCES for match in re.findall(pattern, SOURCES[name])}
+    """Return what `pattern` finds in the named files; an empty set would prove nothing."""
+    everything = {match for name in names for match in re.findall(pattern, (ROOT / name).read_text(encoding="utf-8"))}
     assert everything
     return sorted(everything)
 
 
-def rows(heading):
-    """Return the cells of every row of the first table under a heading."""
-    section = re.search(rf"^#+ {heading}\n(.*?)(?=^#+ |\Z)", README, re.MULTILINE | re.DOTALL)[1]
-    table = re.search(r"^\|.*\n\|[-|]+\n((?:\|.*\n)+)", section, re.MULTILINE)[1]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
-
-
-SETTINGS = {
-    known.name for group in (ModelSettings, ServerSettings, EndpointSettings, RaySettings) for known in fields(group)
-}
-
-
-@pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_every_setting_is_in_the_table(name):
-    assert f"| `{name}` |" in README
-
-
-@pytest.mark.parametrize("name", re.findall(r"^([A-Z_]+) \?=", MAKEFILE, re.MULTILINE))
-def test_every_variable_of_make_is_in_the_table(name):
-    assert f"| `{name}` |" in README.partition("For `make`:")[2] or name == "PORT"
-
-
-@pytest.mark.parametrize("name", [row[0].strip("`") for row in rows("Settings")])
-def test_every_setting_in_the_table_is_read_somewhere(name):
-    assert name in SETTINGS
-
-
-@pytest.mark.parametrize(
-    ("method", "route"), found(r'@\w+\.(route|post)\("([^"]+)"', "server.py", "serving/platforms.py")
-)
-def test_every_route_is_in_the_table(method, route):
-    assert [f"`{method.upper().replace('ROUTE', 'GET')} {route}`"] in [row[:1] for row in rows("HTTP")]
-
-
-@pytest.mark.parametrize("name", found(r'= (?:Counter|Gauge|Histogram|Info)\("(\w+)"', "serving/metrics.py"))
-def test_every_metric_is_in_the_table_and_is_served(name, served):
-    [metric] = [row[0].strip("`") for row in rows("Metrics") if re.fullmatch(rf"`{name}(_total|_info)?`", row[0])]
-    assert f"\n# TYPE {metric} " in served.get("/metrics").text
+@pytest.mark.parametrize("name", generate_docs.PAGES)
+def test_what_comes_from_the_code_is_as_the_code_has_it(name):
+    # But for spaces: where argparse breaks a line depends on Python's version.
+    assert generate_docs.render(PAGES[name]).split() == PAGES[name].split(), "run: python -m tests.generate_docs"
 
 
 @pytest.mark.parametrize("script", [name for name, source in SOURCES.items() if "ArgumentParser(" in source])
-def test_every_option_of_every_command_is_named(script):
-    help_text = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", help_text.stdout)) - {"--help"}
-    assert options
-    assert {option for option in options if not re.search(rf"{option}\b(?!-)", README)} == set()
+def test_every_command_has_its_help_in_cli(script):
+    assert f"<!-- help: {script} -->" in PAGES["cli.md"]
+
+
+@pytest.mark.parametrize("name", found(r"(?m)^([A-Z_]+) \?=", "Makefile"))
+def test_every_variable_of_make_is_in_configuration(name):
+    assert f"`{name}`" in PAGES["configuration.md"].partition("## make\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("method", "route"), found(r'@\w+\.(route|post)\("((?!/page/)[^"]+)"', "server.py", "serving/platforms.py")
+)
+def test_every_route_is_in_http_api(method, route):
+    assert f"| `{method.upper().replace('ROUTE', 'GET')} {route}` |" in PAGES["http-api.md"]
+
+
+@pytest.mark.parametrize("name", found(r'= (?:Counter|Gauge|Histogram|Info)\(\s*"(\w+)"', "serving/metrics.py"))
+def test_every_metric_is_in_monitoring_and_is_served(name, served):
+    [metric] = re.findall(rf"^\| `({name}(?:_total|_info)?)` \|", PAGES["monitoring.md"], re.MULTILINE)
+    assert f"\n# TYPE {metric} " in served.get("/metrics").text
 
 
 # -- troubleshooting -------------------------------------------------------------------------------------------------
@@ -309,11 +276,10 @@ def messages(path):
     ]
 
 
-PLACES = [*SOURCES, "Makefile", f"{PIPELINES}/pre-deployment.yml"]
-MESSAGES = {name: messages(ROOT / name) for name in PLACES}
+MESSAGES = {path: messages(path) for path in [*map(ROOT.joinpath, SOURCES), ROOT / "Makefile"]}
 
 
-QUOTED = [text for row in rows("Troubleshooting") for text in re.findall(r"`([^`]+)`", row[1])]
+QUOTED = re.findall(r"^> `(.+)`$", PAGES["troubleshooting.md"], re.MULTILINE)
 
 
 @pytest.mark.parametrize("quoted", QUOTED)
@@ -324,18 +290,25 @@ def test_every_message_that_is_quoted_is_one_of_ours(quoted):
 
 
 # -- links and pictures ----------------------------------------------------------------------------------------------
-def test_every_link_and_picture_leads_somewhere():
-    headings = re.findall(r"^#+ (.+)$", PROSE, re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    links = re.findall(r"\]\(#([^)]+)\)", README)
-    assert links
-    assert set(links) <= anchors
-    pictures = re.findall(r'src="([^"]+)"', README)
-    assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures)
+def anchors_of(page):
+    """Return the anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("diagram", [block for language, block, _ in BLOCKS if language == "mermaid"], ids=named)
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_and_image_leads_somewhere(name):
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    targets = re.findall(r"\]\(([^)]+)\)", PAGES[name]) + re.findall(r'src="([^"]+)"', PAGES[name])
+    for target in targets:
+        if target.startswith(("../../actions/", "https://")):  # GitHub's own, of whichever fork this is
+            continue
+        file, _, anchor = target.partition("#")
+        assert not file or (folder / file).is_file(), target
+        assert not anchor or anchor in anchors_of(PAGES[Path(file).name if file else name]), target
+
+
+@pytest.mark.parametrize("diagram", [block for _, language, block, _ in BLOCKS if language == "mermaid"], ids=named)
 def test_no_box_of_a_diagram_has_a_name_that_mermaid_keeps_for_itself(diagram):
     text = re.sub(r'"[^"]*"|\[[^\]]*\]', "", diagram)
     boxes = re.findall(r"(?:-->|&|^) *([\w.]+)", text, re.MULTILINE)
