@@ -9,8 +9,9 @@ import pytest
 from tests.graphs import of_other_classes
 from tests.server_process import Served, ready
 
-# Where a shell has started the tests in the background it is ignored, also by every program that they start.
+# A shell in the background has the first ignored, and nohup the second, also by every program that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
