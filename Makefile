@@ -105,7 +105,7 @@ clean:  ## remove everything that make has made
 	@mkdir -p .make
 	@echo '$(MODEL)' | cmp -s - $@ || echo '$(MODEL)' > $@
 
-classifier.onnx: .venv/installed .make/model convert_to_onnx.py model.py pytorch_model.py $(wildcard conversion/* runtime/* pytorch_model_weights.pth)
+classifier.onnx: .venv/installed .make/model convert_to_onnx.py model.py pytorch_model.py $(wildcard conversion/*.* runtime/*.py pytorch_model_weights.pth)
 	$(bin)/python convert_to_onnx.py --model $(MODEL) --output $@
 	@touch $@
 

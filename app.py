@@ -6,6 +6,7 @@ Knows nothing of HTTP. server.py calls it, and so may any other platform that wo
 from contextlib import ExitStack
 from threading import BoundedSemaphore, Lock
 from time import perf_counter, thread_time
+from typing import Any
 
 import numpy as np
 
@@ -135,6 +136,7 @@ class _Turn(ExitStack):
 
 def _prepare(image: bytes | np.ndarray, where: str, deadline: float, turn: _Turn) -> Prepared:
     preprocessor = classifier.preprocessor
+    opened: Any = None
     try:
         opened = preprocessor.open(image, deadline)
         if preprocessor.is_large(opened):
@@ -143,5 +145,5 @@ def _prepare(image: bytes | np.ndarray, where: str, deadline: float, turn: _Turn
     except InvalidImage as error:
         message = f"{where}{error}"
     # Not within `except`, and without the image: an error keeps what its frames hold, here until it is answered.
-    del image
+    del image, opened
     raise InvalidInput(message)

@@ -7,7 +7,8 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from runtime.settings import ROOT
+
 IMAGES = ROOT / "images"
 
 EXPECT_HELP = "a picture of your own and its class id, in place of the preset ones; again for more"
