@@ -142,7 +142,7 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
     if body.startswith(GZIP):  # of a client that does not say so
         raise InvalidInput(COMPRESSED)
     try:
-        return _json(body)
+        return _options(query) | _json(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
         why = str(error).replace(" | null", "").replace("Expected `str`", "Expected base64")

@@ -14,7 +14,8 @@ import numpy as np
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bodies import NULL, at_most, decode_texts, items
+from serving.bodies import MAX_LIST as MAX_FILES
+from serving.bodies import NULL, at_most, items
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"
@@ -70,6 +71,7 @@ _decode = msgspec.json.Decoder(_Request).decode
 _decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
 _decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
 _decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output) | None).decode
+_decode_texts = msgspec.json.Decoder(at_most(MAX_FILES, str | at_most(1, str))).decode  # type: ignore[arg-type]
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
@@ -171,10 +173,15 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
         if len(pixels) != prod(shape):
             raise InvalidInput(MISMATCH)
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
-    files: list[Any] = items(decode_texts(tensor.data)) if in_json else _unpack(binary, shape[0])  # base64, or bytes
+    files: list[Any] = _texts(tensor.data) if in_json else _unpack(binary, shape[0])  # base64, or bytes
     if len(files) != shape[0]:
         raise InvalidInput(MISMATCH)
     return [decode_base64(file) for file in files] if in_json else files
+
+
+def _texts(data: msgspec.Raw) -> list[str]:
+    """Return the texts in a list, or in lists of one each, which is how the shape [pictures, 1] is nested."""
+    return [text for each in items(_decode_texts(data)) for text in ([each] if isinstance(each, str) else items(each))]
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:

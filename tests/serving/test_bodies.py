@@ -43,6 +43,8 @@ def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
         ),
         ("", json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode(), {}),
         ("text/plain", json.dumps(json.dumps({"image": TEXT, "top_k": 2, "probabilities": True})).encode(), {}),
+        (JSON, json.dumps({"image": TEXT, "top_k": 2, "probabilities": None}).encode(), {"probabilities": "true"}),
+        (JSON, json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode(), {"top_k": "7"}),
         ("image/png", PICTURE, {"top_k": "2", "probabilities": "true"}),
         ("IMAGE/anything; q=1", PICTURE, {"top_k": "2", "probabilities": "true"}),
         ("application/octet-stream", PICTURE, {"top_k": "2", "probabilities": "true"}),
@@ -81,7 +83,7 @@ def test_null_is_as_if_the_field_were_not_there():
 
 def test_only_the_fields_that_count_are_taken():
     body = {"image": TEXT, "other": {"image": [1.5, None]}, "Image": 1, "top_K": 2, "": [], "\u00e9": "\u2028"}
-    assert inputs_of(JSON, json.dumps(body).encode(), {"top_k": "3", "other": "4"}) == {"image": PICTURE}
+    assert inputs_of(JSON, json.dumps(body).encode(), {"image": "aGk=", "other": "4"}) == {"image": PICTURE}
     assert inputs_of("image/png", PICTURE, {"other": "4", "image": TEXT}) == {"image": PICTURE}
     assert inputs_of(FORM, form(("image", PICTURE), ("other", b"4"), ("images", b"5")), {}) == {"image": PICTURE}
 

@@ -319,6 +319,18 @@ def test_an_image_is_classified_without_javascript(served, opened):
         assert navigating.value.json()["class_name"] == "tench"
 
 
+def test_axe_finds_nothing_in_the_page_without_javascript(served, opened):
+    """Axe is a script itself, so that this is the page as it is without one, with scripts allowed."""
+    with opened(served) as page:
+        markup = served.get("/").text.replace("<noscript>", "").replace("</noscript>", "")
+        page.route(served.url + "/", lambda route: route.fulfill(response=route.fetch(), body=markup))
+        page.route("**/script.js", lambda route: route.abort())
+        page.reload()
+        expect(page.get_by_label("Image")).to_be_visible()
+        expect(page.get_by_text("Choose pictures")).to_be_hidden()
+        assert Axe().run(page).violations_count == 0
+
+
 # -- what goes wrong ------------------------------------------------------------------------------------------------
 
 

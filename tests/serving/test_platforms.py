@@ -225,6 +225,14 @@ def test_files_may_have_a_dimension_more_as_mlservers_codecs_send_them(triton, m
     np.testing.assert_allclose(result.as_numpy("probabilities"), wanted[[1, 0]], atol=1e-3)
 
 
+def test_files_may_be_nested_as_that_shape_says(served, wanted):
+    nested = [[base64.b64encode(PICTURES[n]).decode()] for n in (1, 0)]
+    body = tensor(datatype="BYTES", shape=[2, 1], data=nested)
+    [output] = served.post(infer_route(served), json=body).json()["outputs"]
+    assert output["shape"] == [2, 1000]
+    np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), wanted[[1, 0]], atol=1e-3)
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_triton_gets_classes_by_name_with_the_classification_extension(triton, model, wanted, binary):
     outputs = [InferRequestedOutput("probabilities", binary_data=binary, class_count=3)]
@@ -359,6 +367,9 @@ HUGE = 10**40
         ({"inputs": None}, "array"),
         (tensor(datatype="BYTES", shape=[1], data=[]), "as large as its shape"),
         (tensor(datatype="BYTES", shape=[2], data=["aa"]), "as large as its shape"),
+        (tensor(datatype="BYTES", shape=[2, 1], data=[["aa", "aa"]]), "at most length 1"),
+        (tensor(datatype="BYTES", shape=[1, 1], data=[[]]), "as large as its shape"),
+        (tensor(datatype="BYTES", shape=[1, 1], data=[[["aa"]]]), "str"),
         (tensor(datatype="BYTES", shape=[1], data=[7]), "str"),
         (tensor(datatype="BYTES", shape=[1], data=["@"]), "base64"),
         (tensor(datatype="BYTES", shape=[1], data=["aGVsbG8="]), "not a picture"),
