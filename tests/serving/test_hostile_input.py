@@ -19,13 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime import decoding
-from tests.hostile import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, small_pictures, with_right_checksums
+from tests.hostile import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, small_images, with_right_checksums
 from tests.server_process import Served
 
 SCALE = int(os.environ.get("FUZZ_SCALE") or 1)
 ANSWER_S = 10  # for one answer: many times what any takes, so that only one that hangs fails
 KEPT_MB = 25  # by which the server may grow when it is sent all that once more
-SMALL = small_pictures()
+SMALL = small_images()
 PICTURE = base64.b64encode(SMALL["PNG"][2]).decode()
 
 Ask = Callable[..., int]
