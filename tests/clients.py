@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 
 from tests.server_process import DEADLINE_S, TENCH, Served
 
-PICTURE = TENCH.read_bytes()
+IMAGE = TENCH.read_bytes()
 
 
 class Flood:
@@ -27,7 +27,7 @@ class Flood:
             while not self.over.is_set():
                 leaving = self.leaving.is_set()
                 try:
-                    connection.request("POST", "/", PICTURE, headers)
+                    connection.request("POST", "/", IMAGE, headers)
                     response = connection.getresponse()
                     response.read()
                 except (OSError, http.client.HTTPException) as error:

@@ -19,7 +19,7 @@ def encoded(image: Image.Image, file_format: str, **options) -> bytes:
     return file.getvalue()
 
 
-def small_pictures() -> dict[str, list[bytes]]:
+def small_images() -> dict[str, list[bytes]]:
     """Return valid little files by format, of many kinds: what mutations start from."""
     ramp, disc = Image.linear_gradient("L"), Image.radial_gradient("L")
     photo = Image.merge("RGB", (ramp, disc, ramp.rotate(90))).resize((24, 18))

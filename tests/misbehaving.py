@@ -46,7 +46,7 @@ def misbehaving(
 
     endpoint = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     endpoint.daemon_threads = True
-    thread = threading.Thread(target=endpoint.serve_forever)
+    thread = threading.Thread(target=endpoint.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         yield f"http://127.0.0.1:{endpoint.server_port}", asked

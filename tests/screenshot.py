@@ -37,8 +37,8 @@ def main() -> int:
                 page = context.new_page()
                 for _ in ("to warm up", "for the picture"):
                     page.goto(url)
-                    for shown, picture in enumerate((NEWT, TENCH), 1):  # one by one: each has its own time
-                        page.get_by_label("Choose pictures").set_input_files(picture)
+                    for shown, image in enumerate((NEWT, TENCH), 1):  # one by one: each has its own time
+                        page.get_by_label("Choose pictures").set_input_files(image)
                         wait_for_answers(page, shown)
                         page.wait_for_load_state("networkidle")
                 shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")

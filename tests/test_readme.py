@@ -112,11 +112,13 @@ def follow(command, checkout, port):
         return ""
     if command in SERVING:
         return serve(command, checkout)
+    if tests := re.fullmatch(r"python -m pytest (tests/\w+\.py)", command):  # `make test` runs them
+        assert (checkout / tests[1]).is_file()
+        return ""
     dry = "--dry-run" if re.match(r"make (?!run( IMAGE=|$))", command) else ""
     for name in re.findall(r"^make .*?([A-Z_]+)=", command):
         assert re.search(rf"\b{name}\b", MAKEFILE + "".join(SOURCES.values()))
     command = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
-    command = command.replace("python -m pytest", "python -m pytest --collect-only")  # the rest is done by `make test`
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", f"{MAKE}\n{command}"],
         cwd=checkout,

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import pytorch_model
-from conversion import trained_model
 from conversion.verification import Disagreement, compare, verify
 from convert_to_onnx import build_graph
 from runtime.errors import InvalidModel
@@ -17,13 +16,13 @@ from tests.networks import AcrossTheBatch, ForBatchesOfOneAndFour, Random, Small
 
 
 @pytest.fixture(scope="module")
-def lite():
-    return trained_model.load("efficientnet-lite0")
+def small():
+    return trained(Small())
 
 
 @pytest.fixture(scope="module")
-def lite_graph(lite):
-    return build_graph(lite)
+def small_graph(small):
+    return build_graph(small)
 
 
 @pytest.fixture
@@ -35,8 +34,8 @@ def saved(tmp_path):
     return save
 
 
-def test_the_right_graph_is_accepted(lite, lite_graph, saved):
-    agreement = verify(saved(lite_graph), lite)
+def test_the_right_graph_is_accepted(small, small_graph, saved):
+    agreement = verify(saved(small_graph), small)
     assert agreement.pictures >= 9
     assert agreement.levels <= 1.01
     assert agreement.same_pixels < 1e-4
@@ -44,10 +43,10 @@ def test_the_right_graph_is_accepted(lite, lite_graph, saved):
 
 
 @pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__)
-def test_a_broken_graph_is_refused(lite, lite_graph, saved, break_it):
-    path = saved(broken_copy(lite_graph, break_it))
+def test_a_broken_graph_is_refused(small, small_graph, saved, break_it):
+    path = saved(broken_copy(small_graph, break_it))
     with pytest.raises((Disagreement, InvalidModel), match=r"from Pillow's|does not give the probabilities"):
-        verify(path, lite)
+        verify(path, small)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +64,9 @@ def test_wrong_pixels_are_seen_whatever_the_weights(blind, saved, break_it):
         verify(saved(broken_copy(graph, break_it)), network)
 
 
-def test_a_file_that_describes_another_preprocessing_is_refused(lite, lite_graph, saved):
+def test_a_file_that_describes_another_preprocessing_is_refused(small, small_graph, saved):
     with pytest.raises(Disagreement, match=r"the file describes .*, the model wants"):
-        verify(saved(lite_graph), dataclasses.replace(lite, mean=pytorch_model.IMAGENET_MEAN))
+        verify(saved(small_graph), dataclasses.replace(small, mean=pytorch_model.IMAGENET_MEAN))
 
 
 def nudged():
@@ -77,9 +76,9 @@ def nudged():
 
 
 @pytest.mark.parametrize("other", [Random(), nudged()], ids=["random", "all but the same weights"])
-def test_answers_of_another_network_are_refused(saved, other):
+def test_answers_of_another_network_are_refused(small_graph, saved, other):
     with pytest.raises(Disagreement, match=r"ONNX Runtime says class \d"):
-        verify(saved(build_graph(trained(Small()))), trained(other))
+        verify(saved(small_graph), trained(other))
 
 
 def test_answers_that_depend_on_the_batch_are_refused(saved):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from client.endpoint import free_port
-from tests.clients import PICTURE, begin_call, flooding, status_of
+from tests.clients import IMAGE, begin_call, flooding, status_of
 from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, ready, serving, wait_until
 
 
@@ -83,7 +83,7 @@ def piped(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
             process.kill()
 
 
-@pytest.mark.parametrize("attempt", range(10))
+@pytest.mark.parametrize("attempt", range(5))
 def test_sigterm_right_after_it_listens_is_not_lost(tmp_path, attempt):
     with piped(tmp_path) as (process, _):
         assert any(b" listening " in line for line in process.stderr)
@@ -132,8 +132,8 @@ def test_after_kill_9_it_starts_again_on_the_same_port(tmp_path):
     for life in ("first", "second"):
         (tmp_path / life).mkdir()
         with ready(tmp_path / life, port=port) as served:
-            begin_call(served, PICTURE[:1000], len(PICTURE))
-            assert classify(served, PICTURE) == 200
+            begin_call(served, IMAGE[:1000], len(IMAGE))
+            assert classify(served, IMAGE) == 200
             served.process.kill()
             assert served.process.wait(DEADLINE_S) == -signal.SIGKILL
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.clients import PICTURE
+from tests.clients import IMAGE
 from tests.server_process import DEADLINE_S, TENCH, Served, ready, serving, wait_until
 
 KEY = "sesame-4711"
@@ -215,14 +215,14 @@ def test_an_id_that_is_not_fit_to_be_shown_is_replaced(keyed, name, given):
 
 def test_a_call_is_one_line_of_json_with_all_that_is_known_of_it_but_the_picture(tmp_path):
     with ready(tmp_path, LOG_FORMAT="json") as served:
-        call = served.post(files={"image": PICTURE}, headers={"X-Banana-Request-ID": "good"}).json()
+        call = served.post(files={"image": IMAGE}, headers={"X-Banana-Request-ID": "good"}).json()
         served.post(json={"image": "not base64!"}, headers={"X-Banana-Request-ID": "bad"})
         lines = [json.loads(line) for line in served.log.read_text().splitlines()]
         events = [line["event"] for line in lines]
         assert {"listening", "ready", "request"} <= set(events)
         [good] = [line for line in lines if line.get("id") == "good"]
         assert (good["method"], good["path"], good["status"], good["level"]) == ("POST", "/", 200, "info")
-        assert len(PICTURE) < good["bytes"] < len(PICTURE) + 1000
+        assert len(IMAGE) < good["bytes"] < len(IMAGE) + 1000
         assert [re.fullmatch(r"JPEG \d+x\d+", picture) is not None for picture in good["pictures"]] == [True]
         assert (good["decode_ms"], good["model_ms"]) == (call["timing_ms"]["decode"], call["timing_ms"]["model"])
         assert good["queue_ms"] >= 0 and good["total_ms"] >= call["timing_ms"]["total"] - 1

@@ -13,11 +13,11 @@ from banana_dev import Client
 from banana_dev.client import ClientException
 
 from serving.bodies import BODIES_IN_MEMORY
-from tests.clients import PICTURE, begin_call, flooding, status_of
+from tests.clients import IMAGE, begin_call, flooding, status_of
 from tests.server_process import Served, is_ready, ready, wait_until
 
 RESIDENT = "process_resident_memory_bytes"  # which only Linux has
-TENCH = {"image": base64.b64encode(PICTURE).decode()}
+TENCH = {"image": base64.b64encode(IMAGE).decode()}
 
 
 def classify(served: Served, picture: bytes = b"x") -> int:
@@ -59,10 +59,10 @@ def test_a_flood_gets_200_or_503_while_probes_are_answered_and_costs_no_memory(t
 
         flood(300)  # what a first flood costs is not a leak
         before = served.metric(RESIDENT)
-        flood(2000)
+        flood(1000)
         assert served.metric(RESIDENT) < before + 50e6
         assert gauges(served) == (0, 0)
-        assert classify(served, PICTURE) == 200
+        assert classify(served, IMAGE) == 200
 
 
 @pytest.mark.parametrize("size", [1, 5_000_000], ids=["small", "large"])

@@ -251,8 +251,7 @@ def test_all_can_be_done_with_the_keyboard(served, opened):
         expect(page.get_by_role("button", name="Copy the curl code")).to_be_focused()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("device", [{}, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize(("scheme", "device"), [("light", {}), ("dark", PHONE)], ids=["desktop", "phone"])
 def test_axe_finds_nothing_that_keeps_anyone_out(served, locked, opened, scheme, device):
     still = {"color_scheme": scheme, "reduced_motion": "reduce"} | device
     with opened(served, **still) as page:
