@@ -61,7 +61,7 @@ def load(name: str, weights: Path | None = None) -> TrainedModel:
 
 def known_weights(known: KnownModel) -> Path:
     """Return the path of the model's own weights, downloaded if they are not there. Raises WeightsError."""
-    path = known.weights_file()
+    path = known.weights
     if not path.is_file():
         try:
             download(known.urls, path, known.digests)

@@ -268,7 +268,7 @@ def test_the_output_is_beside_the_script_from_wherever_it_is_called(monkeypatch,
 
 def test_auto_takes_resnet18_where_its_weights_are(monkeypatch, weights):
     digest = f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"
-    there = dataclasses.replace(KNOWN_MODELS["resnet18"], weights_file=lambda: weights, digests=(digest,))
+    there = dataclasses.replace(KNOWN_MODELS["resnet18"], weights=weights, digests=(digest,))
     monkeypatch.setitem(KNOWN_MODELS, "resnet18", there)
     assert convert_to_onnx.choose_model() == "resnet18"
 

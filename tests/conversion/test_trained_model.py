@@ -21,7 +21,7 @@ def path(tmp_path):
 def unknown_weights(monkeypatch, path):
     """Weights that fit ResNet-18 and are not the known ones, standing where those should be."""
     torch.save(Classifier().state_dict(), path)
-    own = dataclasses.replace(KNOWN_MODELS["resnet18"], weights_file=lambda: path, urls=())
+    own = dataclasses.replace(KNOWN_MODELS["resnet18"], weights=path, urls=())
     monkeypatch.setitem(KNOWN_MODELS, "resnet18", own)
     return path
 
