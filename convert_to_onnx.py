@@ -27,21 +27,15 @@ import onnx
 import torch
 from onnx import compose, helper, parser
 
-from conversion import custom_model, trained_model
-from conversion.custom_model import InvalidNetwork
+from conversion import ConversionError, custom_model, trained_model
 from conversion.preprocessing import OPSET, preprocessing_text
 from conversion.trained_model import ACTIVATIONS, TrainedModel
-from conversion.verification import Agreement, Disagreement, verify
-from conversion.weights import WeightsError
+from conversion.verification import Agreement, verify
 from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
 from runtime.settings import ROOT
 
 MAX_BYTES = 2**31  # of an ONNX file, which is one Protocol Buffers message
-
-
-class ConversionError(Exception):
-    """The network cannot become an ONNX file; the message says why."""
 
 
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
@@ -134,7 +128,7 @@ def check_output(output: Path) -> None:
 
 
 def convert(trained: TrainedModel, output: Path) -> Agreement:
-    """Write the model to `output`. Raises ConversionError or Disagreement, and then leaves `output` as it was."""
+    """Write the model to `output`. Raises ConversionError, and then leaves `output` as it was."""
     print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
     graph = build_graph(trained)
     part = output.with_name(f"{output.name}.part")
@@ -155,7 +149,7 @@ def choose_model() -> str:
     try:
         trained_model.known_weights(KNOWN_MODELS["resnet18"])
         return "resnet18"
-    except WeightsError as error:
+    except ConversionError as error:
         bar = "!" * 100
         print(
             f"{bar}\n{error}\n\nUSING efficientnet-lite0 INSTEAD OF resnet18, whose weights cannot be had.\n{bar}",
@@ -211,7 +205,7 @@ def main() -> None:
             trained = trained_model.load(choose_model() if options.model == "auto" else options.model, options.weights)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
         agreement = convert(trained, options.output)
-    except (ConversionError, Disagreement, InvalidNetwork, WeightsError, OSError) as error:
+    except (ConversionError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")
     print(f"{trained.name}: {agreement}")
     print(f"{trained.name}: {options.output}, {options.output.stat().st_size / 1e6:.1f} MB")

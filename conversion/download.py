@@ -7,12 +7,10 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
+from conversion import ConversionError
+
 TIMEOUT_S = (5, 30)  # to connect, and without a single byte
 CHUNK_BYTES = 1 << 20
-
-
-class DownloadError(Exception):
-    """No address gave the file; the message has each one's reason."""
 
 
 def digests(path: Path) -> tuple[str, str]:
@@ -31,7 +29,7 @@ def digests(path: Path) -> tuple[str, str]:
 def download(urls: Sequence[str], path: Path, known: Sequence[str]) -> None:
     """Write to `path` what the first of `urls` gives whose digest is among `known`, each as `digests` returns it.
 
-    The file appears under its name when it is complete and right, never before. Raises DownloadError when every
+    The file appears under its name when it is complete and right, never before. Raises ConversionError when every
     address has failed.
     """
     part = path.with_name(f"{path.name}.part")
@@ -41,22 +39,22 @@ def download(urls: Sequence[str], path: Path, known: Sequence[str]) -> None:
         try:
             fetch(url, part)
             if not set(digests(part)) & set(known):
-                raise DownloadError(f"digest {digests(part)[0]} is not a known one")
+                raise ConversionError(f"digest {digests(part)[0]} is not a known one")
             part.replace(path)
             return
-        except (requests.RequestException, DownloadError) as error:
+        except (requests.RequestException, ConversionError) as error:
             reasons.append(f"  {url}: {error}")
         finally:
             part.unlink(missing_ok=True)
-    raise DownloadError(f"{path.name} could not be downloaded:\n" + "\n".join(reasons))
+    raise ConversionError(f"{path.name} could not be downloaded:\n" + "\n".join(reasons))
 
 
 def fetch(url: str, path: Path) -> None:
-    """Write what `url` gives to `path`, with a progress bar. Raises DownloadError or requests.RequestException."""
+    """Write what `url` gives to `path`, with a progress bar. Raises ConversionError or requests.RequestException."""
     with requests.get(url, stream=True, timeout=TIMEOUT_S) as response:
         response.raise_for_status()
         if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise DownloadError("answered with a web page instead of the file")
+            raise ConversionError("answered with a web page instead of the file")
         bar = {"total": response.raw.length_remaining, "desc": path.stem}
         with path.open("wb") as file, tqdm.wrapattr(file, "write", **bar) as target:
             for chunk in response.iter_content(CHUNK_BYTES):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from torch import nn
 
-from conversion.download import DownloadError, digests, download
-from conversion.weights import WeightsError, load_weights
+from conversion import ConversionError
+from conversion.download import digests, download
+from conversion.weights import load_weights
 from pytorch_model import KNOWN_MODELS, KnownModel
 
 ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
@@ -49,7 +50,7 @@ class TrainedModel:
 def load(name: str, weights: Path | None = None) -> TrainedModel:
     """Build the known model `name` with its own weights, downloaded if need be, or with those of the file `weights`.
 
-    Its own must have a known digest; a file that a person names need only fit. Raises WeightsError.
+    Its own must have a known digest; a file that a person names need only fit. Raises ConversionError.
     """
     known = KNOWN_MODELS[name]
     path = weights or known_weights(known)
@@ -60,18 +61,18 @@ def load(name: str, weights: Path | None = None) -> TrainedModel:
 
 
 def known_weights(known: KnownModel) -> Path:
-    """Return the path of the model's own weights, downloaded if they are not there. Raises WeightsError."""
+    """Return the path of the model's own weights, downloaded if they are not there. Raises ConversionError."""
     path = known.weights
     if not path.is_file():
         try:
             download(known.urls, path, known.digests)
-        except DownloadError as error:
-            raise WeightsError(
+        except ConversionError as error:
+            raise ConversionError(
                 f"{error}\nPut the file there by hand, as {path}, or name one with --weights. Or take "
                 "--model efficientnet-lite0, whose weights come with a package; --model auto takes it by itself."
             ) from error
     elif not set(digests(path)) & set(known.digests):
-        raise WeightsError(
+        raise ConversionError(
             f"{path} has the digest {digests(path)[0]}, which is not a known one. "
             "Remove it to have it downloaded, or name it with --weights if it is meant."
         )

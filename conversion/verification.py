@@ -12,6 +12,7 @@ import onnx
 import torch
 from onnx import utils
 
+from conversion import ConversionError
 from conversion.trained_model import TrainedModel
 from model import ImagePreprocessor, OnnxClassifier
 from runtime.providers import import_onnxruntime
@@ -21,10 +22,6 @@ TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from 
 RELATIVE_TOLERANCE = 1e-3  # something of ten thousand classes too, of the largest probability,
 ROUNDING = 1e-6  # but no less than this
 LEVELS_TOLERANCE = 1.01  # of 255, between the graph's pixels and Pillow's: one is rounding
-
-
-class Disagreement(Exception):
-    """The file differs from Pillow or PyTorch; the message says how much, and on which picture."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def generated_pictures() -> list[np.ndarray]:
 def verify(path: Path, trained: TrainedModel) -> Agreement:
     """Compare the file's pixels with Pillow's, and its probabilities on them with those of PyTorch.
 
-    Raises Disagreement where a class differs, or anything else by more than the tolerances above.
+    Raises ConversionError where a class differs, or anything else by more than the tolerances above.
     """
     preprocessor = ImagePreprocessor(trained.size, trained.mean, trained.std)
     files = sorted((ROOT / "images").glob("*.jpeg"))
@@ -66,7 +63,7 @@ def verify(path: Path, trained: TrainedModel) -> Agreement:
     classifier = OnnxClassifier(path)
     described, wanted = ((p.size, p.mean, p.std) for p in (classifier.preprocessor, preprocessor))
     if described != wanted:
-        raise Disagreement(f"the file describes size, mean and std as {described}, the model wants {wanted}")
+        raise ConversionError(f"the file describes size, mean and std as {described}, the model wants {wanted}")
     graph_pixels, network = pixels_of(path), trained.classifier
 
     def probabilities(normalized: np.ndarray) -> np.ndarray:
@@ -78,11 +75,11 @@ def verify(path: Path, trained: TrainedModel) -> Agreement:
     try:
         rows = classifier.runner.run_alone(batch)  # because `predict` takes them one by one
     except Exception as error:  # ONNX Runtime's own, which have no base class
-        raise Disagreement(f"ONNX Runtime fails on {len(batch)} pictures in a batch: {error}") from error
+        raise ConversionError(f"ONNX Runtime fails on {len(batch)} pictures in a batch: {error}") from error
     classes = len(trained.class_names)
     if rows.shape != (len(batch), classes):
         shape = list(rows.shape)
-        raise Disagreement(f"ONNX Runtime gives {shape} for {len(batch)} pictures of {classes} classes in a batch")
+        raise ConversionError(f"ONNX Runtime gives {shape} for {len(batch)} pictures of {classes} classes in a batch")
     for (name, picture), pixels, row in zip(named.items(), batch[:, None], rows[:, None], strict=True):
         normalized, graphs = preprocessor.normalize(pixels), graph_pixels(picture[None])
         levels = max(levels, compare_levels(name, graphs, normalized, preprocessor))
@@ -105,29 +102,29 @@ def pixels_of(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 def compare_levels(name: str, actual: np.ndarray, expected: np.ndarray, preprocessor: ImagePreprocessor) -> float:
     """Return the largest difference of normalized pixels, [1, 3, height, width], in levels of 255.
 
-    Unlike the probabilities, it shows a wrong resize whatever the weights are. Raises Disagreement over tolerance.
+    Unlike the probabilities, it shows a wrong resize whatever the weights are. Raises ConversionError over tolerance.
     """
     std = np.array(preprocessor.std, np.float32).reshape(-1, 1, 1)
     levels = float((np.abs(actual - expected) * std).max() * 255)
     if not levels <= LEVELS_TOLERANCE:
-        raise Disagreement(f"{name}: the graph's pixels are up to {levels:.1f} of 255 from Pillow's, 1 is allowed")
+        raise ConversionError(f"{name}: the graph's pixels are up to {levels:.1f} of 255 from Pillow's, 1 is allowed")
     return levels
 
 
 def compare(name: str, actual: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference of two rows of probabilities, [1, classes].
 
-    Raises Disagreement where it is over the tolerances above, or another class comes first.
+    Raises ConversionError where it is over the tolerances above, or another class comes first.
     """
     if not np.isfinite(expected).all():
-        raise Disagreement(f"{name}: PyTorch's probabilities are not all finite numbers")
+        raise ConversionError(f"{name}: PyTorch's probabilities are not all finite numbers")
     difference = float(np.abs(actual - expected).max())
     allowed = float(np.clip(RELATIVE_TOLERANCE * expected.max(), ROUNDING, TOLERANCE))
     first, wanted = int(actual.argmax()), int(expected.argmax())
     # Where PyTorch itself rates two classes alike to within the tolerance, either may come first.
     tie = expected[0, wanted] - expected[0, first] <= allowed
     if not difference <= allowed or (first != wanted and not tie):
-        raise Disagreement(
+        raise ConversionError(
             f"{name}: ONNX Runtime says class {first}, PyTorch says {wanted}; "
             f"probabilities are up to {difference:.2g} apart, {allowed:.0e} is allowed"
         )

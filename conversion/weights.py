@@ -14,38 +14,36 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from conversion import ConversionError
+
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights
 PREFIXES = ("module.", "_orig_mod.", "model.")  # what DataParallel, torch.compile and Lightning put before every key
 
 
-class WeightsError(Exception):
-    """The weights cannot be had, are not the known ones, or do not fit the network."""
-
-
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load the weights in the file `path` into `network`: every key must fit. Raises WeightsError."""
+    """Load the weights in the file `path` into `network`: every key must fit. Raises ConversionError."""
     if not path.is_file():
-        raise WeightsError(f"{path} is not there")
+        raise ConversionError(f"{path} is not there")
     state_dict = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
     try:
         _strip_prefixes(state_dict, network)
         network.load_state_dict(state_dict, strict=True)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} does not fit the network: {_shortened(str(error))}") from error
+        raise ConversionError(f"{path} does not fit the network: {_shortened(str(error))}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # somebody else's decoder, of a file that may be anything
-        raise WeightsError(f"{path} is not safetensors, or is damaged: {error}") from error
+        raise ConversionError(f"{path} is not safetensors, or is damaged: {error}") from error
 
 
 def _read_pickled(path: Path) -> Any:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # as above; torch's own words would have the reader load it unsafely
-        raise WeightsError(f"{path} {_why_unreadable(path, str(error))}") from error
+        raise ConversionError(f"{path} {_why_unreadable(path, str(error))}") from error
     if isinstance(content, dict):
         for key in CHECKPOINT_KEYS:
             if isinstance(content.get(key), dict):

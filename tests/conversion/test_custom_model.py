@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 import app
-from conversion import custom_model
-from conversion.custom_model import InvalidNetwork
+from conversion import ConversionError, custom_model
 from convert_to_onnx import convert
 from model import OnnxClassifier
 from tests import networks
@@ -125,7 +124,7 @@ def test_the_network_is_taken_wherever_and_in_whatever_precision_it_was_built(tm
     ],
 )
 def test_a_network_that_is_no_classifier_is_refused(tmp_path, name, message):
-    with pytest.raises(InvalidNetwork, match=message):
+    with pytest.raises(ConversionError, match=message):
         load(name, tmp_path)
 
 
@@ -141,7 +140,7 @@ def test_a_network_that_is_no_classifier_is_refused(tmp_path, name, message):
     ],
 )
 def test_what_builds_no_network_is_refused(tmp_path, model, message):
-    with pytest.raises(InvalidNetwork, match=message):
+    with pytest.raises(ConversionError, match=message):
         custom_model.load(model, tmp_path / "weights.pth")
 
 
@@ -149,7 +148,7 @@ def test_a_module_that_fails_says_where(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "mistaken.py").write_text("import torch\n\nx = y\n")
-    with pytest.raises(InvalidNetwork, match=r"NameError: name 'y' is not defined \(.*mistaken.py, line 3: x = y\)"):
+    with pytest.raises(ConversionError, match=r"NameError: name 'y' is not defined \(.*mistaken.py, line 3: x = y\)"):
         custom_model.build("mistaken:Network")
 
 
@@ -160,7 +159,7 @@ def test_a_module_of_the_same_name_as_one_of_ours_is_refused(tmp_path, monkeypat
     path.write_text("from torch.nn import Identity as Net\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(InvalidNetwork, match=r"is the name of a module of this repository too: rename yours"):
+    with pytest.raises(ConversionError, match=r"is the name of a module of this repository too: rename yours"):
         custom_model.build(f"{file.removesuffix('.py').replace('/', '.')}:Net")
 
 
@@ -179,7 +178,7 @@ def test_a_module_of_the_same_name_as_one_of_ours_is_refused(tmp_path, monkeypat
     ],
 )
 def test_options_that_mean_nothing_are_refused(tmp_path, options, message):
-    with pytest.raises(InvalidNetwork, match=message):
+    with pytest.raises(ConversionError, match=message):
         load("Small", tmp_path, **options)
 
 
@@ -195,5 +194,5 @@ def test_options_that_mean_nothing_are_refused(tmp_path, options, message):
 def test_labels_that_do_not_fit_are_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "labels.txt").write_bytes(content)
-    with pytest.raises(InvalidNetwork, match=message):
+    with pytest.raises(ConversionError, match=message):
         load("Small", tmp_path, labels=tmp_path / "labels.txt")

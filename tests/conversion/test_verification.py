@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import pytorch_model
-from conversion import trained_model
-from conversion.verification import Disagreement, compare, verify
+from conversion import ConversionError, trained_model
+from conversion.verification import compare, verify
 from convert_to_onnx import build_graph
 from runtime.errors import InvalidModel
 from tests.graphs import BROKEN, broken_copy
@@ -46,7 +46,7 @@ def test_the_right_graph_is_accepted(lite, lite_graph, saved):
 @pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__)
 def test_a_broken_graph_is_refused(lite, lite_graph, saved, break_it):
     path = saved(broken_copy(lite_graph, break_it))
-    with pytest.raises((Disagreement, InvalidModel), match=r"from Pillow's|does not give the probabilities"):
+    with pytest.raises((ConversionError, InvalidModel), match=r"from Pillow's|does not give the probabilities"):
         verify(path, lite)
 
 
@@ -61,12 +61,12 @@ def blind():
 @pytest.mark.parametrize("break_it", BROKEN[:4], ids=lambda function: function.__name__)
 def test_wrong_pixels_are_seen_whatever_the_weights(blind, saved, break_it):
     network, graph = blind
-    with pytest.raises(Disagreement, match=r"the graph's pixels are up to .* of 255 from Pillow's"):
+    with pytest.raises(ConversionError, match=r"the graph's pixels are up to .* of 255 from Pillow's"):
         verify(saved(broken_copy(graph, break_it)), network)
 
 
 def test_a_file_that_describes_another_preprocessing_is_refused(lite, lite_graph, saved):
-    with pytest.raises(Disagreement, match=r"the file describes .*, the model wants"):
+    with pytest.raises(ConversionError, match=r"the file describes .*, the model wants"):
         verify(saved(lite_graph), dataclasses.replace(lite, mean=pytorch_model.IMAGENET_MEAN))
 
 
@@ -78,19 +78,19 @@ def nudged():
 
 @pytest.mark.parametrize("other", [Random(), nudged()], ids=["random", "all but the same weights"])
 def test_answers_of_another_network_are_refused(saved, other):
-    with pytest.raises(Disagreement, match=r"ONNX Runtime says class \d"):
+    with pytest.raises(ConversionError, match=r"ONNX Runtime says class \d"):
         verify(saved(build_graph(trained(Small()))), trained(other))
 
 
 def test_answers_that_depend_on_the_batch_are_refused(saved):
     network = trained(AcrossTheBatch())
-    with pytest.raises(Disagreement, match="in a batch: ONNX Runtime says"):
+    with pytest.raises(ConversionError, match="in a batch: ONNX Runtime says"):
         verify(saved(build_graph(network)), network)
 
 
 def test_answers_that_are_not_one_for_each_picture_are_refused(saved):
     network = trained(ForBatchesOfOneAndFour())
-    with pytest.raises(Disagreement, match=r"ONNX Runtime gives \[1, 45\] for 9 pictures of 5 classes"):
+    with pytest.raises(ConversionError, match=r"ONNX Runtime gives \[1, 45\] for 9 pictures of 5 classes"):
         verify(saved(build_graph(network)), network)
 
 
@@ -108,17 +108,17 @@ def test_probabilities_agree_only_within_the_tolerance(actual, agrees):
     if agrees:
         assert compare("picture", np.array([actual]), expected) == pytest.approx(abs(actual[0] - 0.5))
     else:
-        with pytest.raises(Disagreement, match=r"picture: .* 1e-04 is allowed"):
+        with pytest.raises(ConversionError, match=r"picture: .* 1e-04 is allowed"):
             compare("picture", np.array([actual]), expected)
 
 
 def test_of_ten_thousand_small_probabilities_none_may_be_far_off():
     expected = np.full((1, 10_000), 1e-4)
     assert compare("picture", expected + 5e-7, expected) < 1e-6
-    with pytest.raises(Disagreement, match="1e-06 is allowed"):
+    with pytest.raises(ConversionError, match="1e-06 is allowed"):
         compare("picture", expected[:, ::-1] + np.eye(1, 10_000) * 5e-6, expected)
 
 
 def test_a_picture_on_which_pytorch_gives_no_number_is_named():
-    with pytest.raises(Disagreement, match="picture: PyTorch's probabilities are not all finite numbers"):
+    with pytest.raises(ConversionError, match="picture: PyTorch's probabilities are not all finite numbers"):
         compare("picture", np.array([[0.5, 0.5]]), np.array([[np.nan, 0.5]]))
