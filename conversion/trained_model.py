@@ -64,13 +64,7 @@ def known_weights(known: KnownModel) -> Path:
     """Return the path of the model's own weights, downloaded if they are not there. Raises ConversionError."""
     path = known.weights
     if not path.is_file():
-        try:
-            download(known.urls, path, known.digests)
-        except ConversionError as error:
-            raise ConversionError(
-                f"{error}\nPut the file there by hand, as {path}, or name one with --weights. Or take "
-                "--model efficientnet-lite0, whose weights come with a package; --model auto takes it by itself."
-            ) from error
+        download(known.urls, path, known.digests)
     elif not set(digests(path)) & set(known.digests):
         raise ConversionError(
             f"{path} has the digest {digests(path)[0]}, which is not a known one. "
