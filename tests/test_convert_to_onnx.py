@@ -168,9 +168,10 @@ def test_more_weights_than_an_onnx_file_holds_are_refused():
         build_graph(trained(network))
 
 
-def test_class_names_that_are_not_as_many_as_the_classes_are_refused():
-    with pytest.raises(ConversionError, match=r"the network has 5 classes, its class names are 1"):
-        build_graph(trained(Small(), class_names=["only one"]))
+def test_class_names_that_are_not_as_many_as_the_classes_are_refused(tmp_path):
+    with pytest.raises(ConversionError, match=r"does not give the probabilities of 1 classes"):
+        convert(trained(Small(), class_names=["only one"]), tmp_path / "classifier.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_grey_is_pillows_to_the_bit(tmp_path):
