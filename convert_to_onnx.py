@@ -27,7 +27,7 @@ from onnx import compose, helper, parser
 from conversion import ConversionError, custom_model, trained_model
 from conversion.preprocessing import OPSET, preprocessing_text
 from conversion.trained_model import ACTIVATIONS, TrainedModel
-from conversion.verification import Agreement, verify
+from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
 from runtime.settings import ROOT
@@ -45,12 +45,8 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
         part.ClearField("metadata_props")
     graph.producer_name, graph.producer_version = "convert_to_onnx.py", f"PyTorch {torch.__version__}"
-    description = {
-        "size": trained.size,
-        "mean": trained.mean,
-        "std": trained.std,
-        "channels": "RGB" if trained.channels == 3 else "L",
-    }
+    channels = "RGB" if len(trained.mean) == 3 else "L"
+    description = {"size": trained.size, "mean": trained.mean, "std": trained.std, "channels": channels}
     metadata = {
         "model": trained.name,
         "weights_digest": trained.digest,
@@ -74,7 +70,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             return torch.onnx.export(
                 trained.classifier,
-                (torch.zeros(2, trained.channels, *trained.size),),
+                (torch.zeros(2, len(trained.mean), *trained.size),),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["network_input"],
@@ -103,8 +99,8 @@ def check_output(output: Path) -> None:
         raise ConversionError(f"--output {output} cannot be written: {error.strerror}") from error
 
 
-def convert(trained: TrainedModel, output: Path) -> Agreement:
-    """Write the model to `output`. Raises ConversionError, and then leaves `output` as it was."""
+def convert(trained: TrainedModel, output: Path) -> str:
+    """Write the model to `output`; say how close it is. Raises ConversionError, and then leaves `output` as it was."""
     print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
     graph = build_graph(trained)
     part = output.with_name(f"{output.name}.part")
@@ -155,8 +151,8 @@ def parse_args() -> argparse.Namespace:
     custom.add_argument("--activation", choices=ACTIVATIONS, help="what its outputs still need; default: softmax")
     custom.add_argument("--channels", type=int, choices=(1, 3), help="3: RGB, the default; 1: grey")
     options = parser.parse_args()
-    every_models = ("model", "weights", "output")
-    options.custom = {name: value for name, value in vars(options).items() if name not in every_models}
+    for_all = ("model", "weights", "output")
+    options.custom = {name: value for name, value in vars(options).items() if name not in for_all}
     module, colon, attribute = options.model.partition(":")
     if colon and not (module and attribute and options.weights):
         parser.error("a custom model is --model MODULE:CALLABLE --weights FILE")
