@@ -21,25 +21,17 @@ def imagenet_class_names() -> list[str]:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network in evaluation mode with its weights in it, and all that its ONNX file has to say of it.
-
-    A network of one channel, for which `mean` and `std` have one entry each, gets the picture in grey.
-    """
+    """A network in evaluation mode with its weights in it, and all that its ONNX file has to say of it."""
 
     name: str
     network: nn.Module  # normalized pixels in; logits out, or whatever `activation` makes probabilities of
     weights: Path
     digest: str  # of the weights' file, as `sha256:…`
     size: tuple[int, int]  # height, width
-    mean: tuple[float, ...]  # per channel, as `std` is, in units of 0 to 1
+    mean: tuple[float, ...]  # per channel, as `std` is, in units of 0 to 1; where it is one, the network takes grey
     std: tuple[float, ...]
     class_names: list[str]  # entry n names class n
     activation: str = "softmax"  # one of ACTIVATIONS
-
-    @property
-    def channels(self) -> int:
-        """How many channels the network takes: 3, RGB, or 1, grey."""
-        return len(self.mean)
 
     @property
     def classifier(self) -> nn.Module:
