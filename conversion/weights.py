@@ -14,62 +14,38 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from conversion import ConversionError
+
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights
 PREFIXES = ("module.", "_orig_mod.", "model.")  # what DataParallel, torch.compile and Lightning put before every key
 
 
-class WeightsError(Exception):
-    """The weights cannot be had, are not the known ones, or do not fit the network."""
-
-
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load the weights in the file `path` into `network`: every key must fit. Raises WeightsError."""
+    """Load the weights in the file `path` into `network`: every key must fit. Raises ConversionError."""
     if not path.is_file():
-        raise WeightsError(f"{path} is not there")
-    state_dict = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+        raise ConversionError(f"{path} is not there")
     try:
-        _strip_prefixes(state_dict, network)
-        network.load_state_dict(state_dict, strict=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} does not fit the network: {_shortened(str(error))}") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:  # somebody else's decoder, of a file that may be anything
-        raise WeightsError(f"{path} is not safetensors, or is damaged: {error}") from error
-
-
-def _read_pickled(path: Path) -> Any:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # as above; torch's own words would have the reader load it unsafely
-        raise WeightsError(f"{path} {_why_unreadable(path, str(error))}") from error
+        is_safe = path.suffix == ".safetensors"
+        content: Any = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # somebody else's decoder, whose own words would have the reader load it unsafely
+        raise ConversionError(f"{path} {_why_unreadable(path, str(error))}") from error
     if isinstance(content, dict):
-        for key in CHECKPOINT_KEYS:
-            if isinstance(content.get(key), dict):
-                return content[key]
-    return content
+        content = next((content[key] for key in CHECKPOINT_KEYS if isinstance(content.get(key), dict)), content)
+    own = list(network.state_dict())
+    try:
+        for prefix in PREFIXES:
+            if all(key.startswith(prefix) for key in content) and not any(key.startswith(prefix) for key in own):
+                consume_prefix_in_state_dict_if_present(content, prefix)
+        network.load_state_dict(content, strict=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        # PyTorch's list of what does not fit can be as long as the network.
+        lines = [textwrap.shorten(line, 200, placeholder=" …") for line in str(error).splitlines()[:6]]
+        raise ConversionError(f"{path} does not fit the network: " + "\n".join(lines)) from error
 
 
 def _why_unreadable(path: Path, message: str) -> str:
-    with path.open("rb") as file:
-        if file.read(512).lstrip()[:1] == b"<":
-            return "is a web page, not weights"
+    if path.read_bytes().lstrip().startswith(b"<"):
+        return "is a web page, not weights"
     if forbidden := re.search(r"Unsupported global: GLOBAL (\S+)", message):
         return f"holds {forbidden[1]}, which could run code: save the network's state_dict() alone"
-    return "is damaged, or not a state dict that torch.save wrote"
-
-
-def _strip_prefixes(state_dict: dict, network: nn.Module) -> None:
-    own = list(network.state_dict())
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state_dict) and not any(key.startswith(prefix) for key in own):
-            consume_prefix_in_state_dict_if_present(state_dict, prefix)
-
-
-def _shortened(message: str, lines: int = 6) -> str:
-    """Return the first lines of PyTorch's list of what does not fit, which can be as long as the network."""
-    first = [textwrap.shorten(line, 200, placeholder=" …") for line in message.splitlines()[:lines]]
-    return "\n".join(first)
+    return "is damaged, or not a state dict that torch.save or safetensors wrote"

@@ -6,8 +6,8 @@ import hashlib
 import pytest
 import torch
 
+from conversion import ConversionError
 from conversion.trained_model import imagenet_class_names, load
-from conversion.weights import WeightsError
 from pytorch_model import KNOWN_MODELS, Classifier
 from tests.server_process import ROOT
 
@@ -21,14 +21,14 @@ def path(tmp_path):
 def unknown_weights(monkeypatch, path):
     """Weights that fit ResNet-18 and are not the known ones, standing where those should be."""
     torch.save(Classifier().state_dict(), path)
-    own = dataclasses.replace(KNOWN_MODELS["resnet18"], weights_file=lambda: path, urls=())
+    own = dataclasses.replace(KNOWN_MODELS["resnet18"], weights=path, urls=())
     monkeypatch.setitem(KNOWN_MODELS, "resnet18", own)
     return path
 
 
 def test_unknown_weights_under_the_default_name_are_refused_by_their_digest(unknown_weights):
     digest = hashlib.sha256(unknown_weights.read_bytes()).hexdigest()
-    with pytest.raises(WeightsError, match=rf"weights.pth has the digest sha256:{digest}, which is not a known one"):
+    with pytest.raises(ConversionError, match=rf"weights.pth has the digest sha256:{digest}, which is not a known one"):
         load("resnet18")
 
 
@@ -43,7 +43,7 @@ def test_the_same_weights_are_taken_when_a_person_names_them(unknown_weights):
 def test_weights_that_cannot_be_had_are_asked_of_the_person(unknown_weights):
     unknown_weights.unlink()
     with pytest.raises(
-        WeightsError, match=r"(?s)weights.pth could not be downloaded.*by hand, as .*--weights.*--model auto"
+        ConversionError, match=r"(?s)weights.pth could not be downloaded.*by hand, as .*--weights.*--model auto"
     ):
         load("resnet18")
 
