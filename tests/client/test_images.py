@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.endpoint import Answer, EndpointDown, Refused
+from client.endpoint import EndpointDown, Refused
 from client.images import SUFFIXES, classify_in_order, find_images, summarize
 from runtime.decoding import DECODERS
 from tests.server_process import DEADLINE_S
@@ -23,7 +23,7 @@ class FakeEndpoint:
         number = int(picture)
         self.asked.append(number)
         self.act(number)
-        return Answer(number, str(number), 1.0, 1.0, 1.0)
+        return {"class_id": number, "class_name": str(number), "call_ms": 1.0}
 
 
 def numbered(folder, count):
