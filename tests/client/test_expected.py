@@ -35,8 +35,8 @@ def test_a_picture_and_its_class_are_split_at_the_last_equals_sign(tmp_path, nam
         (f"{TENCH}=tench", "a whole number from 0"),
         (f"{TENCH}={'9' * 5000}", "a whole number from 0"),
         ("=7", "write PICTURE=CLASS_ID"),
-        ("nowhere.jpg=7", "nowhere.jpg cannot be read: No such file"),
-        (f"{TENCH.parent}=7", "images cannot be read: Is a directory"),
+        ("nowhere.jpg=7", "a file that can be read"),
+        (f"{TENCH.parent}=7", "a file that can be read"),
         ("known.json", "write PICTURE=CLASS_ID"),
     ],
 )
