@@ -42,10 +42,10 @@ def test_an_endpoint_that_stops_answering_ends_the_run_after_one_time_out():
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_ctrl_c_ends_at_once_with_what_there_is(options):
-    pictures = [*[TENCH] * 9, "--in-flight", "1"]
+    arguments = [*[TENCH] * 9, "--in-flight", "1"]
     with (
         misbehaving(200, b"", hang=True, good=range(2)) as (url, asked),
-        started(*pictures, "--url", url, *options) as process,
+        started(*arguments, "--url", url, *options) as process,
     ):
         for _ in range(2 if options else 3):  # with the header
             assert process.stdout.readline()
