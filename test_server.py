@@ -14,26 +14,24 @@ a class; 3 the endpoint does not answer; 130 interrupted.
 import runtime.start  # noqa: F401  first, for what goes wrong in other imports
 
 import argparse
+import atexit
 import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from client.endpoint import Endpoint, EndpointDown, Refused, local_server
+from client.endpoint import TIMEOUT_S, Endpoint, EndpointDown, Refused, local_server
 from client.expected import EXPECT_HELP, Preset, expected, presets
 from client.images import find_images, print_many, print_one
-from client.report import Check, assert_passes, print_line, print_results, run_checks
+from client.report import Check, assert_passes, print_line, print_report, run_checks
 from runtime.settings import BadSetting, EndpointSettings, read
 
-TIMEOUT_S = 60.0  # of one call, its retries included
 WARM_CALLS = 10  # for the median and the worst time
 NO_ENDPOINT = "test_server.py: without --url and BANANA_MODEL_URL this tests a server of its own, started here"
-
 OK, FAILED, USAGE, DOWN, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes; the last is the shells' own, 128 + SIGINT
 
 
@@ -48,73 +46,63 @@ def check_health(endpoint: Endpoint) -> str:
 def check_image(preset: Preset, endpoint: Endpoint) -> str:
     """A preset image comes out as its class."""
     answer = endpoint.classify(preset.path.read_bytes())
-    return f"{preset.check(answer.class_id, answer.class_name)}, probability {answer.probability:.3f}"
+    right = preset.check(answer["class_id"], answer["class_name"])
+    return f"{right}, probability {answer['probability']:.3f}"
 
 
 def check_refusal(endpoint: Endpoint) -> str:
     """What is not an image is refused as the caller's mistake, at once."""
     try:
-        answer = endpoint.classify(b"this is not a picture")
+        actual = "class {class_id} {class_name}".format(**endpoint.classify(b"this is not a picture"))
     except Refused as refusal:
         if refusal.status == 422:
             return str(refusal)
-        raise AssertionError(f"expected status 422, got {refusal}") from refusal
-    raise AssertionError(f"expected status 422, got class {answer.class_id} {answer.class_name}")
+        actual = str(refusal)
+    raise AssertionError(f"expected status 422, got {actual}")
 
 
-def get_checks(known: list[Preset]) -> list[tuple[str, Check]]:
-    """Return every check, with its name in the report, for these images."""
+def get_checks(known: list[Preset]) -> list[Check]:
+    """Return every check, for these images."""
     images = [(preset.name, partial(check_image, preset)) for preset in known]
     return [("health", check_health), *images, ("not a picture", check_refusal)]
 
 
 def time_calls(endpoint: Endpoint, image: bytes) -> dict[str, float]:
     """Return how long a call takes, in milliseconds: the first, and the median and worst of warm ones."""
-    first = endpoint.classify(image)
-    warm = [endpoint.classify(image) for _ in range(WARM_CALLS)]
+    first, *warm = [endpoint.classify(image) for _ in range(1 + WARM_CALLS)]
     return {
-        "first": round(first.call_ms, 1),
-        "median": round(statistics.median(answer.call_ms for answer in warm), 1),
-        "worst": round(max(answer.call_ms for answer in warm), 1),
-        "server_median": round(statistics.median(answer.server_ms for answer in warm), 1),
+        "first": round(first["call_ms"], 1),
+        "median": round(statistics.median(answer["call_ms"] for answer in warm), 1),
+        "worst": round(max(answer["call_ms"] for answer in warm), 1),
+        "server_median": round(statistics.median(answer["server_ms"] for answer in warm), 1),
     }
 
 
-def run_tests(endpoint: Endpoint, known: list[Preset]) -> dict:
-    """Run every check and return the report; `timing_ms` is absent where no call succeeded. Raises EndpointDown."""
-    report: dict = {"url": endpoint.url, "tests": []}
-    try:
-        report["timing_ms"] = time_calls(endpoint, known[0].path.read_bytes())
-    except Refused as refusal:
-        report["tests"].append({"name": "calls", "passed": False, "message": str(refusal)})
-    report["tests"] += run_checks(get_checks(known), endpoint, Refused)
-    report["passed"] = sum(test["passed"] for test in report["tests"])
-    report["failed"] = len(report["tests"]) - report["passed"]
-    return report
+def print_tests(endpoint: Endpoint, known: list[Preset], as_json: bool) -> bool:
+    """Time the calls, run every check, and print the report; return whether all passed. Raises EndpointDown."""
+    report: dict = {"url": endpoint.url}
+    times = ""
+    with suppress(Refused):  # which the check of the same image reports
+        ms = report["timing_ms"] = time_calls(endpoint, known[0].path.read_bytes())
+        times = (
+            f"a call takes {ms['median']} ms (median of {WARM_CALLS}; the server's share {ms['server_median']} ms), "
+            f"at worst {ms['worst']} ms; the first took {ms['first']} ms"
+        )
+    report |= run_checks(get_checks(known), endpoint, Refused)
+    if as_json:
+        print(json.dumps(report), flush=True)
+    else:
+        print_report(report, endpoint.url, times)
+    return report["failed"] == 0
 
 
-def print_report(report: dict) -> None:
-    """Print what `run_tests` found, for people."""
-    ms = report.get("timing_ms")
-    times = ms and (
-        f"a call takes {ms['median']} ms (median of {WARM_CALLS}; the server's share {ms['server_median']} ms), "
-        f"at worst {ms['worst']} ms; the first took {ms['first']} ms"
-    )
-    print_results(report["tests"], report["url"], times)
-
-
-@contextmanager
-def open_endpoint(settings: EndpointSettings, timeout_s: float = TIMEOUT_S) -> Iterator[Endpoint]:
+def open_endpoint(settings: EndpointSettings, timeout_s: float = TIMEOUT_S) -> AbstractContextManager[Endpoint]:
     """Give the endpoint of the settings, or one started here while the context lasts. Raises EndpointDown."""
     url, key = settings.BANANA_MODEL_URL, settings.BANANA_API_KEY
-    with nullcontext(url) if url else local_server(timeout_s, key) as url:
-        yield Endpoint(url, key, timeout_s)
+    return nullcontext(Endpoint(url, key, timeout_s)) if url else local_server(key, timeout_s)
 
 
-# -- for pytest, which need not be installed where only `python test_server.py` runs ---------------------------------
-opened = ExitStack()
-
-
+# -- for pytest: without importing it, for which the command would have to wait --------------------------------------
 def pytest_generate_tests(metafunc: Any) -> None:
     """Make each check a test of its own, which names the endpoint."""
     url = os.environ.get("BANANA_MODEL_URL", "").strip()
@@ -125,19 +113,17 @@ def pytest_generate_tests(metafunc: Any) -> None:
     metafunc.parametrize("check", checks, ids=[f"{name} of {url or 'a server started here'}" for name, _ in checks])
 
 
-def setup_module(module: Any) -> None:
-    """Open the endpoint for all tests."""
-    module.endpoint = opened.enter_context(open_endpoint(read(EndpointSettings)))
+@cache
+def open_once() -> Endpoint:
+    """Return the endpoint of all tests."""
+    context = ExitStack()
+    atexit.register(context.close)
+    return context.enter_context(open_endpoint(read(EndpointSettings)))
 
 
-def teardown_module() -> None:
-    """Stop what was started."""
-    opened.close()
-
-
-def test_endpoint(check: tuple[str, Check]) -> None:
+def test_endpoint(check: Check) -> None:
     """The check passes."""
-    endpoint: Endpoint = globals()["endpoint"]  # which setup_module has opened
+    endpoint = open_once()
     assert_passes(check, endpoint, endpoint.url, Refused, EndpointDown)
 
 
@@ -153,36 +139,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--api-key", metavar="BANANA_API_KEY", help="its key, in place of the variable's")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="of a call; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON: an object a picture, or the whole report")
+    parser.set_defaults(url=os.environ.get("BANANA_MODEL_URL", ""), api_key=os.environ.get("BANANA_API_KEY", ""))
     args = parser.parse_args()
     if bool(args.images) == bool(args.run_tests or args.expect):
         parser.error("name pictures, or --run-tests or --expect")
-    if not 0 < args.timeout <= 3600:
-        parser.error("--timeout has to be more than 0, and at most 3600")
-    if args.in_flight < 1:
-        parser.error("--in-flight has to be at least 1")
-    options = {"BANANA_MODEL_URL": args.url, "BANANA_API_KEY": args.api_key}
+    if args.in_flight < 1 or not 0 < args.timeout <= 3600:
+        parser.error("--in-flight has to be at least 1, and --timeout more than 0 and at most 3600")
     try:
-        args.settings = read(EndpointSettings, os.environ | {k: v for k, v in options.items() if v is not None})
+        args.settings = read(EndpointSettings, {"BANANA_MODEL_URL": args.url, "BANANA_API_KEY": args.api_key})
     except BadSetting as error:
         parser.error(str(error))
-    try:
-        args.found, args.ignored = find_images(args.images)
-    except OSError as error:
-        parser.error(f"{error.filename} cannot be read: {error.strerror}")
+    args.found, args.ignored = find_images(args.images)
     if args.images and not args.found:
         parser.error(f"no picture in {', '.join(map(str, args.images))}")
     return args
-
-
-def act(args: argparse.Namespace, endpoint: Endpoint) -> int:
-    """Run the tests or classify the images, and print what comes; return the exit code."""
-    if not args.images:
-        report = run_tests(endpoint, args.expect or presets())
-        print(json.dumps(report)) if args.json else print_report(report)
-        return FAILED if report["failed"] else OK
-    if args.found == args.images[:1] and not args.json:
-        return OK if print_one(endpoint, args.found[0]) else USAGE
-    return OK if print_many(endpoint, args.found, args.in_flight, args.json) else USAGE
 
 
 def main() -> int:
@@ -196,9 +166,11 @@ def main() -> int:
         print_line(f"test_server.py: ignored {len(args.ignored)} that by name are no pictures: {some}", sys.stderr)
     try:
         with open_endpoint(args.settings, args.timeout) as endpoint:
-            code = act(args, endpoint)
-        sys.stdout.flush()
-        return code
+            if not args.images:
+                return OK if print_tests(endpoint, args.expect or presets(), args.json) else FAILED
+            if args.found == args.images[:1] and not args.json:
+                return OK if print_one(endpoint, args.found[0]) else USAGE
+            return OK if print_many(endpoint, args.found, args.in_flight, args.json) else USAGE
     except (EndpointDown, Refused) as error:
         if args.json:
             print(json.dumps({"error": str(error)}), flush=True)

@@ -14,49 +14,42 @@ from pathlib import Path
 from tqdm import tqdm
 
 from client.endpoint import Endpoint, Refused
-from client.report import print_line
+from client.report import escape, print_line
 
 # What the server decodes, by the names that such files have.
 SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}
 
-ABOUT_THE_IMAGE = (408, 413, 422)  # any other refusal would be the same for every image
-WIDEST, NAME_WIDTH = 60, 24  # characters of a path and of a class name in the table; what is longer juts out
+# Of the table; a class name longer than its column juts out.
+ROW = "{picture:<{width}}  {class_id:>8}  {class_name:<24}  {probability:>11.3f}  {call_ms:>7.1f}"
+ERROR_ROW = "{picture:<{width}}  {error}"
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """Return the images, in order, and what was ignored: a folder stands for the images in it, at any depth.
 
-    In a folder an image is known by its suffix, and what is hidden is ignored. Raises OSError for a folder that
-    cannot be read.
+    In a folder an image is known by its suffix, and what is hidden is ignored. What is no folder is taken as an image,
+    and so is a folder that cannot be read: its line says why.
     """
     images, ignored = [], []
     for path in paths:
-        if not path.is_dir():
-            images.append(path)
-            continue
-        for folder, folders, files in os.walk(path, onerror=_raise):
+        for folder, folders, files in os.walk(path, onerror=lambda error: images.append(Path(error.filename))):
             ignored += [Path(folder, name) for name in folders if name.startswith(".")]
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for file in (Path(folder, name) for name in sorted(files)):
-                hidden = file.name.startswith(".")
-                (images if file.suffix.lower() in SUFFIXES and not hidden else ignored).append(file)
+            for name in sorted(files):
+                is_image = Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+                (images if is_image else ignored).append(Path(folder, name))
     return images, ignored
 
 
 def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
-    """Return `picture`, the path, and either what an Answer has or `error`. Raises EndpointDown.
-
-    Raises Refused where the image is not to blame.
-    """
+    """Return `picture`, the path, with its class or an `error`. Raises EndpointDown, and Refused of every image."""
     row = {"picture": str(path)}
     try:
-        image = path.read_bytes()
+        return row | endpoint.classify(path.read_bytes())
     except OSError as error:
         return row | {"error": f"cannot be read: {error.strerror}"}
-    try:
-        return row | vars(endpoint.classify(image))
     except Refused as refusal:
-        if refusal.status not in ABOUT_THE_IMAGE:
+        if refusal.status not in (408, 413, 422):  # any other would be the same for every image
             raise
         return row | {"error": str(refusal)}
 
@@ -79,7 +72,7 @@ def print_one(endpoint: Endpoint, path: Path) -> bool:
     if "error" in row:
         print_line(f"{path}: {row['error']}", sys.stderr)
         return False
-    what = f"{row['class_name']} (class {row['class_id']}, probability {row['probability']:.3f})"
+    what = "{class_name} (class {class_id}, probability {probability:.3f})".format(**row)
     print_line(f"{path}: {what} from {endpoint.url} in {row['call_ms']:.1f} ms")
     return True
 
@@ -89,9 +82,9 @@ def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: b
 
     Where EndpointDown, Refused or Ctrl-C ends it, what was done is summed up all the same.
     """
-    width = min(WIDEST, max(len(str(path)) for path in paths))
+    width = max(len(str(path)) for path in paths)
     if not as_json:
-        print_line(f"{'file':<{width}}  class id  {'class name':<{NAME_WIDTH}}  probability       ms")
+        print_line(f"{'file':<{width}}  class id  {'class name':<24}  probability       ms")
     started = time.perf_counter()
     done, call_ms = 0, []
     try:
@@ -100,25 +93,14 @@ def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: b
             for row in classify_in_order(endpoint, paths, in_flight):
                 done += 1
                 call_ms += [row["call_ms"]] if "call_ms" in row else []
+                line = (ERROR_ROW if "error" in row else ROW).format(width=width, **row)
                 bar.update()
                 with bar.external_write_mode():
-                    if as_json:
-                        print(json.dumps(row), flush=True)
-                    else:
-                        print_line(format_row(row, width))
+                    print(json.dumps(row) if as_json else escape(line), flush=True)
     finally:
         text = f"{summarize(done, call_ms, time.perf_counter() - started)}; endpoint {endpoint.url}"
         print_line(text, sys.stderr if as_json else sys.stdout)
     return len(call_ms) == done
-
-
-def format_row(row: dict, width: int) -> str:
-    """Return an image's line of the table, in which its path has so many characters."""
-    path = f"{row['picture']:<{width}}"
-    if "error" in row:
-        return f"{path}  {row['error']}"
-    name = f"{row['class_name']:<{NAME_WIDTH}}"
-    return f"{path}  {row['class_id']:>8}  {name}  {row['probability']:>11.3f}  {row['call_ms']:>7.1f}"
 
 
 def summarize(images: int, call_ms: list[float], seconds: float) -> str:
@@ -131,7 +113,3 @@ def summarize(images: int, call_ms: list[float], seconds: float) -> str:
         f"{text}; a call took {statistics.median(call_ms):.1f} ms in the median, "
         f"{p95:.1f} at the 95th percentile, {max(call_ms):.1f} at worst"
     )
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -1,11 +1,11 @@
 """What the two testers print for people: nothing in it moves a terminal or is a command to GitHub Actions."""
 
 import re
-import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-Check = Callable[[Any], str]  # returns what it found; raises AssertionError with what was expected and what it got
+# Its name in the report, and a function that returns what it found, or raises AssertionError with what was expected.
+Check = tuple[str, Callable[[Any], str]]
 
 
 def escape(text: object) -> str:
@@ -16,35 +16,36 @@ def escape(text: object) -> str:
 
 def print_line(text: object, file: TextIO | None = None) -> None:
     """Print the text, escaped, at once."""
-    print(escape(text), file=file or sys.stdout, flush=True)
+    print(escape(text), file=file, flush=True)
 
 
-def run_checks(checks: list[tuple[str, Check]], subject: Any, *failures: type[Exception]) -> list[dict]:
-    """Return name, message and whether it passed for each check of `subject`; the exceptions `failures` fail it too."""
-    results = []
-    expected: tuple[type[Exception], ...] = (AssertionError, *failures)
+def run_checks(checks: list[Check], subject: Any, *failures: type[Exception]) -> dict[str, Any]:
+    """Return `tests`, the name, message and result of each check of `subject`, and how many `passed` and `failed`.
+
+    Beside AssertionError the exceptions `failures` fail a check too.
+    """
+    tests: list[dict[str, Any]] = []
+    failed_by: tuple[type[Exception], ...] = (AssertionError, *failures)
     for name, check in checks:
         try:
-            passed, message = True, check(subject)
-        except expected as error:
-            passed, message = False, str(error)
-        results.append({"name": name, "passed": passed, "message": message})
-    return results
+            tests.append({"name": name, "passed": True, "message": check(subject)})
+        except failed_by as error:
+            tests.append({"name": name, "passed": False, "message": str(error)})
+    passed = sum(test["passed"] for test in tests)
+    return {"tests": tests, "passed": passed, "failed": len(tests) - passed}
 
 
-def print_results(results: list[dict], name: str, remark: str | None = None) -> bool:
-    """Print a line for each check, the remark, and how many passed of the subject `name`; return whether all did."""
-    for result in results:
-        print_line(f"{'ok  ' if result['passed'] else 'FAIL'}  {result['name']}: {result['message']}")
+def print_report(report: dict[str, Any], subject: str, remark: str = "") -> None:
+    """Print a line for each test, the remark, and how many tests of the subject of that name passed."""
+    for test in report["tests"]:
+        print_line(f"{'ok  ' if test['passed'] else 'FAIL'}  {test['name']}: {test['message']}")
     if remark:
         print_line(remark)
-    passed = sum(result["passed"] for result in results)
-    print_line(f"{name}: {passed} passed, {len(results) - passed} failed")
-    return passed == len(results)
+    print_line(f"{subject}: {report['passed']} passed, {report['failed']} failed")
 
 
-def assert_passes(check: tuple[str, Check], subject: Any, name: str, *failures: type[Exception]) -> None:
-    """Be a test for pytest of one check. Raises AssertionError, which says of what `name` the subject is."""
-    [result] = run_checks([check], subject, *failures)
-    if not result["passed"]:
-        raise AssertionError(escape(f"{result['name']}: {result['message']}; {name}"))
+def assert_passes(check: Check, subject: Any, name: str, *failures: type[Exception]) -> None:
+    """Be a test for pytest of one check. Raises AssertionError, which has the subject's name."""
+    [test] = run_checks([check], subject, *failures)["tests"]
+    if not test["passed"]:
+        raise AssertionError(escape(f"{test['name']}: {test['message']}; {name}"))

@@ -23,11 +23,11 @@ def main() -> int:
     """Return Schemathesis' exit code; what it needs to repeat a failure stays in .make/."""
     folder = ROOT / ".make"
     folder.mkdir(exist_ok=True)
-    with local_server(timeout_s=60) as url:
+    with local_server() as endpoint:
         command = [
             Path(sys.executable).with_name("schemathesis"),
             "run",
-            f"{url}/openapi.json",
+            f"{endpoint.url}/openapi.json",
             *OPTIONS,
             *sys.argv[1:],
         ]

@@ -31,12 +31,12 @@ def main() -> int:
     if not CHROMIUM:
         print(f"tests/screenshot.py: {NO_CHROMIUM}", file=sys.stderr)
         return 1
-    with local_server(timeout_s=60) as url, browsing() as browser:
+    with local_server() as endpoint, browsing() as browser:
         for name, options in SHOTS.items():
             with browser.new_context(reduced_motion="reduce", **options) as context:
                 page = context.new_page()
                 for _ in ("to warm up", "for the picture"):
-                    page.goto(url)
+                    page.goto(endpoint.url)
                     for shown, image in enumerate((NEWT, TENCH), 1):  # one by one: each has its own time
                         page.get_by_label("Choose pictures").set_input_files(image)
                         wait_for_answers(page, shown)

@@ -69,7 +69,7 @@ def test_no_file_is_a_sentence_and_exit_code_1(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_expect_names_the_pictures_of_any_other_model(other_model):
+def test_expect_names_the_images_of_any_other_model(other_model):
     path, tench, newt = other_model
     result = run_tester(path, "--expect", f"{TENCH}={tench}", "--expect", f"{NEWT}={newt}")
     assert result.returncode == 0, result.stdout
@@ -92,7 +92,7 @@ def test_what_does_not_sum_to_1_after_a_softmax_fails(tmp_path):
     assert "FAIL  probabilities: expected a sum of 1 after softmax, got the sum of a picture's from " in result.stdout
 
 
-def test_what_is_expected_of_no_picture_fails_in_words(tmp_path):
+def test_what_is_expected_of_no_image_fails_in_words(tmp_path):
     (tmp_path / "notes.txt").write_text("not a picture")
     result = run_tester(MODEL_PATH, "--expect", f"{tmp_path / 'notes.txt'}=0")
     assert result.returncode == 1

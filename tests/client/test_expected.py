@@ -1,4 +1,4 @@
-"""What `--expect` takes: one's own pictures with their classes, each wrong form refused in words."""
+"""What `--expect` takes: one's own images with their classes, each wrong form refused in words."""
 
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -9,7 +9,7 @@ from client.expected import Preset, expected, presets
 from tests.server_process import TENCH
 
 
-def test_the_preset_pictures_are_there_under_the_names_that_a_report_shows():
+def test_the_preset_images_are_there_under_the_names_that_a_report_shows():
     assert [preset.name for preset in presets()][:2] == [
         "images/n01440764_tench.jpeg",
         "images/n01632777_axolotl.jpeg",
@@ -18,10 +18,10 @@ def test_the_preset_pictures_are_there_under_the_names_that_a_report_shows():
 
 
 @pytest.mark.parametrize("name", ["cat.jpg", "a=b.jpg", "=", "x=1=2.json=3.jpg", "with space.jpg"])
-def test_a_picture_and_its_class_are_split_at_the_last_equals_sign(tmp_path, name):
-    picture = tmp_path / name
-    picture.touch()
-    assert expected(f"{picture}=7") == Preset(picture, 7)
+def test_an_image_and_its_class_are_split_at_the_last_equals_sign(tmp_path, name):
+    image = tmp_path / name
+    image.touch()
+    assert expected(f"{image}=7") == Preset(image, 7)
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_a_picture_and_its_class_are_split_at_the_last_equals_sign(tmp_path, nam
         (f"{TENCH}=tench", "a whole number from 0"),
         (f"{TENCH}={'9' * 5000}", "a whole number from 0"),
         ("=7", "write PICTURE=CLASS_ID"),
-        ("nowhere.jpg=7", "nowhere.jpg cannot be read: No such file"),
-        (f"{TENCH.parent}=7", "images cannot be read: Is a directory"),
+        ("nowhere.jpg=7", "a file that can be read"),
+        (f"{TENCH.parent}=7", "a file that can be read"),
         ("known.json", "write PICTURE=CLASS_ID"),
     ],
 )

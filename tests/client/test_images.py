@@ -1,4 +1,4 @@
-"""Many pictures: which are found, and how their answers come through an endpoint that is slow, wrong or gone."""
+"""Many images: which are found, and how their answers come through an endpoint that is slow, wrong or gone."""
 
 import threading
 import tracemalloc
@@ -6,24 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from client.endpoint import Answer, EndpointDown, Refused
+from client.endpoint import EndpointDown, Refused
 from client.images import SUFFIXES, classify_in_order, find_images, summarize
 from runtime.decoding import DECODERS
 from tests.server_process import DEADLINE_S
 
 
 class FakeEndpoint:
-    """Answers with the number in the picture as the class; `act` is called before, and may raise."""
+    """Answers with the number in the image as the class; `act` is called before, and may raise."""
 
     def __init__(self, act=lambda number: None):
         self.act = act
         self.asked = []
 
-    def classify(self, picture):
-        number = int(picture)
+    def classify(self, image):
+        number = int(image)
         self.asked.append(number)
         self.act(number)
-        return Answer(number, str(number), 1.0, 1.0, 1.0)
+        return {"class_id": number, "class_name": str(number), "call_ms": 1.0}
 
 
 def numbered(folder, count):
@@ -37,7 +37,7 @@ def classes(outcomes):
     return [outcome.get("class_id", outcome.get("error")) for outcome in outcomes]
 
 
-def test_a_folder_stands_for_its_pictures_at_any_depth_sorted(tmp_path):
+def test_a_folder_stands_for_its_images_at_any_depth_sorted(tmp_path):
     for name in ("b/2.png", "b/10.JPG", "a/x.webp", "z.jpeg", "a/notes.txt", "a/._x.webp", ".cache/y.jpg", "README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -74,7 +74,7 @@ def test_as_many_calls_as_asked_for_are_in_flight_and_never_more(tmp_path):
     assert most == 3
 
 
-def test_answers_come_in_order_although_a_later_picture_is_quicker(tmp_path):
+def test_answers_come_in_order_although_a_later_image_is_quicker(tmp_path):
     last = threading.Event()
 
     def act(number):
@@ -86,7 +86,7 @@ def test_answers_come_in_order_although_a_later_picture_is_quicker(tmp_path):
     assert classes(classify_in_order(FakeEndpoint(act), numbered(tmp_path, 10), 2)) == list(range(10))
 
 
-def test_a_bad_picture_is_an_error_of_its_own(tmp_path):
+def test_a_bad_image_is_an_error_of_its_own(tmp_path):
     def act(number):
         if number == 1:
             raise Refused(422, "not a picture")
@@ -99,7 +99,7 @@ def test_a_bad_picture_is_an_error_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
-def test_a_refusal_that_is_not_about_the_picture_ends_it(tmp_path, status):
+def test_a_refusal_that_is_not_about_the_image_ends_it(tmp_path, status):
     def act(number):
         raise Refused(status, "no")
 
@@ -126,7 +126,7 @@ def test_an_endpoint_that_goes_away_ends_it_and_nothing_more_is_sent(tmp_path):
     assert len(endpoint.asked) <= 5 + 1 + 4
 
 
-def test_one_picture_without_an_answer_is_an_endpoint_that_is_down(tmp_path):
+def test_one_image_without_an_answer_is_an_endpoint_that_is_down(tmp_path):
     def act(number):
         raise EndpointDown("failed")
 

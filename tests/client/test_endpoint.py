@@ -1,0 +1,147 @@
+"""test_server.py as a command, against endpoints that are down, misbehave or refuse."""
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.misbehaving import misbehaving
+from tests.server_process import DEADLINE_S, NEWT, TENCH, ready, wait_until
+from tests.tester_process import run_tester, started
+
+
+def sleeps(process):
+    """Return whether its main thread does. Of a signal just before that, Python takes note only on waking."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].startswith("S")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_server_that_dies_ends_the_run_with_one_message_and_what_there_is(tmp_path, options):
+    with ready(tmp_path) as served, started(*[TENCH] * 1000, "--url", served.url, *options) as process:
+        rows = [process.stdout.readline() for _ in range(2)]
+        served.process.kill()
+        output, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 3
+    assert " tench " in rows[1] or json.loads(rows[1])["class_id"] == 0
+    assert errors.count("does not answer") == 1
+    assert output.count("does not answer") == len(options)  # as the last object
+    assert 1 <= int((errors if options else output).partition(" pictures classified")[0].split()[-1]) < 1000
+
+
+def test_an_endpoint_that_stops_answering_ends_the_run_after_one_time_out():
+    with misbehaving(200, b"", hang=True, good=range(2)) as (url, asked):
+        result = run_tester(*[TENCH] * 100, "--url", url, "--timeout", "1", "--in-flight", "3")
+    assert result.returncode == 3
+    assert result.stderr.count("did not answer within 1 s") == 1
+    assert " pictures classified in " in result.stdout
+    assert "did not answer" not in result.stdout
+    assert len(asked) <= 2 + 2 * 3
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_ctrl_c_ends_at_once_with_what_there_is(options):
+    arguments = [*[TENCH] * 9, "--in-flight", "1"]
+    with (
+        misbehaving(200, b"", hang=True, good=range(2)) as (url, asked),
+        started(*arguments, "--url", url, *options) as process,
+    ):
+        for _ in range(2 if options else 3):  # with the header
+            assert process.stdout.readline()
+        wait_until(lambda: len(asked) == 3 and sleeps(process), "it waits for the third")
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=DEADLINE_S / 2)  # a call may take as long as that twice
+    assert process.returncode == 130
+    assert "test_server.py: interrupted" in errors
+    assert "2 of 2 pictures classified" in (errors if options else output)
+    assert "Traceback" not in errors
+
+
+def test_a_wrong_key_is_exit_code_2_and_neither_key_is_printed(tmp_path):
+    with ready(tmp_path, BANANA_API_KEY="right-key") as served:
+        wrong = run_tester(TENCH, "--url", served.url, "--api-key", "wrong-key")
+        assert wrong.returncode == 2
+        assert "refused with 401" in wrong.stderr
+        assert "-key" not in wrong.stdout + wrong.stderr.replace("Banana-API-Key", "")
+        many = run_tester(*[TENCH] * 9, "--url", served.url, "--api-key", "wrong-key")
+        assert many.returncode == 2
+        assert (many.stdout + many.stderr).count("refused with 401") == 1
+        assert run_tester(TENCH, "--url", served.url, BANANA_API_KEY="right-key").returncode == 0
+
+
+def test_nothing_listening_is_exit_code_3():
+    for arguments in ([TENCH], [TENCH, NEWT], ["--run-tests"]):
+        result = run_tester(*arguments, "--url", "http://127.0.0.1:1")
+        assert result.returncode == 3
+        assert result.stderr.count("does not answer") == 1
+        as_json = run_tester(*arguments, "--json", "--url", "http://127.0.0.1:1")
+        assert "does not answer" in json.loads(as_json.stdout)["error"]
+
+
+def test_https_on_a_port_without_it_is_exit_code_3_with_what_to_do():
+    with socket.create_server(("127.0.0.1", 0)) as silent, misbehaving(200, b"") as (url, _):
+        for address in (f"https://127.0.0.1:{silent.getsockname()[1]}", url.replace("http", "https")):
+            result = run_tester(TENCH, "--url", address, "--timeout", "1")
+            assert result.returncode == 3
+            assert "if it speaks plain HTTP, its URL begins with http://" in result.stderr
+
+
+def test_a_server_that_cannot_start_is_exit_code_3_with_its_own_words():
+    result = run_tester(TENCH, MODEL_PATH="nowhere.onnx")
+    assert result.returncode == 3
+    assert "nowhere.onnx is not there" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "hang", "says"),
+    [
+        (200, b"", True, "did not answer within 1 s"),
+        (400, b"over quota", False, "over quota"),
+        (503, b"busy", False, "busy"),
+        (500, b"broken", False, "broken"),
+        (200, b"<html>", False, "is it this server?"),
+        (200, b"[1]", False, "is it this server?"),
+    ],
+    ids=["hangs", "400 for ever", "503 for ever", "500", "no JSON", "no class"],
+)
+def test_an_endpoint_that_never_answers_rightly_is_exit_code_3_in_bounded_time(status, body, hang, says):
+    with misbehaving(status, body, hang) as (url, asked):
+        result = run_tester(TENCH, "--url", url, "--timeout", "1")
+    assert result.returncode == 3
+    assert says in result.stderr
+    assert asked
+
+
+def test_what_the_endpoint_answers_at_the_second_time_of_asking_counts():
+    with misbehaving(502, b"bad gateway", good=range(1, 2)) as (url, _):
+        result = run_tester(TENCH, "--url", url)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "cock (class 7" in result.stdout
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("good", [range(0), range(99)], ids=["calls", "health check"])
+def test_a_redirect_is_not_followed_and_its_target_is_named(status, good):
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        location = f"http://127.0.0.1:{target.getsockname()[1]}/"
+        with misbehaving(status, b"", good=good, location=location) as (url, _):
+            result = run_tester("--run-tests", "--url", url, "--api-key", "secret", "--timeout", "1")
+        target.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has connected
+            target.accept()
+    assert result.returncode == 3
+    assert f"redirects to '{location}': if that is the endpoint, set the URL to it" in result.stderr
+
+
+def test_a_redirect_to_what_is_not_a_url_is_exit_code_3():
+    for location in ("http://[", "\xff"):
+        with misbehaving(307, b"", location=location) as (url, _):
+            assert run_tester(TENCH, "--url", url).returncode == 3
+
+
+def test_a_health_check_of_another_server_is_exit_code_3():
+    with misbehaving(200, b"", good=range(99), health=b"[1]") as (url, _):
+        result = run_tester("--run-tests", "--url", url)
+    assert result.returncode == 3
+    assert "is it this server?" in result.stderr
