@@ -14,13 +14,14 @@ from model import OnnxClassifier, Prepared
 from runtime.base64_text import decode_base64
 from runtime.decoding import MAX_READ_S
 from runtime.errors import InvalidImage, InvalidInput, Unavailable
-from runtime.settings import ModelSettings, read
+from runtime.settings import ModelSettings, available_cpus, read
 
 SETTINGS = read(ModelSettings)
 VERSION = "1.0.0"  # of this server
 # While each thread has an image in the model, others are decoded, read from JSON or answered.
 MORE_WORKERS = 3
-WORKERS = SETTINGS.THREADS + MORE_WORKERS  # calls to process at a time
+THREADS = SETTINGS.THREADS or available_cpus()
+WORKERS = THREADS + MORE_WORKERS  # calls to process at a time
 DEFAULT_TOP_K = 5
 
 # An image of 25 megapixels takes up to 400 MB while it is decoded, so large ones are decoded one at a time. A few calls
@@ -35,7 +36,7 @@ def init() -> None:
     """Load the model of MODEL_PATH and let it answer once. Raises InvalidModel or ProviderUnavailable."""
     global classifier
     classifier = OnnxClassifier(
-        SETTINGS.MODEL_PATH, SETTINGS.EXECUTION_PROVIDER, SETTINGS.PRECISION, SETTINGS.THREADS, SETTINGS.MAX_PIXELS
+        SETTINGS.MODEL_PATH, SETTINGS.EXECUTION_PROVIDER, SETTINGS.PRECISION, THREADS, SETTINGS.MAX_PIXELS
     )
     warm_up()
 
