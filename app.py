@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from model import OnnxClassifier, Prepared
+from model import OnnxClassifier
 from runtime.base64_text import decode_base64
 from runtime.decoding import MAX_READ_S
-from runtime.errors import InvalidImage, InvalidInput, Unavailable
-from runtime.settings import ModelSettings, read
+from runtime.errors import InvalidInput, Unavailable
+from runtime.settings import ModelSettings, available_cpus, read
 
 SETTINGS = read(ModelSettings)
 VERSION = "1.0.0"  # of this server
 # While each thread has an image in the model, others are decoded, read from JSON or answered.
 MORE_WORKERS = 3
-WORKERS = SETTINGS.THREADS + MORE_WORKERS  # calls to process at a time
+THREADS = SETTINGS.THREADS or available_cpus()
+WORKERS = THREADS + MORE_WORKERS  # calls to process at a time
 DEFAULT_TOP_K = 5
 
 # An image of 25 megapixels takes up to 400 MB while it is decoded, so large ones are decoded one at a time. A few calls
@@ -35,7 +36,7 @@ def init() -> None:
     """Load the model of MODEL_PATH and let it answer once. Raises InvalidModel or ProviderUnavailable."""
     global classifier
     classifier = OnnxClassifier(
-        SETTINGS.MODEL_PATH, SETTINGS.EXECUTION_PROVIDER, SETTINGS.PRECISION, SETTINGS.THREADS, SETTINGS.MAX_PIXELS
+        SETTINGS.MODEL_PATH, SETTINGS.EXECUTION_PROVIDER, SETTINGS.PRECISION, THREADS, SETTINGS.MAX_PIXELS
     )
     warm_up()
 
@@ -74,24 +75,22 @@ def inference(model_inputs: dict) -> dict:
         prepared = [
             _prepare(image, f"images[{n}]: " if several else "", deadline, turn) for n, image in enumerate(images)
         ]
-    pixels = [image.pixels for image in prepared]
-    batch = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)  # one is not worth a copy
     decoded = perf_counter()
-    probabilities = classifier.predict(batch)
+    probabilities = classifier.predict(np.stack([pixels for pixels, _ in prepared]))
     ran = perf_counter()
     results = []
-    for image, row in zip(prepared, probabilities, strict=True):
+    for (_, described), row in zip(prepared, probabilities, strict=True):
         predictions = [vars(prediction) for prediction in classifier.top(row, top_k)]
         result = predictions[0] | {"predictions": predictions}
         if with_probabilities:
             result["probabilities"] = row.tolist()
-        results.append(result | {"image": {"format": image.format, "width": image.width, "height": image.height}})
+        results.append(result | {"image": described})
     timing = {"decode": decoded - started, "model": ran - decoded, "total": perf_counter() - started}
     answer = {"results": results} if several else results[0]
     return answer | {"timing_ms": {name: round(seconds * 1e3, 3) for name, seconds in timing.items()}}
 
 
-def _check(model_inputs: dict) -> tuple[list[bytes | np.ndarray], int, bool]:
+def _check(model_inputs: dict) -> tuple[list, int, bool]:
     """Return the images, top_k, and whether the whole array is wanted. Raises InvalidInput."""
     if not isinstance(model_inputs, dict):
         raise InvalidInput('expected a JSON object such as {"image": "<base64>"}')
@@ -107,15 +106,7 @@ def _check(model_inputs: dict) -> tuple[list[bytes | np.ndarray], int, bool]:
     with_probabilities = model_inputs.get("probabilities", False)
     if type(with_probabilities) is not bool:
         raise InvalidInput('"probabilities" has to be true or false')
-    return [_bytes(image) for image in images], top_k, with_probabilities
-
-
-def _bytes(image: object) -> bytes | np.ndarray:
-    if isinstance(image, bytes | np.ndarray):
-        return image
-    if not isinstance(image, str):
-        raise InvalidInput("a picture has to be base64 text")
-    return decode_base64(image)
+    return images, top_k, with_probabilities
 
 
 class _Turn(ExitStack):
@@ -134,15 +125,20 @@ class _Turn(ExitStack):
         self.taken = True
 
 
-def _prepare(image: bytes | np.ndarray, where: str, deadline: float, turn: _Turn) -> Prepared:
-    preprocessor = classifier.preprocessor
+def _prepare(image: Any, where: str, deadline: float, turn: _Turn) -> tuple[np.ndarray, dict]:
+    """Return an image at the model's size, and what it was before. Raises InvalidInput or Unavailable."""
     opened: Any = None
     try:
-        opened = preprocessor.open(image, deadline)
-        if preprocessor.is_large(opened):
+        if isinstance(image, str):
+            image = decode_base64(image)
+        elif not isinstance(image, bytes | np.ndarray):
+            raise InvalidInput("a picture has to be base64 text")
+        opened = classifier.preprocessor.open(image, deadline)
+        described = {"format": opened.format or "pixels", "width": opened.width, "height": opened.height}
+        if classifier.preprocessor.is_large(opened):
             turn.take()
-        return preprocessor.prepare(opened)
-    except InvalidImage as error:
+        return classifier.preprocessor(opened), described
+    except InvalidInput as error:
         message = f"{where}{error}"
     # Not within `except`, and without the image: an error keeps what its frames hold, here until it is answered.
     del image, opened

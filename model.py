@@ -4,7 +4,6 @@ Neither needs PyTorch: the file that convert_to_onnx.py writes says everything a
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +25,6 @@ ImageSource = bytes | str | os.PathLike | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An image at the model's size, uint8 [height, width, 3], and what it was before."""
-
-    pixels: np.ndarray
-    format: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
 class ImagePreprocessor:
     """Turns an image into the pixels that a classifier takes: the reference that the ONNX graph is held to.
 
@@ -46,27 +35,21 @@ class ImagePreprocessor:
     size: tuple[int, int] = (224, 224)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    max_bytes: int = 20_000_000
     max_pixels: int = 25_000_000
     exact: bool = True  # decode every JPEG at its own size, not a large one at a reduced one, and resize in one go
 
     def __call__(self, source: ImageSource) -> np.ndarray:
-        """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidImage."""
-        return self.prepare(source).pixels
-
-    def prepare(self, source: ImageSource) -> Prepared:
-        """Return the image at the model's size, with its own size and format. Raises InvalidImage.
+        """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidImage.
 
         The pixels are those of `resize`, which makes each strip as narrow as the model's input first, and then all of
         them together as high.
         """
         image = self.open(source)
-        width, height = image.size
         narrow = [
             np.asarray(strip.resize((self.size[1], strip.height), Image.Resampling.BILINEAR))
             for strip in rgb_strips(image, self._least_side(image))
         ]
-        return Prepared(self.resize(np.concatenate(narrow)), image.format or "pixels", width, height)
+        return self.resize(np.concatenate(narrow))
 
     def decode(self, source: ImageSource) -> np.ndarray:
         """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidImage."""
@@ -74,7 +57,14 @@ class ImagePreprocessor:
 
     def open(self, source: ImageSource, deadline: float | None = None) -> Image.Image:
         """Return the image, within the limits and not yet decoded, as decoding.open_image does. Raises InvalidImage."""
-        image = self._open(source, deadline)
+        if isinstance(source, Image.Image):
+            image = source
+        elif isinstance(source, np.ndarray):
+            if source.dtype != np.uint8 or source.shape[2:] != (3,) or 0 in source.shape:
+                raise InvalidImage("pixels have to be uint8 [height, width, 3], RGB")
+            image = Image.fromarray(source)
+        else:
+            image = open_image(source if isinstance(source, bytes) else _read(Path(source)), deadline)
         width, height = image.size
         if width * height > self.max_pixels or max(width, height) > MAX_SIDE:
             raise InvalidImage(
@@ -110,32 +100,12 @@ class ImagePreprocessor:
         """Return how many pixels a side a JPEG has to keep when it is decoded; 0: all."""
         return 0 if self.exact or image.width * image.height < LARGE_PIXELS else REDUCED_SIDES * max(self.size)
 
-    def _open(self, source: ImageSource, deadline: float | None) -> Image.Image:
-        if isinstance(source, Image.Image):
-            return source
-        if isinstance(source, np.ndarray):
-            return self._from_pixels(source)
-        if not isinstance(source, bytes):
-            source = self._read(Path(source))
-        self._check_length(len(source))
-        return open_image(source, deadline)
 
-    @staticmethod
-    def _from_pixels(pixels: np.ndarray) -> Image.Image:
-        if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,) or 0 in pixels.shape:
-            raise InvalidImage("pixels have to be uint8 [height, width, 3], RGB")
-        return Image.fromarray(pixels)
-
-    def _read(self, path: Path) -> bytes:
-        try:
-            self._check_length(path.stat().st_size)
-            return path.read_bytes()
-        except (OSError, ValueError) as error:
-            raise InvalidImage(f"{path} cannot be read: {error}") from error
-
-    def _check_length(self, length: int) -> None:
-        if length > self.max_bytes:
-            raise InvalidImage(f"the picture has {length} bytes; at most {self.max_bytes} are taken: send it smaller")
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise InvalidImage(f"{path} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -181,7 +151,6 @@ class OnnxClassifier:
             described.preprocessing.size,
             described.preprocessing.mean,
             described.preprocessing.std,
-            max_bytes=sys.maxsize,  # who takes images from afar has a limit for what is sent
             max_pixels=max_pixels,
             exact=precision == "f32",
         )

@@ -1,13 +1,13 @@
 """Opening and decoding images that anyone may have sent, made or damaged in whatever way.
 
-Only the formats that people send are ever tried. What a file may cost is bounded here; how large it may be is
-model.ImagePreprocessor's to say.
+What a file may cost is bounded here; how many pixels it may have, in model.ImagePreprocessor.
 """
 
 import io
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from time import thread_time
 
@@ -22,19 +22,17 @@ from simplejpeg import decode_jpeg
 
 from runtime.errors import InvalidImage
 
-# The formats that people send. No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a
-# file of a kilobyte asks for, and look at no deadline.
+# No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a file of a kilobyte asks for.
 DECODERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile)
 FORMATS = tuple(decoder.format for decoder in DECODERS)
 
-# model.ImagePreprocessor has the limit, and checks it as early.
+# model.ImagePreprocessor checks the limit, as early.
 Image.MAX_IMAGE_PIXELS = None
 
 # JPEG's own limit. Resampling needs a table in proportion to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
-# Scans of a progressive JPEG. Encoders write 10, or 18 of CMYK. A scan may say of 25 million pixels in 42 bytes that
-# none changes, which takes 14 ms.
+# Scans of a progressive JPEG. Encoders write 10, or 18 of CMYK. One of 42 bytes may take 14 ms and change nothing.
 MAX_SCANS = 64
 SCAN = re.compile(rb"\xff\xda\x00")  # its marker, which a scan's data cannot contain; bytes.count takes twice as long
 
@@ -45,8 +43,7 @@ MAX_EXIF = 500_000
 # Bytes of a PNG's compressed texts, of which Pillow would keep 64 million.
 PngImagePlugin.MAX_TEXT_MEMORY = 4_000_000
 
-# Seconds of one processor for decoding, looked at whenever more is read, of which much is written in Python in Pillow.
-# No image that was not made to be slow takes more than 1.
+# Seconds of one CPU for decoding, checked at every read. No image that was not made to be slow takes more than 1.
 MAX_READ_S = 1.5
 
 # A JPEG's scan of some of its colors. The decoder then keeps the whole image, as it does of a progressive JPEG.
@@ -55,7 +52,7 @@ PART_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a]")
 # Pixels to turn and to put on white at a time.
 STRIP_PIXELS = 1_000_000
 
-# What EXIF says of an image that does not lie upright, and what puts it right.
+# What EXIF says of an image that does not lie upright, and what turns it.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,8 +62,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-ON_ITS_SIDE = (5, 6, 7, 8)
-FROM_THE_END = (3, 4, 7, 8)  # the first row of the upright image is the last row or column of what is stored
 
 # Pillow warns of every field that it skips, in words of the file: two lines in the log, and an entry kept for ever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -108,10 +103,14 @@ def rgb_strips(image: Image.Image, least_side: int = 0) -> Iterator[Image.Image]
     """
     try:
         decoded = _decode(image, least_side)
+        if decoded.mode == "P" and decoded.palette is None:
+            raise ValueError("its palette is missing")
+        if decoded.mode in ("I", "F"):
+            raise ValueError("32 bits a pixel have no agreed white: save it with 8 or 16")
         orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
         # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
         for box in _strips(decoded.size, orientation):
-            strip = decoded if box == (0, 0, *decoded.size) else decoded.crop(box)
+            strip = decoded.crop(box)
             yield _opaque_rgb(strip.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else strip)
     except Exception as error:  # as in open_image
         raise InvalidImage(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
@@ -143,15 +142,12 @@ Image.register_open(JpegImageFile.format, _PlainJpeg, Image.OPEN[JpegImageFile.f
 
 
 def _decode(image: Image.Image, least_side: int) -> Image.Image:
-    """Decode an image; a JPEG of RGB with libjpeg-turbo, whose pixels at full size are Pillow's in less time."""
     if isinstance(image, JpegImageFile) and isinstance(image.fp, _TimedBytes):
         scale = {"min_height": least_side, "min_width": least_side, "min_factor": 2} if least_side else {}
-        try:
-            if image.mode == "RGB":
-                pixels = decode_jpeg(image.fp.getvalue(), "RGB", **scale)
-                return Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "RGB", 0, 1)
-        except ValueError:
-            pass  # a damaged file is left to Pillow to judge
+        if image.mode == "RGB":
+            with suppress(ValueError):  # a damaged file is left to Pillow to judge
+                # libjpeg-turbo's pixels at full size are Pillow's, in less time.
+                return Image.fromarray(decode_jpeg(image.fp.getvalue(), "RGB", **scale))
         if least_side:
             image.draft(None, (least_side, least_side))
     image.load()
@@ -160,13 +156,14 @@ def _decode(image: Image.Image, least_side: int) -> Image.Image:
 
 def _strips(size: tuple[int, int], orientation: int | None) -> Iterator[tuple[int, int, int, int]]:
     """Yield the boxes of the stored image that are, from top to bottom, the strips of the upright one."""
-    width, height = size[::-1] if orientation in ON_ITS_SIDE else size
-    rows = max(1, STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        start, end = top, min(top + rows, height)
-        if orientation in FROM_THE_END:
-            start, end = height - end, height - start
-        yield (start, 0, end, width) if orientation in ON_ITS_SIDE else (0, start, width, end)
+    width, height = size
+    lies_on_its_side = orientation in (5, 6, 7, 8)
+    length, breadth = (width, height) if lies_on_its_side else (height, width)
+    step = max(1, STRIP_PIXELS // breadth)
+    starts = range(0, length, step)
+    for start in reversed(starts) if orientation in (3, 4, 7, 8) else starts:
+        end = min(start + step, length)
+        yield (start, 0, end, height) if lies_on_its_side else (0, start, width, end)
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -180,22 +177,12 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "P" and image.palette is None:
-        raise ValueError("its palette is missing")
-    if image.mode in ("I", "F"):
-        raise ValueError("32 bits a pixel have no agreed white: save it with 8 or 16")
     if image.mode.startswith("I;16"):
-        return _from_16_bit(image)
-    if image.has_transparency_data:
+        # Pillow's own conversion clips at 255, which turns nearly all of a 16-bit image white.
+        pixels = np.asarray(image)
+        grey = np.where(pixels == image.info.get("transparency", -1), 255, pixels >> 8)
+        image = Image.fromarray(grey.astype(np.uint8))
+    elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion clips at 255, which turns nearly all of a 16-bit image white.
-    pixels = np.asarray(image)
-    grey = (pixels >> 8).astype(np.uint8)
-    if "transparency" in image.info:
-        grey[pixels == image.info["transparency"]] = 255
-    return Image.fromarray(grey).convert("RGB")

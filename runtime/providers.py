@@ -41,11 +41,9 @@ class Runner:
     any_size: bool
     run_alone: Run
     open_for_many: Callable[[], Run] | None
+    _run_among_many: Run | None = None
     _running: int = 0
     _count: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self._run_among_many = self.run_alone
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of uint8 [batch, height, width, 3].
@@ -60,13 +58,13 @@ class Runner:
                 # Once, when there first are many, and in the background: whoever has one caller never pays for it.
                 threading.Thread(target=self._open_for_many, args=(self.open_for_many,)).start()
                 self.open_for_many = None  # so that what it holds of the file is given back when it is done
+        run = self.run_alone if alone else self._run_among_many or self.run_alone
         try:
-            run = self.run_alone if alone else self._run_among_many
             rows = [run(image[None]) for image in pixels]
         finally:
             with self._count:
                 self._running -= 1
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+        return np.concatenate(rows)
 
     def _open_for_many(self, open_for_many: Callable[[], Run]) -> None:
         try:
@@ -79,9 +77,9 @@ class Runner:
 
 @dataclass
 class BatchRunner:
-    """A model on a GPU: the runs that wait while it works become one batch, padded to one of BATCH_SIZES.
+    """A model on a GPU: the images that wait while it works become one batch, padded to one of BATCH_SIZES.
 
-    Whichever waiting run gets the GPU first takes the others with it. Unmeasured: there was no GPU.
+    Whichever waiting run gets the GPU first takes the others' images with it. Unmeasured: there was no GPU.
     """
 
     provider: str
@@ -94,42 +92,34 @@ class BatchRunner:
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of uint8 [batch, height, width, 3] of the model's size."""
-        largest = BATCH_SIZES[-1]
-        parts: list[tuple[np.ndarray, Future]] = [
-            (pixels[start : start + largest], Future()) for start in range(0, len(pixels), largest)
-        ]
-        self._waiting.extend(parts)
-        for _, rows in parts:
-            with self._gpu:
-                while not rows.done():
-                    self._run_waiting()
-        return np.concatenate([rows.result() for _, rows in parts])
+        rows: list[Future] = [Future() for _ in pixels]
+        self._waiting.extend(zip(pixels, rows, strict=True))
+        with self._gpu:
+            while not rows[-1].done():
+                self._run_waiting()
+        return np.stack([row.result() for row in rows])
 
     def _run_waiting(self) -> None:
-        taken = [self._waiting.pop(0)]
-        while self._waiting and sum(len(pixels) for pixels, _ in [*taken, self._waiting[0]]) <= BATCH_SIZES[-1]:
-            taken.append(self._waiting.pop(0))
-        pixels = np.concatenate([pixels for pixels, _ in taken])
-        size = next(size for size in BATCH_SIZES if size >= len(pixels))
+        count = min(len(self._waiting), BATCH_SIZES[-1])
+        taken = [self._waiting.pop(0) for _ in range(count)]
+        size = next(size for size in BATCH_SIZES if size >= count)
+        pixels = np.stack([image for image, _ in taken])
         try:
-            rows = self.run_batch(np.pad(pixels, [(0, size - len(pixels)), (0, 0), (0, 0), (0, 0)]))
+            rows = self.run_batch(np.pad(pixels, [(0, size - count), (0, 0), (0, 0), (0, 0)]))
         except Exception as error:  # the provider's own
             for _, waiting in taken:
                 waiting.set_exception(error)
-            return
-        for pixels, waiting in taken:
-            waiting.set_result(rows[: len(pixels)])
-            rows = rows[len(pixels) :]
+        else:
+            for (_, waiting), row in zip(taken, rows[:count], strict=True):
+                waiting.set_result(row)
 
 
-def open_runner(  # type: ignore[return]  # the last provider's attempt returns or raises
-    path: Path, provider: str, precision: str, threads: int
-) -> Runner | BatchRunner:
+def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runner | BatchRunner:
     """Open the model on a provider.
 
-    With `auto` it is the first of cuda, openvino and cpu that works, and it works if it answers with probabilities: a
-    provider can load a model and then fail on it. With `precision` auto OpenVINO computes in bfloat16 on a CPU that has
-    it, and CUDA in TF32; with f32 neither. The file is read once: what replaces it later is not mixed with it.
+    With `auto` it is the first of cuda, openvino and cpu that answers with probabilities: one can load a model and then
+    fail on it. With `precision` auto OpenVINO computes in bfloat16 on a CPU that has it, and CUDA in TF32; with f32
+    neither. The file is read once: what replaces it later is not mixed with it.
     Raises ProviderUnavailable for a provider that was named, and InvalidModel.
     """
     memory.return_large()
@@ -137,27 +127,29 @@ def open_runner(  # type: ignore[return]  # the last provider's attempt returns 
         content = path.read_bytes()
     except OSError as error:
         raise InvalidModel(f"{path} cannot be read: {error.strerror}") from error
-    names = ("cuda", "openvino", "cpu") if provider == "auto" else (provider,)
-    for name in names:
-        try:
-            runner = OPENERS[name](content, precision, threads)
-            _require_probabilities(runner)
-            memory.return_free()
-            return runner
-        except Exception as error:  # the provider's own, for which no two have one base class
-            if name != names[-1]:
+    if provider == "auto":
+        for name in ("cuda", "openvino"):
+            try:
+                return _open(name, content, precision, threads)
+            except Exception as error:  # the provider's own, for which no two have one base class
                 logger.info("execution provider not used", extra={"fields": {"provider": name, "reason": str(error)}})
-            elif isinstance(error, ProviderUnavailable | ImportError):
-                raise ProviderUnavailable(f"execution provider {name}: {error}") from error
-            else:
-                raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote: {error}") from error
+        provider = "cpu"
+    try:
+        return _open(provider, content, precision, threads)
+    except (ProviderUnavailable, ImportError) as error:
+        raise ProviderUnavailable(f"execution provider {provider}: {error}") from error
+    except Exception as error:  # the provider's own
+        raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote: {error}") from error
 
 
-def _require_probabilities(runner: Runner | BatchRunner) -> None:
+def _open(provider: str, content: bytes, precision: str, threads: int) -> Runner | BatchRunner:
+    runner = OPENERS[provider](content, precision, threads)
     size, classes = runner.metadata.preprocessing.size, len(runner.metadata.class_names)
     rows = runner.run(np.full((1, *size, 3), 127, np.uint8))
     if rows.shape != (1, classes) or not ((rows >= 0) & (rows <= 1.001)).all():
         raise ValueError(f"{runner.provider} does not give the probabilities of {classes} classes")
+    memory.return_free()
+    return runner
 
 
 def import_onnxruntime() -> Any:

@@ -36,43 +36,24 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def setting(default: object, expected: str, help: str, parse: Callable[[str], Any]) -> Any:
-    """Return a field of a group. `parse` raises ValueError for a text that is not `expected`.
-
-    `default` may be a function, where it depends on the machine; None is a setting that may be left out.
-    """
-    return field(metadata={"default": default, "expected": expected, "help": help, "parse": parse})
+    """Return a field of a group. `parse` raises ValueError for a text that is not `expected`."""
+    return field(default=default, metadata={"expected": expected, "help": help, "parse": parse})
 
 
-def integer(default: int | Callable[[], int], minimum: int, maximum: int, help: str) -> Any:
+def integer(default: int | None, minimum: int, maximum: int, help: str) -> Any:
     """Return the field of a whole number from `minimum` to `maximum`, both included."""
 
     def parse(text: str) -> int:
         # int() takes blanks, signs, underscores and the digits of other scripts too.
-        if not (text.isascii() and text.isdigit() and len(text) < 20 and minimum <= int(text) <= maximum):
+        if not re.fullmatch("[0-9]{1,19}", text) or not minimum <= int(text) <= maximum:
             raise ValueError
         return int(text)
 
     return setting(default, f"a whole number from {minimum} to {maximum}", help, parse)
 
 
-def choice(default: str, allowed: tuple[str, ...], help: str) -> Any:
-    """Return the field of one of the texts `allowed`."""
-
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError
-        return text
-
-    return setting(default, f"one of {', '.join(allowed)}", help, parse)
-
-
-def text(
-    default: str | None, help: str, expected: str = "printable text", pattern: str = r"\S|\S.*\S", strip: bool = False
-) -> Any:
-    """Return the field of a text of printable characters that matches the regular expression `pattern`.
-
-    With `strip` white space at its ends is taken off, as a pasted text has it.
-    """
+def text(default: str | None, expected: str, help: str, pattern: str, strip: bool = False) -> Any:
+    """Return the field of a printable text that matches `pattern`; with `strip` without the white space at its ends."""
 
     def parse(text: str) -> str:
         text = text.strip() if strip else text
@@ -81,6 +62,11 @@ def text(
         return text
 
     return setting(default, expected, help, parse)
+
+
+def choice(default: str, allowed: tuple[str, ...], help: str) -> Any:
+    """Return the field of one of the texts `allowed`."""
+    return text(default, f"one of {', '.join(allowed)}", help, "|".join(allowed))
 
 
 @dataclass(frozen=True)
@@ -94,7 +80,7 @@ class ModelSettings:
     PRECISION: str = choice(
         "auto", ("auto", "f32"), "auto: bfloat16 or TF32 where the hardware has it; f32: exact, also in decoding"
     )
-    THREADS: int = integer(available_cpus, 1, 1024, "threads of the model; unset: the CPUs that the container may use")
+    THREADS: int | None = integer(None, 1, 1024, "threads of the model; unset: the CPUs that the container may use")
     MAX_IMAGES: int = integer(16, 1, 1024, "images in one call")
     MAX_PIXELS: int = integer(25_000_000, 1, 1_000_000_000, "pixels of one image, width x height")
 
@@ -103,15 +89,18 @@ class ModelSettings:
 class ServerSettings:
     """What server.py reads."""
 
-    HOST: str = text("0.0.0.0", "address to listen on", "an address", r"\S+")
+    HOST: str = text("0.0.0.0", "an address", "address to listen on", r"\S+")
     PORT: int = integer(8000, 1, 65_535, "port to listen on")
     BANANA_API_KEY: str | None = text(
-        None, "the key that callers have to send; unset: open to everyone", "UTF-8 text without blanks at its ends"
+        None,
+        "UTF-8 text without blanks at its ends",
+        "the key that callers have to send; unset: open to everyone",
+        r"\S|\S.*\S",
     )
     CORS_ORIGIN: str | None = text(
         None,
-        "the web page's origin that browsers let call, or *; unset: none",
         "* or one origin such as https://example.com",
+        "the web page's origin that browsers let call, or *; unset: none",
         r"\*|https?://[^/\s,]+",
     )
     LOG_FORMAT: str = choice("text", ("text", "json"), "how a line of the log is written")
@@ -129,15 +118,15 @@ class EndpointSettings:
 
     BANANA_MODEL_URL: str | None = text(
         None,
-        "the endpoint; unset: a server is started on this machine",
         "a URL that begins with http:// or https://",
+        "the endpoint; unset: a server is started on this machine",
         r"(?i:https?)://\S+",
         strip=True,
     )
     BANANA_API_KEY: str | None = text(
         None,
-        "the endpoint's key; unset: none is sent",
         "ASCII text, as an HTTP header takes it",
+        "the endpoint's key; unset: none is sent",
         r"[!-~]([ -~]*[!-~])?",
         strip=True,
     )
@@ -157,12 +146,10 @@ def read(group: type[Group], environment: Mapping[str, str] = os.environ) -> Gro
     """Return the settings of a group; a variable that is unset or empty has its default. Raises BadSetting."""
     values = {}
     for known in fields(group):  # type: ignore[arg-type]
-        value, default = environment.get(known.name), known.metadata["default"]
-        if not value:
-            values[known.name] = default() if callable(default) else default
-            continue
+        value = environment.get(known.name)
         try:
-            values[known.name] = known.metadata["parse"](value)
+            if value:
+                values[known.name] = known.metadata["parse"](value)
         except ValueError:
             shown = "" if "KEY" in known.name else f"={value!r}"  # a secret is never printed
             raise BadSetting(f"{known.name}{shown}: expected {known.metadata['expected']}") from None

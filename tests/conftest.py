@@ -9,6 +9,8 @@ import pytest
 from tests.graphs import of_other_classes
 from tests.server_process import Served, ready
 
+collect_ignore = ["deploy"]  # which needs Ray, and of what is here nothing: `make test-ray`
+
 # A shell in the background has the first ignored, and nohup the second, also by every program that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -23,9 +23,8 @@ def describe_settings(group: str) -> str:
     """Return the table of a group of settings, in Markdown."""
     lines = ["| variable | default | value | meaning |", "|---|---|---|---|"]
     for known in fields(GROUPS[group]):
-        default = known.metadata["default"]
         # What depends on the machine is said in the help.
-        shown = "" if default is None or callable(default) else f"`{default}`".replace(f"{ROOT}{os.sep}", "")
+        shown = "" if known.default is None else f"`{known.default}`".replace(f"{ROOT}{os.sep}", "")
         lines.append(f"| `{known.name}` | {shown} | {known.metadata['expected']} | {known.metadata['help']} |")
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ from runtime.settings import BadSetting, available_cpus, choice, integer, read, 
 class Group:
     PORT: int = integer(8000, 1, 65535, "port")
     FORMAT: str = choice("text", ("text", "json"), "format")
-    WEB_KEY: str | None = text(None, "key", "text without blanks at its ends")
+    WEB_KEY: str | None = text(None, "text without blanks at its ends", "key", r"\S|\S.*\S")
 
 
 @pytest.mark.parametrize("environment", [{}, {"PORT": "", "FORMAT": "", "WEB_KEY": ""}])
