@@ -201,6 +201,9 @@ def test_a_length_of_thousands_of_digits_is_refused_like_any_other(served):
         "Content-Length: \u0662",
         "Content-Length: 0x2",
         "Content-Length: ",
+        *(f"Content-Length:{blank}2" for blank in "\n\v\f\x1c\u0085\u00a0\u3000"),
+        "Content-Length: \u00a02",
+        "Content-Length:2\u00a0",
     ],
 )
 def test_headers_that_another_would_read_otherwise_are_refused_and_the_connection_closed(served, headers):
