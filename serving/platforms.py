@@ -39,6 +39,7 @@ async def invocations(request: Request) -> HTTPResponse:
 @routes.route("/v2", **GET)
 async def server_metadata(request: Request) -> HTTPResponse:
     """Which server this is, and what of v2 it has beside the core."""
+    request.app.ctx.lifecycle.require_ready()
     version = request.app.ctx.backend.status().get("version", "")
     return respond({"name": "classifier", "version": version, "extensions": open_inference.EXTENSIONS})
 

@@ -96,7 +96,7 @@ def test_any_other_argument_is_refused_with_the_usage():
 def test_v2_is_live_but_not_ready_while_the_model_loads(tmp_path):
     with serving(tmp_path, stub=True) as served:
         assert served.get("/v2/health/live").json() == {"live": True}
-        for path in ("/v2/health/ready", "/v2/models/stub", "/v2/models/stub/ready", "/v2/models/other"):
+        for path in ("/v2", "/v2/health/ready", "/v2/models/stub", "/v2/models/stub/ready", "/v2/models/other"):
             assert "loading" in error_of(served.get(path), 503)
         assert "loading" in error_of(served.post("/v2/models/stub/infer", json=tensor()), 503)
         (tmp_path / "loaded").touch()
