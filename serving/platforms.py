@@ -83,7 +83,8 @@ async def infer(request: Request, name: str, version: str | None = None) -> HTTP
 
     def work(body: bytes) -> tuple[dict, HTTPResponse]:
         with turn(body):
-            inference = open_inference.read(body, request.headers.get(JSON_LENGTH), MAX_IMAGES)
+            json_length = request.headers.get(JSON_LENGTH, str(len(body)))
+            inference = open_inference.read(body, json_length, MAX_IMAGES)
         inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}
         answer = request.app.ctx.backend.inference(inputs)
         response, json_length = open_inference.write(inference, model, answer["results"])
