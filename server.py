@@ -43,12 +43,10 @@ from serving import platforms
 from serving.bodies import BodyReader
 from serving.calls import respond, run_inference
 from serving.lifecycle import Lifecycle
-from serving.metrics import get_request_id, record, watch
+from serving.metrics import IN_WORK, QUEUED, get_request_id, record
 from serving.protocol import DeadlineProtocol, drop_body, take_turns
 from serving.work_queue import WorkQueue
 
-BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}  # 499 is for the log alone
 ERROR_TYPES = {
     401: "unauthorized",
@@ -110,8 +108,7 @@ async def classify(request: Request) -> HTTPResponse:
 @server.route("/", methods=["GET", "HEAD"], ignore_body=True)
 async def show_page(request: Request) -> HTTPResponse:
     """The page for a browser; it needs no key, and asks for the one that its calls need."""
-    headers = {"Content-Security-Policy": PAGE_POLICY}
-    return await file(SERVING / "page" / "index.html", headers=headers, no_store=True)
+    return await file(SERVING / "page" / "index.html", headers={"Content-Security-Policy": PAGE_POLICY}, no_store=True)
 
 
 @server.route(r"/page/<name:(style\.css|script\.js)>", methods=["GET", "HEAD"], ignore_body=True)
@@ -140,13 +137,14 @@ async def status(request: Request) -> HTTPResponse:
     ctx = request.app.ctx
     since_ms = int((monotonic() - ctx.last_change) * 1e3)
     busy = ctx.queue.pending > 0
-    answer = {
-        "gpu_available": ctx.lifecycle.ready and ctx.queue.pending < ctx.backend.WORKERS,
-        "sequence_number": ctx.answered,
-        "idle_time": 0 if busy else since_ms,
-        "inference_time": since_ms if busy else 0,
-    }
-    return respond(answer)
+    return respond(
+        {
+            "gpu_available": ctx.lifecycle.ready and ctx.queue.pending < ctx.backend.WORKERS,
+            "sequence_number": ctx.answered,
+            "idle_time": 0 if busy else since_ms,
+            "inference_time": since_ms if busy else 0,
+        }
+    )
 
 
 @server.route("/metrics", methods=["GET", "HEAD"], ignore_body=True)
@@ -170,12 +168,11 @@ server.on_request(take_turns)
 @server.on_request
 async def authenticate(request: Request) -> None:
     """Refuse a call without the key, where one is set; probes, browsers' preflights and the page's have none."""
-    is_page = request.path == "/" and request.method in ("GET", "HEAD")
     key = SETTINGS.BANANA_API_KEY
-    if not key or is_page or request.path in OPEN_PATHS or request.method == "OPTIONS":
+    is_page = request.path == "/" and request.method in ("GET", "HEAD")
+    unread = not request.head  # nor a key in it: it is told so
+    if not key or unread or is_page or request.path in OPEN_PATHS or request.method == "OPTIONS":
         return
-    if not request.head:
-        return  # it could not be read, nor a key in it: it is told so
     sent = request.headers.get("X-Banana-API-Key") or request.token or ""
     if not hmac.compare_digest(sent.encode(errors="replace"), key.encode()):
         raise Unauthorized("send the API key of this endpoint as X-Banana-API-Key", scheme="Bearer")
@@ -199,8 +196,8 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
         message = "the server failed; its log says why"
         lifecycle.check_model()
     if code in (404, 405) and not request.route:
-        hint = platforms.HERE if is_v2 else "POST a picture to /"
-        message = f"{request.method} {request.path} is not served here: {hint}"
+        message = f"{request.method} {request.path} is not served here: "
+        message += platforms.HERE if is_v2 else "POST a picture to /"
     if code == 503:
         message += ": try again"
         headers["Retry-After"] = "1"
@@ -227,24 +224,22 @@ async def finish(request: Request, response: HTTPResponse) -> None:
 async def listening(server: Sanic) -> None:
     """Say that signals are obeyed and that the port is open."""
     server.ctx.lifecycle.obey_signals(server)
-    if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in LOOPBACK:
+    if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("whoever reaches this port may call: set BANANA_API_KEY, or HOST=127.0.0.1")
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
 
 
 def main(backend: Backend, loading: Future) -> None:
-    """Serve `backend` until SIGTERM; exit 1 if `loading` its model fails, or if work was left unfinished.
-
-    The port answers 503 until the model is there, and while the work that was taken on is finished at the end.
-    """
+    """Serve `backend` until SIGTERM; exit 1 if `loading` its model fails, or if work was left unfinished."""
     queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     lifecycle = Lifecycle(backend, queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.ANSWER_TIMEOUT_S)
     server.ctx.backend, server.ctx.queue, server.ctx.lifecycle = backend, queue, lifecycle
     server.ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
     server.ctx.answered, server.ctx.last_change = 0, monotonic()  # when a call last began or ended
-    server.before_server_start(lifecycle.await_model)
-    server.before_server_stop(lifecycle.drain)
-    watch(queue)
+    server.before_server_start(lifecycle.await_model)  # in the background: the port answers 503 until it is there
+    server.before_server_stop(lifecycle.drain)  # work that was taken on is finished, while the port answers 503
+    IN_WORK.set_function(lambda: queue.in_work)
+    QUEUED.set_function(lambda: queue.queued)
     try:
         server.run(
             SETTINGS.HOST,
@@ -252,13 +247,12 @@ def main(backend: Backend, loading: Future) -> None:
             single_process=True,
             register_sys_signals=False,
             protocol=DeadlineProtocol,
-            backlog=BACKLOG,
+            backlog=1024,  # connections that may wait; the client's system tries one more again, a second later
         )
     except OSError as error:
         sys.exit(f"server.py: cannot listen on {SETTINGS.HOST}:{SETTINGS.PORT}: {error.strerror}")
-    if lifecycle.unfinished:
-        fields = {"pending": lifecycle.unfinished, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}
-        logger.error("not finished", extra={"fields": fields})
+    if pending := lifecycle.unfinished:
+        logger.error("not finished", extra={"fields": {"pending": pending, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}})
         os._exit(1)  # to return would be to wait for the thread that is still at work
     sys.exit(1 if lifecycle.load_failed else 0)
 

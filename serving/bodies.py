@@ -84,15 +84,14 @@ def turn(body: bytes) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # else that text is there until the error has been answered
+            traceback.clear_frames(error.__traceback__)  # else that text is there during the next one's turn
             raise
 
 
 def at_most(count: int, item: type) -> type[msgspec.Struct]:
     """Return the type of a JSON list of at most `count` items; `items` returns them.
 
-    Decoding stops at the first item too many. msgspec looks at Meta(max_length=...) once the whole list is built,
-    when 20 MB of `{}` have become 700 MB.
+    Decoding stops at the first item too many; with Meta(max_length=...) 20 MB of `{}` would become 700 MB first.
     """
     fields = [(f"item{n}", item, msgspec.UNSET) for n in range(count)]
     return msgspec.defstruct(f"AtMost{count}", fields, array_like=True, forbid_unknown_fields=True)

@@ -115,14 +115,14 @@ class Lifecycle:
         logger.info("ready", extra={"fields": self.backend.status()})
 
     async def _check_model(self) -> None:
-        result: object
-        (result,) = await asyncio.gather(self.queue.run(self.backend.warm_up), return_exceptions=True)
-        error = result if isinstance(result, Exception) else None
-        if isinstance(error, QueueFull):
-            return  # others are being answered, or will be found to be stuck
-        self.model_failing = error is not None
-        if error:
-            logger.error("the model fails on its warm-up picture", exc_info=error)
+        try:
+            await self.queue.run(self.backend.warm_up)
+            self.model_failing = False
+        except QueueFull:
+            pass  # others are being answered, or will be found to be stuck
+        except Exception:  # whatever the execution provider raises
+            self.model_failing = True
+            logger.exception("the model fails on its warm-up picture")
 
     def _leave(self, server: Sanic) -> None:
         if "leave" not in self._tasks:  # a second stop would break off `drain`

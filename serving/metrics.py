@@ -11,7 +11,6 @@ from prometheus_client import Counter, Gauge, Histogram, Info
 from sanic import Request
 
 from serving.log import logger
-from serving.work_queue import WorkQueue
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
@@ -26,12 +25,6 @@ PHASES = {"queue": QUEUE_SECONDS, "decode": DECODE_SECONDS, "model": MODEL_SECON
 IN_WORK = Gauge("classifier_in_work", "Calls being worked on")
 QUEUED = Gauge("classifier_queued", "Calls waiting for a thread")
 MODEL = Info("classifier_model", "The model and the execution provider in use")
-
-
-def watch(queue: WorkQueue) -> None:
-    """Show the queue's numbers as gauges."""
-    IN_WORK.set_function(lambda: queue.in_work)
-    QUEUED.set_function(lambda: queue.queued)
 
 
 def record(request: Request, status: int) -> None:

@@ -1,7 +1,4 @@
-"""What Sanic's HTTP does not do by itself.
-
-Each was taken out in turn, and each time a slow client was never dropped, or a body was kept in memory.
-"""
+"""What Sanic's HTTP does not do: without each part a slow client was never dropped, or a body was kept in memory."""
 
 import asyncio
 import re
@@ -16,7 +13,7 @@ NO_HEADER = re.compile(r"\r\n(?![!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*(?=\S|\r\n|\Z)
 
 
 class AnsweringHttp(Http):
-    """Sanic's HTTP, for a request that Sanic would take for another or leave without an answer or without an end."""
+    """Reads what Sanic would take for another request, and answers what Sanic would leave without an answer or end."""
 
     # There are no WebSockets here, and Sanic sets no time-out for a request that only says it wants one.
     upgrade_websocket = property(lambda self: False, lambda self, value: None)
@@ -56,10 +53,9 @@ class AnsweringHttp(Http):
 
 
 class DeadlineProtocol(HttpProtocol):
-    """Sanic's HTTP, with time-outs that a trickle of bytes does not put off.
+    """Has time-outs that a trickle of bytes does not put off, as with Sanic every byte does.
 
-    Sanic starts them anew with every byte received. Here they run from the first byte of a request, and, once it is
-    answered, from the answer.
+    They run from the first byte of a request, and, once it is answered, from the answer.
     """
 
     HTTP_CLASS = AnsweringHttp
