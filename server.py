@@ -189,7 +189,8 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
     headers = dict(getattr(error, "headers", {}))
     if request.method == "OPTIONS" and code == 405:
         return HTTPResponse(None, 204, headers)
-    lifecycle, is_v2 = request.app.ctx.lifecycle, f"{request.path}/".startswith("/v2/")
+    lifecycle = request.app.ctx.lifecycle
+    is_v2 = f"{request.path}/".startswith("/v2/")
     message = str(error)
     if code == 500:
         logger.error("failed", exc_info=error, extra={"fields": {"id": get_request_id(request)}})

@@ -158,13 +158,9 @@ def _form(content_type: str, body: bytes) -> dict:
     from multipart import MultipartError, MultipartParser, parse_options_header
 
     boundary = parse_options_header(content_type)[1].get("boundary", "")
-    whole = len(body) + 1  # nothing is spooled to disk
+    limits = {"part_limit": MAX_FORM_PARTS, "spool_limit": len(body) + 1, "memory_limit": len(body) + 1}  # no disk
     try:
-        parts = list(
-            MultipartParser(
-                io.BytesIO(body), boundary, part_limit=MAX_FORM_PARTS, spool_limit=whole, memory_limit=whole
-            )
-        )
+        parts = list(MultipartParser(io.BytesIO(body), boundary, **limits))
         pictures = [part.raw for part in parts if part.name == "image"]
         # Not part.value, which heeds a charset that the caller names: of Punycode a megabyte takes minutes.
         fields = {part.name: part.raw.decode(errors="replace") for part in parts if part.name in OPTIONS}

@@ -66,7 +66,7 @@ class _Request(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Request).decode
 _decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
 _decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
-_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output) | None).decode
+_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output)).decode
 _decode_texts = msgspec.json.Decoder(at_most(MAX_FILES, str | at_most(1, str))).decode  # type: ignore[arg-type]
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
@@ -99,8 +99,8 @@ def read(body: bytes, json_length: str, max_images: int) -> Inference:
     view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
-        inputs, outputs = items(_decode_inputs(request.inputs)), _decode_outputs(request.outputs)
-        outputs = items(outputs) if outputs else []
+        inputs = items(_decode_inputs(request.inputs))
+        outputs = [] if request.outputs == NULL else items(_decode_outputs(request.outputs))
         if [tensor.name for tensor in inputs] != [INPUT]:
             raise InvalidInput(f'expected one input, with the name "{INPUT}"')
         if [output.name for output in outputs] not in ([], [OUTPUT], [None]):
