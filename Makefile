@@ -37,7 +37,7 @@ test: classifier.onnx  ## run every test
 	$(bin)/python -m pytest
 
 fuzz: classifier.onnx .venv/fuzz  ## send a server random input for some minutes
-	FUZZ_SCALE=40 $(bin)/python -m pytest tests/serving/test_hostile_input.py
+	FUZZ_SCALE=40 $(bin)/python -m pytest tests/serving/test_hostile_*.py
 	$(bin)/python -m tests.fuzz_openapi
 
 lint: .venv/installed  ## check style and format, the workflows, the Dockerfile and the shell script

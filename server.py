@@ -9,12 +9,10 @@ answers. A new route goes here, and into serving/openapi.json.
 
 import hmac
 import os
-import re
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from time import monotonic, perf_counter
-from uuid import uuid4
+from time import monotonic
 
 from runtime.settings import ServerSettings, read
 from serving.backend import Backend
@@ -37,19 +35,19 @@ if __name__ == "__main__":  # here, because importing Sanic takes as long and le
     loading = load(app)
 
 from sanic import HTTPResponse, Request, Sanic
-from sanic.exceptions import RequestCancelled
+from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
 from sanic.response import file
 
-from serving import calls, platforms
-from serving.bodies import BodyReader, content_length
-from serving.calls import Refusal, State, require_healthy, require_ready, respond
+from runtime.errors import InvalidInput, Unavailable
+from serving import platforms
+from serving.bodies import BodyReader
+from serving.calls import respond, run_inference
 from serving.lifecycle import Lifecycle
-from serving.metrics import record, watch
+from serving.metrics import IN_WORK, QUEUED, get_request_id, record
 from serving.protocol import DeadlineProtocol, drop_body, take_turns
 from serving.work_queue import WorkQueue
 
-BACKLOG = 1024  # connections that may wait to be taken; one more is tried again by its client's system, a second later
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}  # 499 is for the log alone
 ERROR_TYPES = {
     401: "unauthorized",
     404: "not_found",
@@ -89,7 +87,7 @@ server.config.update(
     MOTD=False,
     ACCESS_LOG=False,
     REQUEST_TIMEOUT=SETTINGS.REQUEST_TIMEOUT_S,
-    RESPONSE_TIMEOUT=SETTINGS.ANSWER_TIMEOUT_S,
+    RESPONSE_TIMEOUT=SETTINGS.ANSWER_TIMEOUT_S,  # then Sanic answers 503; every other one is an Unavailable
     KEEP_ALIVE_TIMEOUT=SETTINGS.IDLE_TIMEOUT_S,
     # BodyReader has the limit: Sanic's own closes the connection on a client that is still sending, which then never
     # reads the 413. What is left of a refused body is read and dropped, within IDLE_TIMEOUT_S.
@@ -104,50 +102,49 @@ server.blueprint(platforms.routes)
 @server.post("/", stream=True)
 async def classify(request: Request) -> HTTPResponse:
     """Classify what the body holds: JSON, an image's own bytes, or a form with the field `image`."""
-    return await calls.run_inference(request)
+    return await run_inference(request)
 
 
 @server.route("/", methods=["GET", "HEAD"], ignore_body=True)
 async def show_page(request: Request) -> HTTPResponse:
     """The page for a browser; it needs no key, and asks for the one that its calls need."""
-    headers = {"Content-Security-Policy": PAGE_POLICY}
-    return await file(SERVING / "page" / "index.html", headers=headers, no_store=True)
+    return await file(SERVING / "page" / "index.html", headers={"Content-Security-Policy": PAGE_POLICY}, no_store=True)
 
 
-@server.route("/page/style.css", methods=["GET", "HEAD"], ignore_body=True, name="show_page_style")  # type: ignore[arg-type]
-@server.route("/page/script.js", methods=["GET", "HEAD"], ignore_body=True, name="show_page_script")
-async def show_page_file(request: Request) -> HTTPResponse:
+@server.route(r"/page/<name:(style\.css|script\.js)>", methods=["GET", "HEAD"], ignore_body=True)
+async def show_page_file(request: Request, name: str) -> HTTPResponse:
     """The page's style or script. Not Sanic's static(): it keeps a request's body in memory, however large."""
-    return await file(SERVING / request.route.path, no_store=True)
+    return await file(SERVING / "page" / name, no_store=True)
 
 
 @server.route("/healthcheck", methods=["GET", "HEAD"], ignore_body=True)
 async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's probe: 200 with what runs here while the model answers, else 503."""
-    require_healthy(request)
-    return respond({"state": "healthy"} | request.app.ctx.state.backend.status())
+    request.app.ctx.lifecycle.require_healthy()
+    return respond({"state": "healthy"} | request.app.ctx.backend.status())
 
 
 @server.post("/_k/warmup", ignore_body=True)
 async def warmup(request: Request) -> HTTPResponse:
     """What banana_dev's Client.warmup() calls: the model is loaded and warm, or this is a 503."""
-    require_ready(request)
+    request.app.ctx.lifecycle.require_ready()
     return respond({"warm": True})
 
 
 @server.route("/_k/status", methods=["GET", "HEAD"], ignore_body=True)
 async def status(request: Request) -> HTTPResponse:
     """Potassium's status: whether a call would start at once, how many were answered, and for how long idle or busy."""
-    state = request.app.ctx.state
-    since_ms = int((monotonic() - state.last_change) * 1e3)
-    busy = state.queue.pending > 0
-    answer = {
-        "gpu_available": state.lifecycle.ready and state.queue.pending < state.backend.WORKERS,
-        "sequence_number": state.answered,
-        "idle_time": 0 if busy else since_ms,
-        "inference_time": since_ms if busy else 0,
-    }
-    return respond(answer)
+    ctx = request.app.ctx
+    since_ms = int((monotonic() - ctx.last_change) * 1e3)
+    busy = ctx.queue.pending > 0
+    return respond(
+        {
+            "gpu_available": ctx.lifecycle.ready and ctx.queue.pending < ctx.backend.WORKERS,
+            "sequence_number": ctx.answered,
+            "idle_time": 0 if busy else since_ms,
+            "inference_time": since_ms if busy else 0,
+        }
+    )
 
 
 @server.route("/metrics", methods=["GET", "HEAD"], ignore_body=True)
@@ -171,17 +168,14 @@ server.on_request(take_turns)
 @server.on_request
 async def authenticate(request: Request) -> None:
     """Refuse a call without the key, where one is set; probes, browsers' preflights and the page's have none."""
-    is_page = request.path == "/" and request.method in ("GET", "HEAD")
     key = SETTINGS.BANANA_API_KEY
-    if not key or is_page or request.path in OPEN_PATHS or request.method == "OPTIONS":
+    is_page = request.path == "/" and request.method in ("GET", "HEAD")
+    unread = not request.head  # nor a key in it: it is told so
+    if not key or unread or is_page or request.path in OPEN_PATHS or request.method == "OPTIONS":
         return
-    if not request.head:
-        return  # it could not be read, nor a key in it: it is told so
     sent = request.headers.get("X-Banana-API-Key") or request.token or ""
     if not hmac.compare_digest(sent.encode(errors="replace"), key.encode()):
-        raise Refusal(
-            "send the API key of this endpoint as X-Banana-API-Key", 401, headers={"WWW-Authenticate": "Bearer"}
-        )
+        raise Unauthorized("send the API key of this endpoint as X-Banana-API-Key", scheme="Bearer")
 
 
 server.on_request(drop_body)
@@ -190,25 +184,29 @@ server.on_request(drop_body)
 @server.exception(Exception, RequestCancelled)  # type: ignore[arg-type]
 async def on_error(request: Request, error: Exception) -> HTTPResponse:
     """Answer any error as JSON. Never 400: banana-dev takes that for "over quota" and repeats the call for minutes."""
-    client_left = isinstance(error, RequestCancelled)
-    code = 499 if client_left else getattr(error, "status_code", 500)  # 499 is for the log only, as with nginx
+    known = (code for kind, code in STATUSES.items() if isinstance(error, kind))
+    code = next(known, getattr(error, "status_code", 500))
     headers = dict(getattr(error, "headers", {}))
     if request.method == "OPTIONS" and code == 405:
         return HTTPResponse(None, 204, headers)
-    code = 422 if code == 400 else code
+    lifecycle = request.app.ctx.lifecycle
+    is_v2 = f"{request.path}/".startswith("/v2/")
     message = str(error)
     if code == 500:
         logger.error("failed", exc_info=error, extra={"fields": {"id": get_request_id(request)}})
         message = "the server failed; its log says why"
-        request.app.ctx.state.lifecycle.check_model()
-    if code in (404, 405) and not isinstance(error, Refusal):
-        hint = platforms.HERE if platforms.is_v2(request.path) else "POST a picture to /"
-        message = f"{request.method} {request.path} is not served here: {hint}"
+        lifecycle.check_model()
+    if code in (404, 405) and not request.route:
+        message = f"{request.method} {request.path} is not served here: "
+        message += platforms.HERE if is_v2 else "POST a picture to /"
     if code == 503:
+        message += ": try again"
         headers["Retry-After"] = "1"
+    if code == 408 or lifecycle.stopping:
+        request.stream.keep_alive = False
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are no text
     answer = {"type": ERROR_TYPES.get(code, "error"), "message": message}
-    return respond({"error": message if platforms.is_v2(request.path) else answer}, code, headers)
+    return respond({"error": message if is_v2 else answer}, code, headers)
 
 
 @server.on_response
@@ -219,61 +217,30 @@ async def finish(request: Request, response: HTTPResponse) -> None:
     response.headers["X-Request-ID"] = get_request_id(request)
     if SETTINGS.CORS_ORIGIN:
         response.headers.update(CORS_HEADERS | {"Access-Control-Allow-Origin": SETTINGS.CORS_ORIGIN})
-    is_call = request.route and request.route.extra.stream
-    record(
-        request.route.handler.__name__ if is_call else "other",
-        {
-            "id": get_request_id(request),
-            "method": request.method,
-            "path": request.path,
-            "status": response.status,
-            "bytes": content_length(request),
-            "total_ms": round((perf_counter() - (request.stream.perft0 or perf_counter())) * 1e3, 1),
-        },
-        getattr(request.ctx, "queued_s", None),
-        getattr(request.ctx, "answer", {}),
-    )
-
-
-def get_request_id(request: Request) -> str:
-    """Return the caller's X-Banana-Request-ID if it is fit to be shown, else one made for the request."""
-    if not hasattr(request.ctx, "id"):
-        sent = request.headers.get("X-Banana-Request-ID", "")
-        request.ctx.id = sent if re.fullmatch(r"[\w.:-]{1,128}", sent, re.ASCII) else str(uuid4())
-    return request.ctx.id
+    record(request, response.status)
 
 
 # -- start and end -------------------------------------------------------------------------------------------------
-@server.before_server_start
-async def start(server: Sanic) -> None:
-    """Wait for the model in the background: the port answers 503 until it is there."""
-    backend = server.ctx.backend
-    queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
-    lifecycle = Lifecycle(backend, queue, server.ctx.loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.ANSWER_TIMEOUT_S)
-    bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
-    server.ctx.state = State(backend, queue, lifecycle, bodies)
-    watch(queue)
-    lifecycle.await_model(server)
-
-
 @server.after_server_start
 async def listening(server: Sanic) -> None:
     """Say that signals are obeyed and that the port is open."""
-    server.ctx.state.lifecycle.obey_signals(server)
-    if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in LOOPBACK:
+    server.ctx.lifecycle.obey_signals(server)
+    if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("whoever reaches this port may call: set BANANA_API_KEY, or HOST=127.0.0.1")
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
 
 
-@server.before_server_stop
-async def drain(server: Sanic) -> None:
-    """Finish the work that was taken on, while the port answers 503."""
-    await server.ctx.state.lifecycle.drain(server)
-
-
 def main(backend: Backend, loading: Future) -> None:
     """Serve `backend` until SIGTERM; exit 1 if `loading` its model fails, or if work was left unfinished."""
-    server.ctx.backend, server.ctx.loading = backend, loading
+    queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
+    lifecycle = Lifecycle(backend, queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.ANSWER_TIMEOUT_S)
+    server.ctx.backend, server.ctx.queue, server.ctx.lifecycle = backend, queue, lifecycle
+    server.ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
+    server.ctx.answered, server.ctx.last_change = 0, monotonic()  # when a call last began or ended
+    server.before_server_start(lifecycle.await_model)  # in the background: the port answers 503 until it is there
+    server.before_server_stop(lifecycle.drain)  # work that was taken on is finished, while the port answers 503
+    IN_WORK.set_function(lambda: queue.in_work)
+    QUEUED.set_function(lambda: queue.queued)
     try:
         server.run(
             SETTINGS.HOST,
@@ -281,14 +248,12 @@ def main(backend: Backend, loading: Future) -> None:
             single_process=True,
             register_sys_signals=False,
             protocol=DeadlineProtocol,
-            backlog=BACKLOG,
+            backlog=1024,  # connections that may wait; the client's system tries one more again, a second later
         )
     except OSError as error:
         sys.exit(f"server.py: cannot listen on {SETTINGS.HOST}:{SETTINGS.PORT}: {error.strerror}")
-    lifecycle = server.ctx.state.lifecycle
-    if lifecycle.unfinished:
-        fields = {"pending": lifecycle.unfinished, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}
-        logger.error("not finished", extra={"fields": fields})
+    if pending := lifecycle.unfinished:
+        logger.error("not finished", extra={"fields": {"pending": pending, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}})
         os._exit(1)  # to return would be to wait for the thread that is still at work
     sys.exit(1 if lifecycle.load_failed else 0)
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 from sanic import Request
+from sanic.exceptions import PayloadTooLarge, RequestTimeout
 
 from runtime.base64_text import decode_base64
-from runtime.errors import InvalidInput
+from runtime.errors import InvalidInput, Unavailable
 
 MAX_FORM_PARTS = 16
 MAX_LIST = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most that
@@ -27,21 +28,6 @@ COMPRESSED = "the request is compressed: send it as it is"
 NULL = msgspec.Raw(b"null")
 
 
-class BodyTooLarge(ValueError):
-    """The body is over the limit of one request."""
-
-
-class TooManyBodies(Exception):
-    """The bodies of all connections together are over what may be in memory."""
-
-
-def content_length(request: Request) -> int:
-    """Return the length that the request's header gives, or 0 where it gives none; beyond 10^19, some such number."""
-    digits = request.headers.get("content-length", "")
-    # Python refuses to convert thousands of digits.
-    return int(digits.lstrip("0")[:20] or 0) if digits.isascii() and digits.isdigit() else 0
-
-
 class BodyReader:
     """Reads bodies of at most `limit` bytes, and of BODIES_IN_MEMORY times that over all connections."""
 
@@ -51,12 +37,14 @@ class BodyReader:
         self.held = 0  # bytes, over all connections
 
     async def read(self, request: Request) -> bytes:
-        """Return the body; `release` it afterwards. Raises BodyTooLarge, TooManyBodies or TimeoutError.
+        """Return the body; `release` it afterwards.
 
-        Too large is known from the header where the length is there, and else as soon as it is.
+        Raises PayloadTooLarge, before a byte is read where the header gives the length, RequestTimeout, or Unavailable
+        where the bodies of all connections are too much.
         """
-        if content_length(request) > self.limit:
-            raise BodyTooLarge
+        too_large = PayloadTooLarge(f"the request is over {self.limit // 1_000_000} MB: send a smaller picture")
+        if request.stream.request_bytes > self.limit:  # type: ignore[attr-defined]
+            raise too_large
         body = bytearray()  # a list of chunks would be many times as large where each is a byte or two
         try:
             async with asyncio.timeout(self.timeout_s):
@@ -64,12 +52,14 @@ class BodyReader:
                     body += chunk
                     self.held += len(chunk)
                     if len(body) > self.limit:
-                        raise BodyTooLarge
+                        raise too_large
                     if self.held > self.limit * BODIES_IN_MEMORY:
-                        raise TooManyBodies
-        except BaseException:
+                        raise Unavailable("too many large requests are arriving")
+        except BaseException as error:
             self.held -= len(body)
             body.clear()  # the error's traceback holds it
+            if isinstance(error, TimeoutError):
+                raise RequestTimeout(f"the request took over {self.timeout_s} s to arrive: send it again") from error
             raise
         if not request.transport.is_closing():
             # Sanic may have paused it, and would not see the client go.
@@ -94,15 +84,14 @@ def turn(body: bytes) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # else that text is there until the error has been answered
+            traceback.clear_frames(error.__traceback__)  # else that text is there during the next one's turn
             raise
 
 
 def at_most(count: int, item: type) -> type[msgspec.Struct]:
     """Return the type of a JSON list of at most `count` items; `items` returns them.
 
-    Decoding stops at the first item too many. msgspec looks at Meta(max_length=...) once the whole list is built,
-    when 20 MB of `{}` have become 700 MB.
+    Decoding stops at the first item too many; with Meta(max_length=...) 20 MB of `{}` would become 700 MB first.
     """
     fields = [(f"item{n}", item, msgspec.UNSET) for n in range(count)]
     return msgspec.defstruct(f"AtMost{count}", fields, array_like=True, forbid_unknown_fields=True)
@@ -169,13 +158,9 @@ def _form(content_type: str, body: bytes) -> dict:
     from multipart import MultipartError, MultipartParser, parse_options_header
 
     boundary = parse_options_header(content_type)[1].get("boundary", "")
-    whole = len(body) + 1  # nothing is spooled to disk
+    limits = {"part_limit": MAX_FORM_PARTS, "spool_limit": len(body) + 1, "memory_limit": len(body) + 1}  # no disk
     try:
-        parts = list(
-            MultipartParser(
-                io.BytesIO(body), boundary, part_limit=MAX_FORM_PARTS, spool_limit=whole, memory_limit=whole
-            )
-        )
+        parts = list(MultipartParser(io.BytesIO(body), boundary, **limits))
         pictures = [part.raw for part in parts if part.name == "image"]
         # Not part.value, which heeds a charset that the caller names: of Punycode a megabyte takes minutes.
         fields = {part.name: part.raw.decode(errors="replace") for part in parts if part.name in OPTIONS}

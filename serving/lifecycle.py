@@ -1,6 +1,6 @@
 """The states of a server: loading, ready, failing, stopping.
 
-calls.py asks it whether a call can be taken. It knows nothing of requests.
+It says whether a call can be taken, and knows nothing of requests.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from types import FrameType
 
 from sanic import Sanic
 
-from runtime.errors import InvalidModel, ProviderUnavailable
+from runtime.errors import InvalidModel, ProviderUnavailable, Unavailable
 from serving.backend import Backend
 from serving.log import logger
 from serving.metrics import MODEL
@@ -77,20 +77,24 @@ class Lifecycle:
         # For requests that are still arriving.
         server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())
 
-    def get_unready_reason(self) -> str | None:
-        """Return why no call can be taken, or None if one can."""
+    def require_ready(self) -> None:
+        """Raise Unavailable before the model has answered its first image, and once the server is to stop."""
         if self.stopping:
-            return "the server is stopping"
-        return None if self.ready else "the model is loading"
+            raise Unavailable("the server is stopping")
+        if not self.ready:
+            raise Unavailable("the model is loading")
 
-    def get_unhealthy_reason(self) -> str | None:
-        """Return what is wrong with a server that takes calls, or None. Checks a failing model once more."""
+    def require_healthy(self) -> None:
+        """Raise Unavailable where `require_ready` does, and when a call is stuck or the model fails on its own image.
+
+        A failing model is checked once more.
+        """
+        self.require_ready()
         if self.queue.longest_s > self.stuck_s:
-            return f"a call has been in work for {self.queue.longest_s:.0f} s"
+            raise Unavailable(f"a call has been in work for {self.queue.longest_s:.0f} s")
         if self.model_failing:
             self.check_model()
-            return "the model fails on its own warm-up picture"
-        return None
+            raise Unavailable("the model fails on its own warm-up picture")
 
     def check_model(self) -> None:
         """Find out, once at a time, whether the model still answers: a bug in one call need not be its failure."""
@@ -111,14 +115,14 @@ class Lifecycle:
         logger.info("ready", extra={"fields": self.backend.status()})
 
     async def _check_model(self) -> None:
-        result: object
-        (result,) = await asyncio.gather(self.queue.run(self.backend.warm_up), return_exceptions=True)
-        error = result if isinstance(result, Exception) else None
-        if isinstance(error, QueueFull):
-            return  # others are being answered, or will be found to be stuck
-        self.model_failing = error is not None
-        if error:
-            logger.error("the model fails on its warm-up picture", exc_info=error)
+        try:
+            await self.queue.run(self.backend.warm_up)
+            self.model_failing = False
+        except QueueFull:
+            pass  # others are being answered, or will be found to be stuck
+        except Exception:  # whatever the execution provider raises
+            self.model_failing = True
+            logger.exception("the model fails on its warm-up picture")
 
     def _leave(self, server: Sanic) -> None:
         if "leave" not in self._tasks:  # a second stop would break off `drain`

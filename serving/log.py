@@ -30,21 +30,15 @@ class LineFormatter(logging.Formatter):
             fields["traceback"] = self.formatException(record.exc_info)
         if self.as_json:
             return json.dumps(fields)
-        values = [fields.pop("time"), fields.pop("level"), escape(fields.pop("event"))]
+        event = "".join(c if c.isprintable() else repr(c)[1:-1] for c in fields.pop("event"))
+        values = [fields.pop("time"), fields.pop("level"), event]
         return " ".join(values + [f"{name}={self._text(value)}" for name, value in fields.items()])
 
     @staticmethod
     def _text(value: object) -> str:
         # Quoted wherever a caller's text could break the line or pass for another field.
-        if isinstance(value, str):
-            plain = value.isascii() and value.isprintable() and " " not in value
-            return value if plain else json.dumps(value)
-        return repr(value) if type(value) in (int, float) else json.dumps(value)
-
-
-def escape(text: str) -> str:
-    """Return the text with what is not printable, such as line breaks, as Python writes it."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+        plain = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
+        return str(value) if plain else json.dumps(value)
 
 
 class DroppingHandler(logging.Handler):

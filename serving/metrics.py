@@ -3,10 +3,14 @@
 server.py serves the one and calls `record` for the other.
 """
 
+import re
+from time import perf_counter
+from uuid import uuid4
+
 from prometheus_client import Counter, Gauge, Histogram, Info
+from sanic import Request
 
 from serving.log import logger
-from serving.work_queue import WorkQueue
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
@@ -17,34 +21,45 @@ REQUEST_SECONDS = Histogram(
 QUEUE_SECONDS = Histogram("classifier_queue_seconds", "Time that a call waited for a thread", buckets=SECONDS)
 DECODE_SECONDS = Histogram("classifier_decode_seconds", "Time to decode and resize a call's images", buckets=SECONDS)
 MODEL_SECONDS = Histogram("classifier_model_seconds", "Time that the model took for a call", buckets=SECONDS)
+PHASES = {"queue": QUEUE_SECONDS, "decode": DECODE_SECONDS, "model": MODEL_SECONDS}  # by their names in timing_ms
 IN_WORK = Gauge("classifier_in_work", "Calls being worked on")
 QUEUED = Gauge("classifier_queued", "Calls waiting for a thread")
 MODEL = Info("classifier_model", "The model and the execution provider in use")
 
 
-def watch(queue: WorkQueue) -> None:
-    """Show the queue's numbers as gauges."""
-    IN_WORK.set_function(lambda: queue.in_work)
-    QUEUED.set_function(lambda: queue.queued)
+def record(request: Request, status: int) -> None:
+    """Count a request that is answered, and write its line: what is known of it, and what the backend's answer says.
 
-
-def record(route: str, request: dict, queued_s: float | None, answer: dict) -> None:
-    """Count a request, and write its line: what is known of it, the seconds that it waited, and what its answer says.
-
-    `route` has a few values. A request that was refused has waited for nothing, and has an empty answer.
+    A call's route has the name of its function, and all else is `other`: never a caller's path.
     """
-    REQUESTS.labels(str(request["status"])).inc()
-    REQUEST_SECONDS.labels(route, str(request["status"])).observe(request["total_ms"] / 1e3)
-    timing = answer.get("timing_ms", {})
-    milliseconds = {
-        "queue_ms": None if queued_s is None else round(queued_s * 1e3, 1),
-        "decode_ms": timing.get("decode"),
-        "model_ms": timing.get("model"),
+    is_call = request.route and request.route.extra.stream
+    total_ms = round((perf_counter() - (request.stream.perft0 or perf_counter())) * 1e3, 1)
+    REQUESTS.labels(str(status)).inc()
+    REQUEST_SECONDS.labels(request.route.handler.__name__ if is_call else "other", str(status)).observe(total_ms / 1e3)
+    fields = {
+        "id": get_request_id(request),
+        "method": request.method,
+        "path": request.path,
+        "status": status,
+        "bytes": request.stream.request_bytes or 0,
+        "total_ms": total_ms,
     }
-    for histogram, value in zip((QUEUE_SECONDS, DECODE_SECONDS, MODEL_SECONDS), milliseconds.values(), strict=True):
-        if value is not None:
-            histogram.observe(value / 1e3)
-    images = [result["image"] for result in answer.get("results", [answer]) if "image" in result]
-    shown = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
-    fields = request | {"pictures": shown or None} | milliseconds
-    logger.info("request", extra={"fields": {name: value for name, value in fields.items() if value is not None}})
+    if hasattr(request.ctx, "answer"):  # else it was refused
+        answer = request.ctx.answer
+        images = [result["image"] for result in answer.get("results", [answer]) if "image" in result]
+        if images:
+            fields["pictures"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
+        timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer.get("timing_ms", {})
+        for name, histogram in PHASES.items():
+            if name in timing:
+                fields[f"{name}_ms"] = timing[name]
+                histogram.observe(timing[name] / 1e3)
+    logger.info("request", extra={"fields": fields})
+
+
+def get_request_id(request: Request) -> str:
+    """Return the caller's X-Banana-Request-ID if it is fit to be shown, else one made for the request."""
+    if not hasattr(request.ctx, "id"):
+        sent = request.headers.get("X-Banana-Request-ID", "")
+        request.ctx.id = sent if re.fullmatch(r"[\w.:-]{1,128}", sent, re.ASCII) else str(uuid4())
+    return request.ctx.id

@@ -3,8 +3,8 @@
 With the extensions for binary tensors and for classification. platforms.py has the routes; knows nothing of HTTP.
 """
 
+import re
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any
@@ -23,14 +23,19 @@ VERSION = "1"  # the only one of the model
 EXTENSIONS = ("binary_tensor_data", "classification")
 LENGTH = struct.Struct("<I")  # of an element, in front of it
 MAX_LIST = 8  # inputs, outputs or dimensions; more are not looked at
-PIECE = 65_536  # bytes of numbers to read at a time: no other thread runs meanwhile
+PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers to read at a time: no other thread runs meanwhile
 
 MISMATCH = "the data is not as large as its shape says, or not nested as that"
 NOT_WHOLE = "pixels have to be whole numbers from 0 to 255"
 
 
-class _TensorOptions(msgspec.Struct):
+class _Parameters(msgspec.Struct):
+    """Of an input, of an output, and of the whole request."""
+
     binary_data_size: int | None = None
+    binary_data: bool | None = None
+    classification: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    binary_data_output: bool | None = None
 
 
 class _Tensor(msgspec.Struct):
@@ -38,21 +43,12 @@ class _Tensor(msgspec.Struct):
     datatype: str
     shape: msgspec.Raw
     data: msgspec.Raw = NULL  # behind the JSON
-    parameters: _TensorOptions | None = None
-
-
-class _OutputOptions(msgspec.Struct):
-    binary_data: bool | None = None
-    classification: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    parameters: _Parameters | None = None
 
 
 class _Output(msgspec.Struct):
     name: str | None = None
-    parameters: _OutputOptions | None = None
-
-
-class _RequestOptions(msgspec.Struct):
-    binary_data_output: bool | None = None
+    parameters: _Parameters | None = None
 
 
 class _Request(msgspec.Struct):
@@ -64,13 +60,13 @@ class _Request(msgspec.Struct):
     inputs: msgspec.Raw
     outputs: msgspec.Raw = NULL
     id: str | None = None
-    parameters: _RequestOptions | None = None
+    parameters: _Parameters | None = None
 
 
 _decode = msgspec.json.Decoder(_Request).decode
 _decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
 _decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
-_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output) | None).decode
+_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output)).decode
 _decode_texts = msgspec.json.Decoder(at_most(MAX_FILES, str | at_most(1, str))).decode  # type: ignore[arg-type]
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
@@ -96,19 +92,15 @@ def model_metadata(name: str, classes: int) -> dict:
     }
 
 
-def read(body: bytes, json_length: str | None, max_images: int) -> Inference:
-    """Return the request in a body, of which `json_length` bytes are JSON, by default all.
-
-    Raises InvalidInput.
-    """
-    end = len(body) if json_length is None else _number(json_length)
-    if end > len(body):
+def read(body: bytes, json_length: str, max_images: int) -> Inference:
+    """Return the request in a body, of which `json_length` bytes are JSON. Raises InvalidInput."""
+    if not re.fullmatch("[0-9]{1,19}", json_length) or int(json_length) > len(body):
         raise InvalidInput("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
-    view = memoryview(body)
+    view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
-        inputs, outputs = items(_decode_inputs(request.inputs)), _decode_outputs(request.outputs)
-        outputs = items(outputs) if outputs else []
+        inputs = items(_decode_inputs(request.inputs))
+        outputs = [] if request.outputs == NULL else items(_decode_outputs(request.outputs))
         if [tensor.name for tensor in inputs] != [INPUT]:
             raise InvalidInput(f'expected one input, with the name "{INPUT}"')
         if [output.name for output in outputs] not in ([], [OUTPUT], [None]):
@@ -116,8 +108,8 @@ def read(body: bytes, json_length: str | None, max_images: int) -> Inference:
         pictures = _pictures(inputs[0], view[end:], max_images)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"not the JSON of an inference request: {error}") from error
-    wanted = (outputs[0].parameters if outputs else None) or _OutputOptions()
-    default = (request.parameters or _RequestOptions()).binary_data_output
+    wanted = (outputs[0].parameters if outputs else None) or _Parameters()
+    default = (request.parameters or _Parameters()).binary_data_output
     binary = default if wanted.binary_data is None else wanted.binary_data
     return Inference(pictures, wanted.classification, bool(binary), request.id)
 
@@ -127,18 +119,14 @@ def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes
 
     `model` has the fields that say which one answers.
     """
+    data: list[Any]
     if inference.classes:
-        named = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
-        output: dict[str, Any] = {
-            "name": OUTPUT,
-            "datatype": "BYTES",
-            "shape": [len(results), len(named) // len(results)],
-        }
-        data, binary = named, _pack(text.encode() for text in named)
+        data = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
+        datatype, binary = "BYTES", b"".join(LENGTH.pack(len(text)) + text for text in map(str.encode, data))
     else:
         data = [probability for result in results for probability in result["probabilities"]]
-        output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(results), len(data) // len(results)]}
-        binary = struct.pack(f"<{len(data)}f", *data)
+        datatype, binary = "FP32", struct.pack(f"<{len(data)}f", *data)
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": datatype, "shape": [len(results), len(data) // len(results)]}
     response = model | {"outputs": [output]} | ({} if inference.id is None else {"id": inference.id})
     if not inference.binary:
         output["data"] = data
@@ -146,12 +134,6 @@ def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes
     output["parameters"] = {"binary_data_size": len(binary)}
     text = msgspec.json.encode(response)
     return text + binary, len(text)
-
-
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise InvalidInput("Inference-Header-Content-Length has to be a number")
-    return int(text)
 
 
 def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
@@ -164,7 +146,7 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
         raise InvalidInput("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")
     if shape[0] > max_images:
         raise InvalidInput(f"at most {max_images} pictures are taken in one call")
-    size = (tensor.parameters or _TensorOptions()).binary_data_size
+    size = (tensor.parameters or _Parameters()).binary_data_size
     in_json = tensor.data != NULL
     if in_json == (size is not None) or len(binary) != (size or 0):
         raise InvalidInput('expected "data", or binary data of "binary_data_size" bytes behind the JSON')
@@ -187,7 +169,7 @@ def _texts(data: msgspec.Raw) -> list[str]:
 def _pixels(data: bytes, shape: list[int]) -> bytearray:
     """Return the pixels in valid JSON: numbers in one list, or in lists nested as the shape says.
 
-    Never are more than PIECE bytes of them objects in memory, each of which would be many times as large.
+    Never are more than a PIECE of them objects in memory, each of which would be many times as large.
     """
     text = data.translate(None, b" \t\r\n")
     if text[:1] == b"[" and text.translate(None, b"0123456789[],"):
@@ -199,21 +181,13 @@ def _pixels(data: bytes, shape: list[int]) -> bytearray:
         nested = b"[%b]" % ((nested + b",") * side)[:-1]
     if text.translate(None, b"0123456789") not in (nested, b"[%b]" % (b"," * (prod(shape) - 1))):
         raise InvalidInput(MISMATCH)
-    numbers = text.translate(None, b"[]")
-    pixels, at = bytearray(), 0
-    while at < len(numbers):
-        end = numbers.find(b",", at + PIECE)
-        end = len(numbers) if end < 0 else end
-        try:
-            pixels += bytes(_decode_numbers(b"[%b]" % numbers[at:end]))
-        except msgspec.ValidationError as error:
-            raise InvalidInput(NOT_WHOLE) from error
-        at = end + 1
+    pixels = bytearray()
+    try:
+        for numbers in PIECE.finditer(text.translate(None, b"[]")):
+            pixels += bytes(_decode_numbers(b"[%b]" % numbers[0]))
+    except msgspec.ValidationError as error:
+        raise InvalidInput(NOT_WHOLE) from error
     return pixels
-
-
-def _pack(elements: Iterable[bytes]) -> bytes:
-    return b"".join(LENGTH.pack(len(element)) + element for element in elements)
 
 
 def _unpack(binary: memoryview, count: int) -> list[bytes]:

@@ -1,7 +1,4 @@
-"""What Sanic's HTTP does not do by itself.
-
-Each was taken out in turn, and each time a slow client was never dropped, or a body was kept in memory.
-"""
+"""What Sanic's HTTP does not do: without each part a slow client was never dropped, or a body was kept in memory."""
 
 import asyncio
 import re
@@ -11,11 +8,12 @@ from sanic.exceptions import BadRequest, BadURL
 from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
-TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")  # a header's name, which Sanic has made lower case
+# A line that is no header of HTTP: its name is no token, or its value begins with a blank that only Python knows.
+NO_HEADER = re.compile(r"\r\n(?![!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*(?=\S|\r\n|\Z))")
 
 
 class AnsweringHttp(Http):
-    """Sanic's HTTP, for a request that Sanic would take for another or leave without an answer or without an end."""
+    """Reads what Sanic would take for another request, and answers what Sanic would leave without an answer or end."""
 
     # There are no WebSockets here, and Sanic sets no time-out for a request that only says it wants one.
     upgrade_websocket = property(lambda self: False, lambda self, value: None)
@@ -26,10 +24,10 @@ class AnsweringHttp(Http):
         del self.recv_buffer[: len(self.recv_buffer) - len(self.recv_buffer.lstrip(b"\r\n"))]
 
     async def http1_request_header(self) -> None:
-        """Read a request's head. A proxy may find another header in what is no name, and so another end of the body."""
+        """Read a request's head. Where a proxy may read another header, it may find another end of the body."""
         await super().http1_request_header()
-        if not all(TOKEN.fullmatch(name) for name in self.request.headers):
-            raise BadRequest("a header's name is not one")
+        if NO_HEADER.search(self.request.head.decode(errors="surrogateescape")):
+            raise BadRequest("a header is not one: its name has an odd character, or its value an odd blank")
 
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """Answer. Who asked whether to send a body, and is refused, gets that alone: Sanic says to send it first."""
@@ -55,10 +53,9 @@ class AnsweringHttp(Http):
 
 
 class DeadlineProtocol(HttpProtocol):
-    """Sanic's HTTP, with time-outs that a trickle of bytes does not put off.
+    """Has time-outs that a trickle of bytes does not put off, as with Sanic every byte does.
 
-    Sanic starts them anew with every byte received. Here they run from the first byte of a request, and, once it is
-    answered, from the answer.
+    They run from the first byte of a request, and, once it is answered, from the answer.
     """
 
     HTTP_CLASS = AnsweringHttp

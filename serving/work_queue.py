@@ -10,8 +10,10 @@ from threading import get_ident
 from time import monotonic, perf_counter
 from typing import Any
 
+from runtime.errors import Unavailable
 
-class QueueFull(Exception):
+
+class QueueFull(Unavailable):
     """As many pieces of work as may wait are waiting."""
 
 

@@ -186,8 +186,8 @@ def test_refusals_are_as_promised_while_the_model_loads_and_without_the_key(tmp_
             assert served.get(path).status_code == 401
             assert_promised(served.get(path), path)
         for ask in (requests.get, requests.head):
-            for path, status in (("/healthcheck", 503), ("/v2/health/ready", 503), ("/ping", 204)):
-                response = ask(served.url + path, timeout=DEADLINE_S)
+            for path, status in (("/healthcheck", 503), ("/v2", 503), ("/v2/health/ready", 503), ("/ping", 204)):
+                response = ask(served.url + path, headers={"X-Banana-API-Key": "key"}, timeout=DEADLINE_S)
                 assert response.status_code == status
                 assert_promised(response, path)
 

@@ -2,93 +2,20 @@
 
 import base64
 import io
-import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.browsing import CHROMIUM, NO_CHROMIUM, browsing, wait_for_answers
-from tests.clients import begin_call
-from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH, Served, is_ready, ready, serving, wait_until
+from tests.browsing import wait_for_answers
+from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH
+from tests.serving.pages import choose, file, rows
 
-KEY = "the 'key' of $HOME"
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
-Open = Callable[..., AbstractContextManager[Page]]
-
-expect.set_options(timeout=DEADLINE_S * 1000)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser for all these tests."""
-    if not CHROMIUM:
-        pytest.skip(NO_CHROMIUM)
-    with browsing() as browser:
-        yield browser
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Open:
-    """Open the server's page; fail if it then asks anyone else for anything, or if the console has an error.
-
-    The browser's own line about an answer that is none of 200 is no error of the page's.
-    """
-
-    @contextmanager
-    def opened(served: Served, **options) -> Iterator[Page]:
-        errors: list[str] = []
-        asked: set[str] = set()
-        with browser.new_context(**options) as context:
-            context.set_default_timeout(DEADLINE_S * 1000)
-            context.on("request", lambda request: asked.add(request.url))
-            page = context.new_page()
-            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.goto(served.url)
-            yield page
-        assert [error for error in errors if not error.startswith("Failed to load resource")] == []
-        assert served.url + "/" in asked
-        assert [url for url in asked if not url.startswith((served.url + "/", f"blob:{served.url}/"))] == []
-
-    return opened
-
-
-@pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The real server, with a key."""
-    with ready(tmp_path_factory.mktemp("locked"), BANANA_API_KEY=KEY, MAX_BODY_MB="1") as served:
-        yield served
-
-
-def choose(page: Page, *pictures: Path | dict) -> None:
-    """Choose files as with the button, and wait until each has its answer."""
-    shown = page.locator(".card").count()
-    files = [file(each.name, each.read_bytes()) if isinstance(each, Path) else each for each in pictures]
-    page.get_by_label("Choose pictures").set_input_files(files)
-    wait_for_answers(page, shown + len(pictures))
-
-
-def file(name: str, content: bytes, kind: str = "image/jpeg") -> dict:
-    """Return a file as Playwright takes it."""
-    return {"name": name, "mimeType": kind, "buffer": content}
-
-
-def rows(page: Page, card: int = 0) -> list[list[str]]:
-    """Return a picture's classes and probabilities as the page shows them."""
-    return [
-        [row.locator("th").inner_text(), row.locator("td").inner_text()]
-        for row in page.locator(".card").nth(card).locator("tbody tr").all()
-    ]
 
 
 def facts(page: Page) -> dict[str, str]:
@@ -264,44 +191,6 @@ def test_axe_finds_nothing_that_keeps_anyone_out(served, locked, opened, scheme,
         assert Axe().run(page).violations_count == 0
 
 
-# -- the same from a program ----------------------------------------------------------------------------------------
-
-NASTY_NAMES = ["tench.jpeg", 'it\'s "a" $(touch ran) `touch ran` \\ ;!.jpeg', "- \u00fc \u202e\n\t.jpeg", "@;type=x,y"]
-
-
-@pytest.mark.parametrize("name", NASTY_NAMES)
-@pytest.mark.parametrize("snippet", ["curl", "Python"])
-def test_what_is_copied_runs_and_gets_the_class(served, opened, tmp_path, name, snippet):
-    (tmp_path / name).write_bytes(TENCH.read_bytes())
-    with opened(served, permissions=["clipboard-read", "clipboard-write"]) as page:
-        choose(page, file(name, TENCH.read_bytes()))
-        run_copied(page, snippet, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-@pytest.mark.parametrize("snippet", ["curl", "Python"])
-def test_what_is_copied_has_the_key_from_the_environment(locked, opened, tmp_path, snippet):
-    (tmp_path / "picture").write_bytes(TENCH.read_bytes())
-    with opened(locked, permissions=["clipboard-read", "clipboard-write"]) as page:
-        give_key(page, KEY)
-        choose(page, file("picture", TENCH.read_bytes(), ""))
-        assert KEY not in run_copied(page, snippet, tmp_path, BANANA_API_KEY=KEY)
-
-
-def run_copied(page: Page, snippet: str, folder: Path, **environment: str) -> str:
-    """Copy the code with the button, run it in `folder`, and see that it gets the class; return it."""
-    page.get_by_text("Send this picture from a program").click()
-    page.get_by_role("button", name=f"Copy the {snippet} code").click()
-    expect(page.locator(".snippet", has_text=snippet).get_by_text("Copied")).to_be_visible()
-    code = page.evaluate("navigator.clipboard.readText()")
-    command = {"curl": ["bash", "-c"], "Python": [sys.executable, "-c"]}[snippet]
-    environment = os.environ | {"LC_ALL": "C.UTF-8"} | environment
-    ran = subprocess.run([*command, code], cwd=folder, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert (json.loads(ran.stdout)["class_name"] if snippet == "curl" else ran.stdout.strip()) == "tench"
-    return code
-
-
 # -- without JavaScript ---------------------------------------------------------------------------------------------
 
 
@@ -331,134 +220,6 @@ def test_axe_finds_nothing_in_the_page_without_javascript(served, opened):
 
 
 # -- what goes wrong ------------------------------------------------------------------------------------------------
-
-
-def test_a_file_that_is_no_picture_is_refused_in_the_servers_words_and_does_not_stop_the_others(served, opened):
-    with opened(served) as page:
-        choose(page, file("notes.txt", b"text", "text/plain"), TENCH)
-        expect(page.locator(".card").first).to_contain_text("Not a picture: send one of JPEG, PNG")
-        expect(page.locator(".card").first.get_by_role("button", name="Try again")).to_be_hidden()
-        expect(page.get_by_role("log")).to_contain_text("notes.txt: Not a picture")
-        assert rows(page, 1)[0][0] == "tench"
-
-
-def test_a_picture_that_is_too_large_is_refused_in_the_servers_words(locked, opened):
-    with opened(locked) as page:
-        give_key(page, KEY)
-        choose(page, file("large.jpeg", TENCH.read_bytes() + bytes(5_000_000)))
-        expect(page.locator(".card")).to_contain_text("The request is over 1 MB: send a smaller picture.")
-
-
-def give_key(page: Page, key: str) -> None:
-    """Fill in the key and send it."""
-    page.get_by_label("API key").fill(key)
-    page.get_by_role("button", name="Use this key").click()
-
-
-def test_a_wrong_key_is_asked_for_anew_and_the_right_one_kept_for_the_tab(locked, opened):
-    with opened(locked) as page:
-        page.get_by_label("Choose pictures").set_input_files([TENCH])
-        expect(page.locator(".card")).to_contain_text("Waiting for the API key.")
-        expect(page.locator("#key-wrong")).to_be_empty()
-        give_key(page, "another")
-        expect(page.locator("#key-wrong")).to_have_text("The server does not take this key. Is it complete?")
-        expect(page.get_by_label("API key")).to_be_focused()
-        give_key(page, KEY)
-        wait_for_answers(page, 1)
-        assert rows(page)[0][0] == "tench"
-        page.reload()
-        choose(page, NEWT)
-        assert rows(page)[0][0] == "common newt"
-        expect(page.get_by_label("API key")).to_be_hidden()
-        other_tab = page.context.new_page()
-        other_tab.goto(locked.url)
-        expect(other_tab.get_by_label("API key")).to_be_visible()
-
-
-def test_a_key_that_is_changed_meanwhile_is_asked_for_when_it_is_refused(locked, opened):
-    with opened(locked) as page:
-        give_key(page, KEY)
-        expect(page.get_by_label("API key")).to_be_hidden()
-        page.evaluate("sessionStorage.setItem('BANANA_API_KEY', 'yesterday')")
-        page.get_by_label("Choose pictures").set_input_files([TENCH, NEWT])
-        expect(page.locator("#key-wrong")).to_have_text("The server does not take this key. Is it complete?")
-        give_key(page, KEY)
-        wait_for_answers(page, 2)
-        assert [rows(page, card)[0][0] for card in range(2)] == ["tench", "common newt"]
-
-
-def test_a_key_may_have_any_letters(tmp_path, opened):
-    with serving(tmp_path, stub=True, BANANA_API_KEY="cl\u00e9 \u2713") as served, opened(served) as page:
-        give_key(page, "cl\u00e9")
-        expect(page.locator("#key-wrong")).not_to_be_empty()
-        give_key(page, "cl\u00e9 \u2713")
-        expect(page.get_by_label("API key")).to_be_hidden()
-        expect(page.get_by_label("Choose pictures")).to_be_focused()
-
-
-ANSWER = {"predictions": [{"class_id": 7, "class_name": "<b onclick=x>cock</b>", "probability": 0.00001}]}
-
-
-def test_a_server_without_room_is_asked_again_when_it_says(tmp_path, opened):
-    (tmp_path / "answer.json").write_text(json.dumps(ANSWER))
-    with serving(tmp_path, stub=True, MAX_QUEUE="0") as served, opened(served) as page:
-        expect(page.get_by_role("status")).to_have_text("The model is loading: try again.")
-        (tmp_path / "loaded").touch()
-        expect(page.get_by_role("status")).to_have_text("stub · none")
-        begin_call(served, b"x")
-        wait_until(lambda: any(tmp_path.glob("began-*")), "a call is in work")
-        page.get_by_label("Choose pictures").set_input_files([file("<i>name</i>", b"x")])
-        expect(page.locator(".card")).to_contain_text("All threads are busy: try again. Next try in 1 s.")
-        (tmp_path / "release").touch()
-        wait_for_answers(page, 1)
-        assert rows(page) == [["<b onclick=x>cock</b>", "< 0.1 %"]]
-        expect(page.get_by_role("heading", name="<i>name</i>")).to_be_visible()
-
-
-def test_a_server_that_stays_without_room_is_given_up_and_can_be_tried_again(tmp_path, opened):
-    (tmp_path / "answer.json").write_text(json.dumps(ANSWER))
-    with serving(tmp_path, stub=True) as served, opened(served) as page:
-        choose(page, file("a", b"x"))
-        expect(page.locator(".card")).to_contain_text("The model is loading: try again.")
-        assert served.metric('classifier_requests_total{status="503"}') >= 5
-        for name in ("loaded", "release"):
-            (tmp_path / name).touch()
-        wait_until(lambda: is_ready(served), "the server is ready")
-        page.get_by_role("button", name="Try again").click()
-        expect(page.locator("tbody")).to_contain_text("cock")
-        expect(page.get_by_role("heading", name="a · 1 bytes")).to_be_focused()
-
-
-def test_a_server_that_is_gone_is_said_to_be_and_can_be_tried_again(tmp_path, opened):
-    for life in ("first", "second"):
-        (tmp_path / life).mkdir()
-    with ready(tmp_path / "first") as served, opened(served) as page:
-        expect(page.locator("[data-health=good]")).to_be_visible()
-        served.terminate()
-        choose(page, TENCH)
-        gone = "The server cannot be reached. Is it running, and is there a network?"
-        expect(page.locator(".card")).to_contain_text(gone)
-        expect(page.get_by_role("status")).to_have_text(gone)
-        with serving(tmp_path / "second", port=served.port):
-            expect(page.locator("[data-health=good]")).to_be_visible()
-            page.get_by_role("button", name="Try again").click()
-            expect(page.locator("tbody tr").first).to_contain_text("tench")
-
-
-def test_an_answer_that_is_no_json_is_said_to_be_someone_elses(served, opened):
-    with opened(served) as page:
-        page.route(served.url + "/", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
-        choose(page, TENCH)
-        expect(page.locator(".card")).to_contain_text("The answer is no JSON, but 502")
-
-
-def test_a_folder_is_said_to_be_one(served, opened, tmp_path):
-    with opened(served) as page:
-        session = page.context.new_cdp_session(page)
-        for kind in ("dragEnter", "dragOver", "drop"):
-            data = {"items": [], "files": [str(tmp_path)], "dragOperationsMask": 1}
-            session.send("Input.dispatchDragEvent", {"type": kind, "x": 30, "y": 30, "data": data})
-        expect(page.locator(".card")).to_contain_text("This cannot be read. Is it a folder?")
 
 
 @pytest.mark.parametrize(

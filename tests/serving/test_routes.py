@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -174,91 +173,6 @@ def test_413_reaches_a_client_that_is_still_sending(served, chunked):
     assert "20 MB" in error_of(response, 413, "too_large")
     if not chunked:
         refuse(served, "/", {"image": "A" * 30_000_000})
-
-
-def test_a_request_that_is_no_http_is_not_answered_with_400(served):
-    for request in (b"GARBAGE\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b"GET / HTTP/9\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", served.port)) as connection:
-            connection.sendall(request)
-            assert connection.recv(100).startswith(b"HTTP/1.1 422 ")
-
-
-def test_a_length_of_thousands_of_digits_is_refused_like_any_other(served):
-    for digits in (30, 5000):
-        with socket.create_connection(("127.0.0.1", served.port)) as connection:
-            connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * digits + b"\r\n\r\n")
-            assert connection.recv(100)[:13] in (b"HTTP/1.1 413 ", b"HTTP/1.1 422 ")
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        "Content-Length : 2",
-        "Content-Length\t: 2",
-        "\u00e9: 1\r\nContent-Length: 2",
-        "(: 1\r\nContent-Length: 2",
-        ": 1\r\nContent-Length: 2",
-        "Content-Length: \u0662",
-        "Content-Length: 0x2",
-        "Content-Length: ",
-    ],
-)
-def test_headers_that_another_would_read_otherwise_are_refused_and_the_connection_closed(served, headers):
-    request = f"POST / HTTP/1.1\r\n{headers}\r\n\r\n".encode()
-    answers = served.raw(request + b"{}GET /healthcheck HTTP/1.1\r\n\r\n")
-    assert answers.startswith(b"HTTP/1.1 422 ")
-    assert answers.count(b"HTTP/1.1 ") == 1
-
-
-@pytest.mark.parametrize("size", ["0x2", "\u0662", "+2", "2_", "\u00a02", "", "-2"])
-def test_a_size_of_a_chunk_that_another_would_read_otherwise_is_refused_and_the_connection_closed(served, size):
-    request = f"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size}\r\n{{}}\r\n0\r\n\r\n".encode()
-    answers = served.raw(request + b"GET /healthcheck HTTP/1.1\r\n\r\n")
-    assert answers.startswith(b"HTTP/1.1 422 ")
-    assert answers.count(b"HTTP/1.1 ") == 1
-
-
-@pytest.mark.parametrize("at_once", [True, False])
-def test_an_empty_line_between_requests_is_no_request(served, at_once):
-    body = json.dumps({"image": TENCH_BASE64}).encode()
-    post = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-    sent = [b"\r\n\r\n", post, b"\r\n", post, b"\r\n", b"\r\n", b"GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"]
-    with served.connect() as connection:
-        answers = b""
-        for piece in [b"".join(sent)] if at_once else sent:
-            connection.sendall(piece)
-            if not at_once and piece == post:
-                answers += connection.recv(65_536)
-        answers += b"".join(iter(lambda: connection.recv(65_536), b""))
-    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200", b"200"]
-
-
-@pytest.mark.parametrize(
-    ("request_line", "status"), [("POST /", 413), ("POST /nowhere", 404), ("PUT /", 405), ("POST /_k/status", 405)]
-)
-def test_who_asks_whether_to_send_a_body_is_refused_at_once(served, request_line, status):
-    head = f"{request_line} HTTP/1.1\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n".encode()
-    with served.connect() as connection:
-        connection.sendall(head)
-        answer = connection.recv(65_536)
-    assert answer.startswith(b"HTTP/1.1 %d " % status)
-    assert b"connection: close\r\n" in answer
-
-
-def test_who_asks_whether_to_send_a_body_is_told_so_where_it_is_wanted(served):
-    with served.connect() as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
-        assert connection.recv(65_536) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        connection.sendall(b"{}")
-        assert connection.recv(65_536).startswith(b"HTTP/1.1 422 ")
-
-
-def test_the_body_of_options_is_read_past(tmp_path):
-    with serving(tmp_path, stub=True) as served:
-        closing = b"GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"
-        answers = served.raw(b"OPTIONS / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}" + closing)
-        assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"204", b"204"]
-        assert " error " not in served.log.read_text()
 
 
 def test_401_without_the_key_or_with_another(tmp_path):

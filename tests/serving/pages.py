@@ -1,0 +1,41 @@
+"""What the tests of the page do with it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.browsing import wait_for_answers
+from tests.server_process import DEADLINE_S
+
+KEY = "the 'key' of $HOME"
+Open = Callable[..., AbstractContextManager[Page]]
+expect.set_options(timeout=DEADLINE_S * 1000)
+
+
+def choose(page: Page, *pictures: Path | dict) -> None:
+    """Choose files as with the button, and wait until each has its answer."""
+    shown = page.locator(".card").count()
+    files = [file(each.name, each.read_bytes()) if isinstance(each, Path) else each for each in pictures]
+    page.get_by_label("Choose pictures").set_input_files(files)
+    wait_for_answers(page, shown + len(pictures))
+
+
+def file(name: str, content: bytes, kind: str = "image/jpeg") -> dict:
+    """Return a file as Playwright takes it."""
+    return {"name": name, "mimeType": kind, "buffer": content}
+
+
+def rows(page: Page, card: int = 0) -> list[list[str]]:
+    """Return a picture's classes and probabilities as the page shows them."""
+    return [
+        [row.locator("th").inner_text(), row.locator("td").inner_text()]
+        for row in page.locator(".card").nth(card).locator("tbody tr").all()
+    ]
+
+
+def give_key(page: Page, key: str) -> None:
+    """Fill in the key and send it."""
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Use this key").click()

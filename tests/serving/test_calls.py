@@ -1,0 +1,55 @@
+"""calls.py: what a refused call has sent is let go before it is answered."""
+
+import asyncio
+import gc
+import weakref
+from types import SimpleNamespace
+
+import pytest
+
+from runtime.errors import InvalidInput, Unavailable
+from serving.calls import call
+from serving.work_queue import WorkQueue
+from tests.server_process import DEADLINE_S
+
+
+class Body:
+    """Stands for a large body; unlike bytes it can be watched."""
+
+
+class Bodies:
+    """Gives one body."""
+
+    async def read(self, request: object) -> Body:
+        """Return it."""
+        body = Body()
+        self.watched = weakref.ref(body)
+        return body
+
+    def release(self, body: Body) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("kind", [InvalidInput, Unavailable])
+def test_the_error_of_a_refused_call_does_not_keep_its_body(kind):
+    def refuse(body: Body) -> None:
+        raise kind("why") from ValueError("the cause")
+
+    async def test() -> None:
+        lifecycle = SimpleNamespace(require_ready=lambda: None)
+        ctx = SimpleNamespace(lifecycle=lifecycle, queue=WorkQueue(1, 0), bodies=Bodies(), answered=0)
+        request = SimpleNamespace(app=SimpleNamespace(ctx=ctx), headers={}, ctx=SimpleNamespace())
+        try:
+            await call(request, refuse)
+        except kind as error:
+            assert str(error) == "why"
+            while ctx.bodies.watched() is not None:  # the thread lets go of it a moment later
+                await asyncio.sleep(0.001)
+        else:
+            raise AssertionError("it was not refused")
+
+    gc.disable()
+    try:
+        asyncio.run(asyncio.wait_for(test(), DEADLINE_S))
+    finally:
+        gc.enable()

@@ -1,0 +1,108 @@
+"""Whatever image is sent, the real server answers 200, 413 or 422, soon, and is then as large as before.
+
+FUZZ_SCALE (default 1) multiplies the number of examples. At 1 they are the same at every run; above, which is what
+`make fuzz` does, they are others each time.
+"""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime import decoding
+from tests.hostile import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, with_right_checksums
+from tests.serving.conftest import Ask
+from tests.serving.fuzzing import SMALL, examples
+
+KEPT_MB = 25  # by which the server may grow when it is sent all that once more
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+edits = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "set", "cut", "drop", "repeat"]),
+        st.integers(0, 80) | st.integers(0, 5_000),
+        st.sampled_from([b"\0", b"\xff", b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\x80"]) | st.binary(max_size=8),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def edited(data: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
+    """Return the data with these edits made to it."""
+    for what, at, value in edits:
+        at %= len(data) + 1
+        if what == "flip":
+            value = bytes(byte ^ 1 << len(value) % 8 for byte in data[at : at + 1])
+        if what == "repeat":
+            value = data[at : at + 8 * len(value)] * 2
+        length = {"cut": len(data), "drop": 4}.get(what, len(value))
+        data = data[:at] + (b"" if what in ("cut", "drop") else value) + data[at + length :]
+    return data
+
+
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
+@examples(55)
+@given(data=st.data(), edits=edits, checksums=st.booleans())
+def test_pictures_with_any_edits(ask, file_format, data, edits, checksums):
+    picture = edited(data.draw(st.sampled_from(SMALL[file_format])), edits)
+    ask(with_right_checksums(picture) if checksums and picture.startswith(PNG_SIGNATURE) else picture)
+
+
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
+def test_pictures_that_end_early_or_have_one_wrong_bit(ask, file_format):
+    picture = SMALL[file_format][0]
+    for at in range(0, len(picture) - 1, max(1, len(picture) // 20)):
+        ask(picture[:at])
+        ask(picture[:at] + bytes([picture[at] ^ 1 << at % 8]) + picture[at + 1 :])
+    assert ask(picture[: len(picture) // 4]) == 422
+
+
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
+def test_pictures_that_lie_about_their_size(ask, file_format):
+    picture = SMALL[file_format][0]
+    for size in [(0, 0), (1, 1), (8, 8), (24, 0), (0, 18), (25, 19), (5_000, 5_000), (24, 65_535), (65_535, 1)]:
+        ask(lying(file_format, picture, *size))
+    assert ask(lying(file_format, picture, 2**32, 2**32)) == 422
+
+
+@pytest.mark.parametrize("file_format", decoding.FORMATS)
+def test_small_files_of_huge_pictures(ask, file_format):
+    assert ask(huge(file_format, SIDE, SIDE)) == 200
+    assert ask(huge(file_format, SIDE + 1, SIDE)) == 422
+
+
+@pytest.fixture(scope="module")
+def bombs(ask: Ask) -> dict[str, tuple[bytes, int]]:
+    """Each bomb, with the status that it gets."""
+    made = {what: make() for what, (_, make) in BOMBS.items()}
+    return {what: (bomb, ask(bomb)) for what, bomb in made.items()}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_bombs(bombs, what):
+    assert bombs[what][1] == BOMBS[what][0]
+
+
+# -- afterwards ------------------------------------------------------------------------------------------------------
+
+
+def test_the_server_is_as_large_afterwards_as_after_the_first_of_each_kind(served, ask, bombs):
+    others = [huge(name, 2_000, 2_000) for name in decoding.FORMATS]
+    others += [lying(name, SMALL[name][0], 9, 9) for name in decoding.FORMATS] + [b"no picture", b""]
+
+    def size_after(pictures: list[bytes]) -> int:
+        for picture in pictures:
+            ask(picture)
+            ask(json.dumps({"image": base64.b64encode(picture[:100_000]).decode()}).encode(), "application/json")
+        status = Path(f"/proc/{served.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) // 1_000
+
+    first = size_after(others)
+    assert size_after([bomb for bomb, _ in bombs.values()] + others) < first + KEPT_MB

@@ -1,0 +1,199 @@
+"""open_inference.py through real sockets: what a request may be, and what is refused."""
+
+import json
+
+import pytest
+
+from tests.server_process import ready
+from tests.serving.inferences import PIXELS, error_of, infer_route, tensor
+
+# -- Open Inference Protocol v2, with Triton's client ----------------------------------------------------------------
+
+
+def test_an_id_that_was_given_comes_back(served):
+    answers = [served.post(infer_route(served), json=tensor() | {"id": text}).json() for text in ("", "7")]
+    assert [answer["id"] for answer in answers] == ["", "7"]
+    assert "id" not in served.post(infer_route(served), json=tensor()).json()
+
+
+def test_numbers_may_be_nested_as_the_shape_says(served):
+    pixels = PIXELS[0][:40, :30]
+    shape, route = [1, *pixels.shape], infer_route(served)
+    flat, nested = (
+        served.post(route, json=tensor(shape=shape, data=data)).json()
+        for data in (pixels.ravel().tolist(), [pixels.tolist()])
+    )
+    assert flat == nested
+    assert sum(flat["outputs"][0]["data"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_null_is_as_if_the_field_were_not_there(served):
+    plain = served.post(infer_route(served), json=tensor()).json()
+    nothing = {"binary_data": None, "classification": None}
+    for output in (None, [{"name": None, "parameters": None}], [{"name": "probabilities", "parameters": nothing}]):
+        for parameters in (None, {"binary_data_output": None}):
+            body = tensor(parameters=None) | {"id": None, "parameters": parameters, "outputs": output}
+            assert served.post(infer_route(served), json=body).json() == plain
+    body = json.dumps(tensor(data=None, parameters={"binary_data_size": 6})).encode()
+    headers = {"Inference-Header-Content-Length": str(len(body))}
+    binary = served.post(infer_route(served), data=body + bytes(range(1, 7)), headers=headers)
+    assert binary.json() == plain
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+HUGE = 10**40
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "inputs"),
+        ([], "JSON"),
+        ({"inputs": []}, "one input"),
+        (tensor(name="another"), "one input"),
+        ({"inputs": tensor()["inputs"] * 2}, "one input"),
+        (tensor() | {"outputs": [{"name": "another"}]}, "one output"),
+        (tensor() | {"outputs": [{"name": "probabilities"}] * 2}, "one output"),
+        (tensor() | {"outputs": [{"name": "probabilities", "parameters": {"classification": 0}}]}, "classification"),
+        (tensor() | {"outputs": [{"name": "probabilities", "parameters": {"binary_data": 1}}]}, "binary_data"),
+        (tensor() | {"id": 7}, "id"),
+        (tensor(datatype="FP32"), "expected pixels"),
+        (tensor(datatype="BYTES"), "expected pixels"),
+        (tensor(datatype="BYTES", shape=[]), "expected pixels"),
+        (tensor(datatype="BYTES", shape=[1, 2]), "expected pixels"),
+        (tensor(datatype="BYTES", shape=[1, 1, 1]), "expected pixels"),
+        (tensor(shape=[]), "expected pixels"),
+        (tensor(shape=[6]), "expected pixels"),
+        (tensor(shape=[1, 1, 2, 3, 1]), "expected pixels"),
+        (tensor(shape=[1, 1, 6, 1]), "expected pixels"),
+        (tensor(shape=[-1, -1, 2, 3]), "expected pixels"),
+        (tensor(shape=[1, 0, 2, 3]), "expected pixels"),
+        (tensor(shape=[1, 1, 2.5, 3]), "shape"),
+        (tensor(shape=[1, HUGE, HUGE, 3]), "as large as its shape"),
+        (tensor(shape=[1, 2**32, 2**32, 3]), "as large as its shape"),
+        (tensor(shape=[1, int("9" * 4000), 2, 3]), "as large as its shape"),
+        (tensor(shape=[17, 1, 1, 3]), "16 pictures"),
+        (tensor(shape=[HUGE, 1, 2, 3]), "16 pictures"),
+        (tensor(shape=[1, 2, 2, 3]), "as large as its shape"),
+        (tensor(shape=[1, 1, 1, 3]), "as large as its shape"),
+        (tensor(data=[[[[1, 2], [3, 4], [5, 6]]]]), "nested"),
+        (tensor(data=[[1, 2, 3, 4, 5, 6]]), "nested"),
+        (tensor(data=[1, 2, 3, 4, 5, [6]]), "nested"),
+        (tensor(data=[1, 2, 3, 4, 5, -6]), "0 to 255"),
+        (tensor(data=[1, 2, 3, 4, 5, 6.0]), "0 to 255"),
+        (tensor(data=[1, 2, 3, 4, 5, float("nan")]), "JSON"),
+        (tensor(data=[1, 2, 3, 4, 5, float("inf")]), "JSON"),
+        (tensor(data=[1, 2, 3, 4, 5, "6"]), "0 to 255"),
+        (tensor(data=[1, 2, 3, 4, 5, None]), "0 to 255"),
+        (tensor(data=[1, 2, 3, 4, 5, True]), "0 to 255"),
+        (tensor(data=[[[[1, 2, 3], [4, 5, 1e2]]]]), "0 to 255"),
+        (tensor(data=[1, 2, 3, 4, 5, 256]), "0 to 255"),
+        (tensor(data=[1, 2, 3, 4, 5, HUGE]), "0 to 255"),
+        (tensor(data={}), "nested"),
+        (tensor(data=123456), "nested"),
+        (tensor(data="[1,2,3,4,5,6]"), "nested"),
+        (tensor(parameters={"binary_data_size": 6}), 'expected "data"'),
+        (tensor(data=None), 'expected "data"'),
+        (tensor(data=None, parameters={"binary_data_size": None}), 'expected "data"'),
+        (tensor(name=None), "name"),
+        (tensor(shape=None), "shape"),
+        ({"inputs": None}, "array"),
+        (tensor(datatype="BYTES", shape=[1], data=[]), "as large as its shape"),
+        (tensor(datatype="BYTES", shape=[2], data=["aa"]), "as large as its shape"),
+        (tensor(datatype="BYTES", shape=[2, 1], data=[["aa", "aa"]]), "at most length 1"),
+        (tensor(datatype="BYTES", shape=[1, 1], data=[[]]), "as large as its shape"),
+        (tensor(datatype="BYTES", shape=[1, 1], data=[[["aa"]]]), "str"),
+        (tensor(datatype="BYTES", shape=[1], data=[7]), "str"),
+        (tensor(datatype="BYTES", shape=[1], data=["@"]), "base64"),
+        (tensor(datatype="BYTES", shape=[1], data=["aGVsbG8="]), "not a picture"),
+        (tensor(datatype="BYTES", shape=[HUGE], data=["aGVsbG8="]), "16 pictures"),
+    ],
+)  # fmt: skip
+def test_422_for_json_that_is_no_inference(served, body, says):
+    assert says in error_of(served.post(infer_route(served), data=json.dumps(body)), 422)
+
+
+@pytest.mark.parametrize(
+    "opening", [b"[", b'{"inputs":', b'{"inputs":[{"data":', b'{"id":"', b'{"inputs":[{"shape":[1']
+)
+def test_422_for_json_that_goes_on_and_on(served, opening):
+    for body in (opening * 200_000, opening + b"[" * 2_000_000, opening + b"1" * 2_000_000):
+        error_of(served.post(infer_route(served), data=body), 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "item", "limit"),
+    [
+        ('{"inputs": [%s]}', '{"name": "image", "datatype": "UINT8", "shape": []}', 8),
+        ('{"inputs": [], "outputs": [%s]}', "{}", 8),
+        ('{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [%s]}]}', "1", 8),
+        ('{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [%s]}]}', '""', 1024),
+    ],
+)
+def test_422_for_a_list_that_is_too_long(served, body, item, limit):
+    too_long, as_long_as_may_be = (body % ",".join([item] * count) for count in (limit + 1, limit))
+    route, says = infer_route(served), f"at most length {limit}"
+    assert says in error_of(served.post(route, data=too_long), 422)
+    assert says not in error_of(served.post(route, data=as_long_as_may_be), 422)
+
+
+def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None = None) -> tuple[bytes, int]:
+    """Return a body with a binary tensor that says `size` of itself, by default the truth, and its JSON's length."""
+    parameters = {"binary_data_size": len(data) if size is None else size}
+    request = {"inputs": [{"name": "image", "datatype": datatype, "shape": shape, "parameters": parameters}]}
+    return json.dumps(request).encode() + data, len(json.dumps(request))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data", "size", "says"),
+    [
+        ("UINT8", [1, 1, 2, 3], b"12345", None, "as large as its shape"),
+        ("UINT8", [1, 1, 2, 3], b"1234567", None, "as large as its shape"),
+        ("UINT8", [1, 2**31, 2**31, 3], b"123456", None, "as large as its shape"),
+        ("UINT8", [1, 1, 2, 3], b"123456", 5, "binary_data_size"),
+        ("UINT8", [1, 1, 2, 3], b"123456", 7, "binary_data_size"),
+        ("UINT8", [1, 1, 2, 3], b"123456", -6, "binary_data_size"),
+        ("UINT8", [1, 1, 2, 3], b"123456", HUGE, "binary_data_size"),
+        ("UINT8", [1, 1, 2, 3], b"", None, "as large as its shape"),
+        ("UINT8", [1, 1, 70_000, 3], bytes(210_000), None, "send it smaller"),
+        ("FP32", [1, 1, 2, 3], bytes(24), None, "expected pixels"),
+        ("BYTES", [1], b"", None, "as large as its shape"),
+        ("BYTES", [1], b"\1\0\0", None, "length"),
+        ("BYTES", [1], b"\5\0\0\0four", None, "length"),
+        ("BYTES", [1], b"\3\0\0\0four", None, "length"),
+        ("BYTES", [1], b"\xff\xff\xff\xfffour", None, "length"),
+        ("BYTES", [1], b"\xff\xff\xff\x7ffour", None, "length"),
+        ("BYTES", [2], b"\4\0\0\0four", None, "as large as its shape"),
+        ("BYTES", [1], b"\4\0\0\0four\4\0\0\0four", None, "length"),
+        ("BYTES", [1], b"\0\0\0\0", None, "not a picture"),
+        ("BYTES", [16], bytes(64), None, "not a picture"),
+    ],
+)  # fmt: skip
+def test_422_for_binary_tensors_that_lie(served, datatype, shape, data, size, says):
+    body, length = binary_body(datatype, shape, data, size)
+    headers = {"Inference-Header-Content-Length": str(length)}
+    assert says in error_of(served.post(infer_route(served), data=body, headers=headers), 422)
+
+
+@pytest.mark.parametrize("change", [-1, 1, 1_000, "", "-5", "1e3", "\u00b2".encode("latin-1"), "9" * 19, "9" * 5000])
+def test_422_for_a_header_length_that_is_wrong(served, change):
+    body, length = binary_body("UINT8", [1, 1, 2, 3], b"123456")
+    value = str(length + change) if isinstance(change, int) else change
+    error_of(served.post(infer_route(served), data=body, headers={"Inference-Header-Content-Length": value}), 422)
+
+
+def test_422_for_more_pixels_than_are_taken(tmp_path):
+    with ready(tmp_path, MAX_PIXELS="100") as served:
+        for side, status in ((10, 200), (11, 422)):
+            body = tensor(shape=[1, side, side, 3], data=[0] * side * side * 3)
+            assert served.post(infer_route(served), json=body).status_code == status
+
+
+def test_other_routes_of_v2_are_refused_in_its_form(served):
+    for response, status in (
+        (served.get("/v2/nowhere"), 404),
+        (served.get(infer_route(served)), 405),
+        (served.post("/v2/models//infer", json=tensor()), 404),
+    ):
+        assert "GET /v2, /v2/health/live" in error_of(response, status)
