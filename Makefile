@@ -34,7 +34,7 @@ serve: classifier.onnx  ## serve on http://127.0.0.1:8000 until Ctrl-C
 	@HOST=$(HOST) exec $(bin)/python server.py
 
 test: classifier.onnx  ## run every test
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest -n 2 --dist loadfile
 
 fuzz: classifier.onnx .venv/fuzz  ## send a server random input for some minutes
 	FUZZ_SCALE=40 $(bin)/python -m pytest tests/serving/test_hostile_*.py
