@@ -32,8 +32,8 @@ Image.MAX_IMAGE_PIXELS = None
 # JPEG's own limit. Resampling needs a table in proportion to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
-# Scans of a progressive JPEG. Encoders write 10, or 18 of CMYK. One of 42 bytes may take 14 ms and change nothing.
-MAX_SCANS = 64
+# Scans of a progressive JPEG. Encoders write 10, or 18 of CMYK. One of 42 bytes may take 45 ms and change nothing.
+MAX_SCANS = 32
 SCAN = re.compile(rb"\xff\xda\x00")  # its marker, which a scan's data cannot contain; bytes.count takes twice as long
 
 # Bytes of EXIF, of which a JPEG's should have under 65,536. Pillow makes an object of each fraction in a field: 10 s

@@ -226,6 +226,17 @@ def test_32_bits_a_pixel_are_refused():
         to_rgb(Image.new("F", (2, 2)))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_jpeg_of_more_than_32_scans_is_refused(mode):
+    jpeg = encoded(Image.new(mode, (48, 32)), "JPEG", progressive=True)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    more = 32 - jpeg.count(b"\xff\xda\0")
+    assert more > 0  # so what an encoder writes is taken
+    open_image(jpeg[:-2] + last * more + jpeg[-2:]).load()
+    with pytest.raises(InvalidImage, match="more than 32 scans: save it anew"):
+        open_image(jpeg[:-2] + last * (more + 1) + jpeg[-2:])
+
+
 def test_reading_a_picture_has_an_end(monkeypatch, quarters):
     monkeypatch.setattr(decoding, "MAX_READ_S", -1)
     with pytest.raises(InvalidImage, match="too long"):
