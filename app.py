@@ -85,7 +85,7 @@ def inference(model_inputs: dict) -> dict:
     ran = perf_counter()
     results = []
     for (_, described), row in zip(prepared, probabilities, strict=True):
-        predictions = [vars(prediction) for prediction in classifier.top(row, top_k)]
+        predictions = classifier.top(row, top_k)
         result = predictions[0] | {"predictions": predictions}
         if with_probabilities:
             result["probabilities"] = row.tolist()

@@ -4,7 +4,6 @@ Neither needs PyTorch: the file that convert_to_onnx.py writes says everything a
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,15 +107,6 @@ def _read(path: Path) -> bytes:
         raise InvalidImage(f"{path} cannot be read: {error}") from error
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One class and how probable it is, from 0 to 1."""
-
-    class_id: int
-    class_name: str
-    probability: float
-
-
 class OnnxClassifier:
     """A classifier.onnx, ready to answer. `model_name`, `class_names` and `preprocessor` come from the file.
 
@@ -161,12 +151,10 @@ class OnnxClassifier:
             pixels = np.stack([self.preprocessor.resize(image) for image in pixels])
         return self.runner.run(pixels)
 
-    def classify(self, images: Sequence[ImageSource], top_k: int = 5) -> list[list[Prediction]]:
-        """Return each image's `top_k` most probable classes, the most probable first. Raises InvalidImage."""
-        pixels = np.stack([self.preprocessor(image) for image in images])
-        return [self.top(row, top_k) for row in self.predict(pixels)]
+    def top(self, row: np.ndarray, top_k: int) -> list[dict]:
+        """Return the `top_k` most probable classes of one row of probabilities, the most probable first.
 
-    def top(self, probabilities: np.ndarray, top_k: int) -> list[Prediction]:
-        """Return the `top_k` most probable classes of one row of probabilities; of equals, the lower id first."""
-        best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-        return [Prediction(i, self.class_names[i], float(probabilities[i])) for i in best]
+        Each is its `class_id`, `class_name` and `probability`, from 0 to 1. Of equals the lower id comes first.
+        """
+        best = np.argsort(-row, kind="stable")[:top_k].tolist()
+        return [{"class_id": i, "class_name": self.class_names[i], "probability": float(row[i])} for i in best]
