@@ -55,7 +55,10 @@ class ImagePreprocessor:
         return np.concatenate([np.asarray(strip) for strip in rgb_strips(self.open(source))])
 
     def open(self, source: ImageSource, deadline: float | None = None) -> Image.Image:
-        """Return the image, within the limits and not yet decoded, as decoding.open_image does. Raises InvalidImage."""
+        """Return the image, within the limits and not yet decoded, as decoding.open_image does.
+
+        Raises InvalidImage, or OSError where a path cannot be read.
+        """
         if isinstance(source, Image.Image):
             image = source
         elif isinstance(source, np.ndarray):
@@ -63,7 +66,7 @@ class ImagePreprocessor:
                 raise InvalidImage("pixels have to be uint8 [height, width, 3], RGB")
             image = Image.fromarray(source)
         else:
-            image = open_image(source if isinstance(source, bytes) else _read(Path(source)), deadline)
+            image = open_image(source if isinstance(source, bytes) else Path(source).read_bytes(), deadline)
         width, height = image.size
         if width * height > self.max_pixels or max(width, height) > MAX_SIDE:
             raise InvalidImage(
@@ -76,13 +79,12 @@ class ImagePreprocessor:
         """Return whether decoding the image takes much memory, of RGBA in WebP 20 bytes a pixel."""
         return image.width * image.height >= LARGE_PIXELS and not takes_little_memory(image, self._least_side(image))
 
-    def resize(self, image: Image.Image | np.ndarray) -> np.ndarray:
+    def resize(self, pixels: np.ndarray) -> np.ndarray:
         """Squash RGB pixels of any size to the model's size with Pillow's antialiased bilinear filter.
 
-        Takes an RGB image or uint8 [height, width, 3], returns uint8 [size[0], size[1], 3].
+        Takes uint8 [height, width, 3], returns uint8 [size[0], size[1], 3].
         """
-        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        return np.asarray(image.resize(self.size[::-1], Image.Resampling.BILINEAR))
+        return np.asarray(Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BILINEAR))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Return (pixels / 255 - mean) / std, of RGB or of its luma where `mean` has one entry.
@@ -98,13 +100,6 @@ class ImagePreprocessor:
     def _least_side(self, image: Image.Image) -> int:
         """Return how many pixels a side a JPEG has to keep when it is decoded; 0: all."""
         return 0 if self.exact or image.width * image.height < LARGE_PIXELS else REDUCED_SIDES * max(self.size)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise InvalidImage(f"{path} cannot be read: {error}") from error
 
 
 class OnnxClassifier:
@@ -137,13 +132,9 @@ class OnnxClassifier:
         self.weights_digest = described.weights_digest
         self.class_names = list(described.class_names)
         self.activation = described.activation
-        self.preprocessor = ImagePreprocessor(
-            described.preprocessing.size,
-            described.preprocessing.mean,
-            described.preprocessing.std,
-            max_pixels=max_pixels,
-            exact=precision == "f32",
-        )
+        expected = described.preprocessing
+        exact = precision == "f32"
+        self.preprocessor = ImagePreprocessor(expected.size, expected.mean, expected.std, max_pixels, exact)
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of RGB pixels, uint8 [batch, any height, any width, 3]."""

@@ -53,12 +53,6 @@ def test_a_side_that_is_too_long_is_refused():
     assert ImagePreprocessor()(encoded(Image.new("L", (65_535, 1)), "PNG")).shape == (224, 224, 3)
 
 
-def test_a_folder_or_an_absent_file_is_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "absent.png"):
-        with pytest.raises(InvalidImage, match=f"{path} cannot be read: "):
-            ImagePreprocessor()(path)
-
-
 def large_jpeg(width, height):
     return encoded(Image.open(TENCH).resize((width, height), Image.Resampling.BICUBIC), "JPEG", quality=92)
 
@@ -85,8 +79,7 @@ def test_resize_is_pillows_antialiased_bilinear(size):
     picture = np.random.default_rng(0).integers(0, 256, (301, 97, 3), np.uint8)
     expected = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
     assert expected.shape == (*size, 3)
-    for source in (picture, Image.fromarray(picture)):
-        np.testing.assert_array_equal(ImagePreprocessor(size).resize(source), expected)
+    np.testing.assert_array_equal(ImagePreprocessor(size).resize(picture), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -98,10 +91,10 @@ def test_an_image_of_many_strips_has_the_pixels_of_the_whole(monkeypatch, mode, 
     if mode == "RGBA":
         image.putalpha(Image.linear_gradient("L").resize(image.size))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(image, "PNG", exif=exif)))).convert("RGBA")
-    whole = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    whole = np.asarray(Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB"))
     monkeypatch.setattr(decoding, "STRIP_PIXELS", 10_000)
     preprocessor, data = ImagePreprocessor(), encoded(image, "PNG", exif=exif)
-    np.testing.assert_array_equal(preprocessor.decode(data), np.asarray(whole))
+    np.testing.assert_array_equal(preprocessor.decode(data), whole)
     np.testing.assert_array_equal(preprocessor(data), preprocessor.resize(whole))
 
 
