@@ -20,13 +20,12 @@ from ray.serve.handle import DeploymentHandle
 import app
 import server
 from runtime.errors import Unavailable
-from runtime.settings import BadSetting, RaySettings, read
+from runtime.settings import ROOT, BadSetting, RaySettings, read
 
 SETTINGS = read(RaySettings)
 if SETTINGS.MAX_REPLICAS < SETTINGS.MIN_REPLICAS:
     raise BadSetting(f"MAX_REPLICAS={SETTINGS.MAX_REPLICAS} is less than MIN_REPLICAS={SETTINGS.MIN_REPLICAS}")
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "classifier"
 WORKERS = SETTINGS.CPUS_PER_REPLICA + app.MORE_WORKERS  # calls in a replica
 ENVIRONMENT = vars(app.SETTINGS) | {
