@@ -105,8 +105,6 @@ def rgb_strips(image: Image.Image, least_side: int = 0) -> Iterator[Image.Image]
         decoded = _decode(image, least_side)
         if decoded.mode == "P" and decoded.palette is None:
             raise ValueError("its palette is missing")
-        if decoded.mode in ("I", "F"):
-            raise ValueError("32 bits a pixel have no agreed white: save it with 8 or 16")
         orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
         # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
         for box in _strips(decoded.size, orientation):

@@ -221,11 +221,6 @@ def test_an_error_that_is_gone_keeps_no_picture(file_format):
         gc.enable()
 
 
-def test_32_bits_a_pixel_are_refused():
-    with pytest.raises(InvalidImage, match="save it with 8 or 16"):
-        to_rgb(Image.new("F", (2, 2)))
-
-
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
 def test_a_jpeg_of_more_than_32_scans_is_refused(mode):
     jpeg = encoded(Image.new(mode, (48, 32)), "JPEG", progressive=True)
