@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.decoding import MAX_SIDE, open_image, rgb_strips, takes_little_memory
-from runtime.errors import InvalidImage, InvalidModel
+from runtime.errors import InvalidInput, InvalidModel
 from runtime.providers import open_runner
 from runtime.settings import available_cpus
 
@@ -38,7 +38,7 @@ class ImagePreprocessor:
     exact: bool = True  # decode every JPEG at its own size, not a large one at a reduced one, and resize in one go
 
     def __call__(self, source: ImageSource) -> np.ndarray:
-        """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidImage.
+        """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput.
 
         The pixels are those of `resize`, which makes each strip as narrow as the model's input first, and then all of
         them together as high.
@@ -51,25 +51,25 @@ class ImagePreprocessor:
         return self.resize(np.concatenate(narrow))
 
     def decode(self, source: ImageSource) -> np.ndarray:
-        """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidImage."""
+        """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidInput."""
         return np.concatenate([np.asarray(strip) for strip in rgb_strips(self.open(source))])
 
     def open(self, source: ImageSource, deadline: float | None = None) -> Image.Image:
         """Return the image, within the limits and not yet decoded, as decoding.open_image does.
 
-        Raises InvalidImage, or OSError where a path cannot be read.
+        Raises InvalidInput, or OSError where a path cannot be read.
         """
         if isinstance(source, Image.Image):
             image = source
         elif isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.shape[2:] != (3,) or 0 in source.shape:
-                raise InvalidImage("pixels have to be uint8 [height, width, 3], RGB")
+                raise InvalidInput("pixels have to be uint8 [height, width, 3], RGB")
             image = Image.fromarray(source)
         else:
             image = open_image(source if isinstance(source, bytes) else Path(source).read_bytes(), deadline)
         width, height = image.size
         if width * height > self.max_pixels or max(width, height) > MAX_SIDE:
-            raise InvalidImage(
+            raise InvalidInput(
                 f"the picture has {width}x{height} pixels; at most {self.max_pixels} are taken, "
                 f"and at most {MAX_SIDE} a side: send it smaller"
             )

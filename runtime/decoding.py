@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from simplejpeg import decode_jpeg
 
-from runtime.errors import InvalidImage
+from runtime.errors import InvalidInput
 
 # No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a file of a kilobyte asks for.
 DECODERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile)
@@ -70,16 +70,16 @@ def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
     """Return the image in a file's content, of which no more than the header has been read.
 
     Nothing is read after `deadline`, in seconds of this thread's time: by default MAX_READ_S from now.
-    Raises InvalidImage.
+    Raises InvalidInput.
     """
     if data.startswith(b"\xff\xd8") and data.count(SCAN) > MAX_SCANS:  # the first two bytes of a JPEG
-        raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans: save it anew")
+        raise InvalidInput(f"the JPEG has more than {MAX_SCANS} scans: save it anew")
     try:
         return Image.open(_TimedBytes(data, deadline), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise InvalidImage(f"not a picture: send one of {', '.join(FORMATS)}") from error
+        raise InvalidInput(f"not a picture: send one of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
-        raise InvalidImage(f"the picture's header is damaged: {error}") from error
+        raise InvalidInput(f"the picture's header is damaged: {error}") from error
 
 
 def takes_little_memory(image: Image.Image, least_side: int) -> bool:
@@ -97,7 +97,7 @@ def rgb_strips(image: Image.Image, least_side: int = 0) -> Iterator[Image.Image]
     """Yield the first frame as RGB in strips of all its width, from the top, so that it is in memory once, not twice.
 
     It is upright as its EXIF says, transparency is on white, 16 bits are cut to the upper 8. With `least_side` a JPEG
-    is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidImage.
+    is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidInput.
     """
     try:
         decoded = _decode(image, least_side)
@@ -109,7 +109,7 @@ def rgb_strips(image: Image.Image, least_side: int = 0) -> Iterator[Image.Image]
             strip = decoded.crop(box)
             yield _opaque_rgb(strip.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else strip)
     except Exception as error:  # as in open_image
-        raise InvalidImage(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
+        raise InvalidInput(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
 
 class _TimedBytes(io.BytesIO):

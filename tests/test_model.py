@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from model import LARGE_PIXELS, ImagePreprocessor, OnnxClassifier
 from runtime import decoding
 from runtime.decoding import FORMATS
-from runtime.errors import InvalidImage, InvalidModel
+from runtime.errors import InvalidInput, InvalidModel
 from tests.hostile import encoded
 from tests.server_process import MODEL_PATH, NEWT, TENCH
 
@@ -41,14 +41,14 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch, file_f
     data = encoded(PICTURE, file_format)
     monkeypatch.setattr(type(decoding.open_image(data)), "load", decode)
     monkeypatch.setattr(decoding, "decode_jpeg", decode)
-    with pytest.raises(InvalidImage, match="48x32 pixels; at most 1535 are taken"):
+    with pytest.raises(InvalidInput, match="48x32 pixels; at most 1535 are taken"):
         ImagePreprocessor(max_pixels=48 * 32 - 1)(data)
     with pytest.raises(Decoded):
         ImagePreprocessor(max_pixels=48 * 32)(data)
 
 
 def test_a_side_that_is_too_long_is_refused():
-    with pytest.raises(InvalidImage, match=r"65536x1 pixels; .* at most 65535 a side"):
+    with pytest.raises(InvalidInput, match=r"65536x1 pixels; .* at most 65535 a side"):
         ImagePreprocessor()(encoded(Image.new("L", (65_536, 1)), "PNG"))
     assert ImagePreprocessor()(encoded(Image.new("L", (65_535, 1)), "PNG")).shape == (224, 224, 3)
 
@@ -153,7 +153,7 @@ def test_the_graphs_own_resize_gives_what_the_preprocessors_gives(classifier, pi
 
 
 def test_the_callers_pixel_limit_reaches_the_preprocessor():
-    with pytest.raises(InvalidImage, match="at most 100 are taken"):
+    with pytest.raises(InvalidInput, match="at most 100 are taken"):
         OnnxClassifier(MODEL_PATH, max_pixels=100).preprocessor(TENCH)
 
 
