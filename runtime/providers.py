@@ -214,7 +214,13 @@ def _has_bfloat16() -> bool:
 
 
 def _open_cuda(content: bytes, precision: str, threads: int) -> Runner:
-    _require_gpu()
+    # ONNX Runtime would find out as well, but takes long to import and says so in ten lines of its own.
+    try:
+        status = ctypes.CDLL("libcuda.so.1").cuInit(0)
+    except OSError as error:
+        raise ProviderUnavailable(f"there is no GPU with its driver here: {error}") from error
+    if status:
+        raise ProviderUnavailable(f"the driver finds no GPU that it can use: cuInit returns {status}")
     onnxruntime = import_onnxruntime()
     name = "CUDAExecutionProvider"
     if name not in onnxruntime.get_available_providers():
@@ -228,16 +234,6 @@ def _open_cuda(content: bytes, precision: str, threads: int) -> Runner:
         raise ProviderUnavailable(f"ONNX Runtime opened the model with {session.get_providers()[0]} instead")
     described = parse(session.get_modelmeta().custom_metadata_map)
     return BatchRunner(name, "f32" if precision == "f32" else "tf32", described, _run_in(session))
-
-
-def _require_gpu() -> None:
-    # ONNX Runtime would find out as well, but takes long to import and says so in ten lines of its own.
-    try:
-        status = ctypes.CDLL("libcuda.so.1").cuInit(0)
-    except OSError as error:
-        raise ProviderUnavailable(f"there is no GPU with its driver here: {error}") from error
-    if status:
-        raise ProviderUnavailable(f"the driver finds no GPU that it can use: cuInit returns {status}")
 
 
 # The fastest first.

@@ -84,7 +84,7 @@ def test_runs_among_many_come_to_the_same_as_runs_alone(provider):
 def test_a_provider_asked_for_by_name_is_an_error_where_it_does_not_work(monkeypatch):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this build of ONNX Runtime has CUDA")
-    monkeypatch.setattr(providers, "_require_gpu", lambda: None)
+    monkeypatch.setattr(providers, "ctypes", SimpleNamespace(CDLL=lambda name: Driver(0)))
     with pytest.raises(ProviderUnavailable, match=r"execution provider cuda: .* install onnxruntime-gpu"):
         OnnxClassifier(MODEL_PATH, "cuda")
 
