@@ -4,7 +4,6 @@ Neither needs PyTorch: the file that convert_to_onnx.py writes says everything a
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.decoding import MAX_SIDE, open_image, rgb_strips, takes_little_memory
-from runtime.errors import InvalidImage, InvalidModel
+from runtime.errors import InvalidInput, InvalidModel
 from runtime.providers import open_runner
 from runtime.settings import available_cpus
 
@@ -39,7 +38,7 @@ class ImagePreprocessor:
     exact: bool = True  # decode every JPEG at its own size, not a large one at a reduced one, and resize in one go
 
     def __call__(self, source: ImageSource) -> np.ndarray:
-        """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidImage.
+        """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput.
 
         The pixels are those of `resize`, which makes each strip as narrow as the model's input first, and then all of
         them together as high.
@@ -52,22 +51,25 @@ class ImagePreprocessor:
         return self.resize(np.concatenate(narrow))
 
     def decode(self, source: ImageSource) -> np.ndarray:
-        """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidImage."""
+        """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidInput."""
         return np.concatenate([np.asarray(strip) for strip in rgb_strips(self.open(source))])
 
     def open(self, source: ImageSource, deadline: float | None = None) -> Image.Image:
-        """Return the image, within the limits and not yet decoded, as decoding.open_image does. Raises InvalidImage."""
+        """Return the image, within the limits and not yet decoded, as decoding.open_image does.
+
+        Raises InvalidInput, or OSError where a path cannot be read.
+        """
         if isinstance(source, Image.Image):
             image = source
         elif isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.shape[2:] != (3,) or 0 in source.shape:
-                raise InvalidImage("pixels have to be uint8 [height, width, 3], RGB")
+                raise InvalidInput("pixels have to be uint8 [height, width, 3], RGB")
             image = Image.fromarray(source)
         else:
-            image = open_image(source if isinstance(source, bytes) else _read(Path(source)), deadline)
+            image = open_image(source if isinstance(source, bytes) else Path(source).read_bytes(), deadline)
         width, height = image.size
         if width * height > self.max_pixels or max(width, height) > MAX_SIDE:
-            raise InvalidImage(
+            raise InvalidInput(
                 f"the picture has {width}x{height} pixels; at most {self.max_pixels} are taken, "
                 f"and at most {MAX_SIDE} a side: send it smaller"
             )
@@ -77,13 +79,12 @@ class ImagePreprocessor:
         """Return whether decoding the image takes much memory, of RGBA in WebP 20 bytes a pixel."""
         return image.width * image.height >= LARGE_PIXELS and not takes_little_memory(image, self._least_side(image))
 
-    def resize(self, image: Image.Image | np.ndarray) -> np.ndarray:
+    def resize(self, pixels: np.ndarray) -> np.ndarray:
         """Squash RGB pixels of any size to the model's size with Pillow's antialiased bilinear filter.
 
-        Takes an RGB image or uint8 [height, width, 3], returns uint8 [size[0], size[1], 3].
+        Takes uint8 [height, width, 3], returns uint8 [size[0], size[1], 3].
         """
-        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        return np.asarray(image.resize(self.size[::-1], Image.Resampling.BILINEAR))
+        return np.asarray(Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BILINEAR))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Return (pixels / 255 - mean) / std, of RGB or of its luma where `mean` has one entry.
@@ -99,22 +100,6 @@ class ImagePreprocessor:
     def _least_side(self, image: Image.Image) -> int:
         """Return how many pixels a side a JPEG has to keep when it is decoded; 0: all."""
         return 0 if self.exact or image.width * image.height < LARGE_PIXELS else REDUCED_SIDES * max(self.size)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise InvalidImage(f"{path} cannot be read: {error}") from error
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class and how probable it is, from 0 to 1."""
-
-    class_id: int
-    class_name: str
-    probability: float
 
 
 class OnnxClassifier:
@@ -147,13 +132,9 @@ class OnnxClassifier:
         self.weights_digest = described.weights_digest
         self.class_names = list(described.class_names)
         self.activation = described.activation
-        self.preprocessor = ImagePreprocessor(
-            described.preprocessing.size,
-            described.preprocessing.mean,
-            described.preprocessing.std,
-            max_pixels=max_pixels,
-            exact=precision == "f32",
-        )
+        expected = described.preprocessing
+        exact = precision == "f32"
+        self.preprocessor = ImagePreprocessor(expected.size, expected.mean, expected.std, max_pixels, exact)
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of RGB pixels, uint8 [batch, any height, any width, 3]."""
@@ -161,12 +142,10 @@ class OnnxClassifier:
             pixels = np.stack([self.preprocessor.resize(image) for image in pixels])
         return self.runner.run(pixels)
 
-    def classify(self, images: Sequence[ImageSource], top_k: int = 5) -> list[list[Prediction]]:
-        """Return each image's `top_k` most probable classes, the most probable first. Raises InvalidImage."""
-        pixels = np.stack([self.preprocessor(image) for image in images])
-        return [self.top(row, top_k) for row in self.predict(pixels)]
+    def top(self, row: np.ndarray, top_k: int) -> list[dict]:
+        """Return the `top_k` most probable classes of one row of probabilities, the most probable first.
 
-    def top(self, probabilities: np.ndarray, top_k: int) -> list[Prediction]:
-        """Return the `top_k` most probable classes of one row of probabilities; of equals, the lower id first."""
-        best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-        return [Prediction(i, self.class_names[i], float(probabilities[i])) for i in best]
+        Each is its `class_id`, `class_name` and `probability`, from 0 to 1. Of equals the lower id comes first.
+        """
+        best = np.argsort(-row, kind="stable")[:top_k].tolist()
+        return [{"class_id": i, "class_name": self.class_names[i], "probability": float(row[i])} for i in best]

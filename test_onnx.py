@@ -19,7 +19,7 @@ import numpy as np
 from client.expected import EXPECT_HELP, Preset, expected, presets
 from client.report import Check, assert_passes, print_report, run_checks
 from model import OnnxClassifier
-from runtime.errors import InvalidImage, InvalidModel
+from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import ROOT, ModelSettings, read
 
 MODEL_PATH = read(ModelSettings).MODEL_PATH
@@ -35,7 +35,7 @@ def check_image(preset: Preset, classifier: OnnxClassifier) -> str:
     classes = len(classifier.class_names)
     if preset.class_id >= classes:
         raise AssertionError(f"expected {preset.class_id}, but the model's {classes} classes are 0 to {classes - 1}")
-    return f"{preset.check(best.class_id, best.class_name)}, probability {best.probability:.3f}"
+    return f"{preset.check(best['class_id'], best['class_name'])}, probability {best['probability']:.3f}"
 
 
 def check_probabilities(known: list[Preset], classifier: OnnxClassifier) -> str:
@@ -84,7 +84,7 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 def test_onnx(check: Check) -> None:
     """The check passes."""
-    assert_passes(check, OnnxClassifier(MODEL_PATH), MODEL_PATH, InvalidImage)
+    assert_passes(check, OnnxClassifier(MODEL_PATH), MODEL_PATH, InvalidInput)
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def main() -> None:
         classifier = OnnxClassifier(MODEL_PATH)
     except InvalidModel as error:
         sys.exit(f"test_onnx.py: {error}")
-    report = run_checks(get_checks(known), classifier, InvalidImage)
+    report = run_checks(get_checks(known), classifier, InvalidInput)
     print_report(report, f"{MODEL_PATH.removeprefix(f'{ROOT}/')}, {classifier.model_name}")
     sys.exit(1 if report["failed"] else 0)
 

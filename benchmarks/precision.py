@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from model import OnnxClassifier  # noqa: E402
-from runtime.errors import InvalidImage  # noqa: E402
+from runtime.errors import InvalidInput  # noqa: E402
 
 MODEL_PATH = os.environ.get("MODEL_PATH") or str(ROOT / "classifier.onnx")
 
@@ -29,7 +29,7 @@ def main() -> None:
     for path in sorted(Path(sys.argv[1]).iterdir()):
         try:
             wanted, got = (c.predict(c.preprocessor(path)[None])[0] for c in (exact, fast))
-        except InvalidImage as error:
+        except InvalidInput as error:
             print(f"{path}: {error}", file=sys.stderr)
             continue
         moved.append(float(np.abs(wanted - got).max()))

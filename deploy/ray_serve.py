@@ -15,18 +15,16 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
 
 import app
 import server
 from runtime.errors import Unavailable
-from runtime.settings import BadSetting, RaySettings, read
+from runtime.settings import ROOT, BadSetting, RaySettings, read
 
 SETTINGS = read(RaySettings)
 if SETTINGS.MAX_REPLICAS < SETTINGS.MIN_REPLICAS:
     raise BadSetting(f"MAX_REPLICAS={SETTINGS.MAX_REPLICAS} is less than MIN_REPLICAS={SETTINGS.MIN_REPLICAS}")
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "classifier"
 WORKERS = SETTINGS.CPUS_PER_REPLICA + app.MORE_WORKERS  # calls in a replica
 ENVIRONMENT = vars(app.SETTINGS) | {
@@ -74,8 +72,6 @@ class Replicas:
     """What server.py asks of app.py, done by the replicas."""
 
     WORKERS = SETTINGS.MAX_REPLICAS * WORKERS
-    handle: DeploymentHandle
-    known: dict  # what the first replica said of itself
 
     def init(self) -> None:
         """Find the deployment that runs in the cluster, or else deploy; return when it answers."""
@@ -83,11 +79,11 @@ class Replicas:
             self.handle = serve.get_app_handle(NAME)
         else:
             self.handle = serve.run(Replica.bind(), name=NAME, route_prefix=None)  # type: ignore[attr-defined]
-        self.known = self.handle.status.remote().result()
+        self.first_status = self.handle.status.remote().result()
 
     def status(self) -> dict:
-        """Return what runs in the replicas."""
-        return self.known
+        """Return what runs in the replicas, as the first said."""
+        return self.first_status
 
     def warm_up(self) -> None:
         """Raise what Ray raises where no replica answers."""

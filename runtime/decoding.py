@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 from time import thread_time
 
 import numpy as np
@@ -20,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from simplejpeg import decode_jpeg
 
-from runtime.errors import InvalidImage
+from runtime.errors import InvalidInput
 
 # No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a file of a kilobyte asks for.
 DECODERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile)
@@ -32,9 +31,9 @@ Image.MAX_IMAGE_PIXELS = None
 # JPEG's own limit. Resampling needs a table in proportion to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
-# Scans of a progressive JPEG. Encoders write 10, or 18 of CMYK. One of 42 bytes may take 14 ms and change nothing.
-MAX_SCANS = 64
-SCAN = re.compile(rb"\xff\xda\x00")  # its marker, which a scan's data cannot contain; bytes.count takes twice as long
+# Scans of a progressive JPEG. Encoders write 10, or 18 of CMYK. One of 42 bytes may take 45 ms and change nothing.
+MAX_SCANS = 32
+SCAN = b"\xff\xda\x00"  # its marker, which a scan's data cannot contain
 
 # Bytes of EXIF, of which a JPEG's should have under 65,536. Pillow makes an object of each fraction in a field: 10 s
 # for 20 MB.
@@ -47,7 +46,7 @@ PngImagePlugin.MAX_TEXT_MEMORY = 4_000_000
 MAX_READ_S = 1.5
 
 # A JPEG's scan of some of its colors. The decoder then keeps the whole image, as it does of a progressive JPEG.
-PART_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a]")
+PART_SCAN = re.compile(SCAN + rb"[\x08\x0a]")
 
 # Pixels to turn and to put on white at a time.
 STRIP_PIXELS = 1_000_000
@@ -71,17 +70,16 @@ def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
     """Return the image in a file's content, of which no more than the header has been read.
 
     Nothing is read after `deadline`, in seconds of this thread's time: by default MAX_READ_S from now.
-    Raises InvalidImage.
+    Raises InvalidInput.
     """
-    # The first two bytes of a JPEG.
-    if data.startswith(b"\xff\xd8") and len(list(islice(SCAN.finditer(data), MAX_SCANS + 1))) > MAX_SCANS:
-        raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans: save it anew")
+    if data.startswith(b"\xff\xd8") and data.count(SCAN) > MAX_SCANS:  # the first two bytes of a JPEG
+        raise InvalidInput(f"the JPEG has more than {MAX_SCANS} scans: save it anew")
     try:
         return Image.open(_TimedBytes(data, deadline), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise InvalidImage(f"not a picture: send one of {', '.join(FORMATS)}") from error
+        raise InvalidInput(f"not a picture: send one of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
-        raise InvalidImage(f"the picture's header is damaged: {error}") from error
+        raise InvalidInput(f"the picture's header is damaged: {error}") from error
 
 
 def takes_little_memory(image: Image.Image, least_side: int) -> bool:
@@ -99,21 +97,19 @@ def rgb_strips(image: Image.Image, least_side: int = 0) -> Iterator[Image.Image]
     """Yield the first frame as RGB in strips of all its width, from the top, so that it is in memory once, not twice.
 
     It is upright as its EXIF says, transparency is on white, 16 bits are cut to the upper 8. With `least_side` a JPEG
-    is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidImage.
+    is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidInput.
     """
     try:
         decoded = _decode(image, least_side)
         if decoded.mode == "P" and decoded.palette is None:
             raise ValueError("its palette is missing")
-        if decoded.mode in ("I", "F"):
-            raise ValueError("32 bits a pixel have no agreed white: save it with 8 or 16")
         orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
         # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
         for box in _strips(decoded.size, orientation):
             strip = decoded.crop(box)
             yield _opaque_rgb(strip.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else strip)
     except Exception as error:  # as in open_image
-        raise InvalidImage(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
+        raise InvalidInput(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
 
 class _TimedBytes(io.BytesIO):

@@ -5,10 +5,6 @@ class InvalidInput(ValueError):
     """The caller sent something that cannot be classified; the message says what to do about it."""
 
 
-class InvalidImage(InvalidInput):
-    """What was sent is not an image that can be classified."""
-
-
 class InvalidModel(ValueError):
     """The ONNX file is missing, damaged, or not one that convert_to_onnx.py wrote."""
 

@@ -30,17 +30,17 @@ Run = Callable[[np.ndarray], np.ndarray]  # uint8 [batch, height, width, 3] to p
 
 @dataclass
 class Runner:
-    """A model on a CPU, opened for one caller, and by `open_for_many`, where there is that, a second time for many.
+    """A model, opened for one caller, and by `open_for_many`, where there is that, a second time for many.
 
-    `any_size` says whether the graph's own resize is right on this provider.
+    `any_size` says whether the graph's own resize is right on this provider: OpenVINO's ignores `antialias`.
     """
 
     provider: str
     precision: str
     metadata: Metadata
-    any_size: bool
     run_alone: Run
-    open_for_many: Callable[[], Run] | None
+    any_size: bool = False
+    open_for_many: Callable[[], Run] | None = None
     _run_among_many: Run | None = None
     _running: int = 0
     _count: threading.Lock = field(default_factory=threading.Lock)
@@ -76,17 +76,12 @@ class Runner:
 
 
 @dataclass
-class BatchRunner:
+class BatchRunner(Runner):
     """A model on a GPU: the images that wait while it works become one batch, padded to one of BATCH_SIZES.
 
     Whichever waiting run gets the GPU first takes the others' images with it. Unmeasured: there was no GPU.
     """
 
-    provider: str
-    precision: str
-    metadata: Metadata
-    run_batch: Run
-    any_size: bool = False
     _waiting: list[tuple[np.ndarray, Future]] = field(default_factory=list)
     _gpu: threading.Lock = field(default_factory=threading.Lock)  # whoever has it may take from the list
 
@@ -105,7 +100,7 @@ class BatchRunner:
         size = next(size for size in BATCH_SIZES if size >= count)
         pixels = np.stack([image for image, _ in taken])
         try:
-            rows = self.run_batch(np.pad(pixels, [(0, size - count), (0, 0), (0, 0), (0, 0)]))
+            rows = self.run_alone(np.pad(pixels, [(0, size - count), (0, 0), (0, 0), (0, 0)]))
         except Exception as error:  # the provider's own
             for _, waiting in taken:
                 waiting.set_exception(error)
@@ -114,12 +109,12 @@ class BatchRunner:
                 waiting.set_result(row)
 
 
-def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runner | BatchRunner:
+def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runner:
     """Open the model on a provider.
 
-    With `auto` it is the first of cuda, openvino and cpu that answers with probabilities: one can load a model and then
-    fail on it. With `precision` auto OpenVINO computes in bfloat16 on a CPU that has it, and CUDA in TF32; with f32
-    neither. The file is read once: what replaces it later is not mixed with it.
+    With `auto` it is the first of OPENERS that answers with probabilities: one can load a model and then fail on it.
+    With `precision` auto OpenVINO computes in bfloat16 on a CPU that has it, and CUDA in TF32; with f32 neither.
+    The file is read once: what replaces it later is not mixed with it.
     Raises ProviderUnavailable for a provider that was named, and InvalidModel.
     """
     memory.return_large()
@@ -127,22 +122,21 @@ def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runn
         content = path.read_bytes()
     except OSError as error:
         raise InvalidModel(f"{path} cannot be read: {error.strerror}") from error
-    if provider == "auto":
-        for name in ("cuda", "openvino"):
-            try:
-                return _open(name, content, precision, threads)
-            except Exception as error:  # the provider's own, for which no two have one base class
-                logger.info("execution provider not used", extra={"fields": {"provider": name, "reason": str(error)}})
-        provider = "cpu"
+    *faster, last = OPENERS if provider == "auto" else [provider]
+    for name in faster:
+        try:
+            return _open(name, content, precision, threads)
+        except Exception as error:  # the provider's own, for which no two have one base class
+            logger.info("execution provider not used", extra={"fields": {"provider": name, "reason": str(error)}})
     try:
-        return _open(provider, content, precision, threads)
+        return _open(last, content, precision, threads)
     except (ProviderUnavailable, ImportError) as error:
-        raise ProviderUnavailable(f"execution provider {provider}: {error}") from error
+        raise ProviderUnavailable(f"execution provider {last}: {error}") from error
     except Exception as error:  # the provider's own
         raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote: {error}") from error
 
 
-def _open(provider: str, content: bytes, precision: str, threads: int) -> Runner | BatchRunner:
+def _open(provider: str, content: bytes, precision: str, threads: int) -> Runner:
     runner = OPENERS[provider](content, precision, threads)
     size, classes = runner.metadata.preprocessing.size, len(runner.metadata.class_names)
     rows = runner.run(np.full((1, *size, 3), 127, np.uint8))
@@ -161,27 +155,27 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _open_cpu(content: bytes, precision: str, threads: int) -> Runner:
+def _open_session(content: bytes, threads: int, providers: list) -> Any:
     onnxruntime = import_onnxruntime()
-    name = "CPUExecutionProvider"
-
-    def open_session(streams: int) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads // streams
-        # A thread that spins while it waits takes a core from decoding.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(content, options, providers=[name])
-        session._model_bytes = None  # which it would keep, for nothing
-        return session
-
-    session = open_session(1)
-    described = parse(session.get_modelmeta().custom_metadata_map)
-    open_for_many = (lambda: _run_in(open_session(threads))) if threads > 1 else None
-    return Runner(name, "f32", described, True, _run_in(session), open_for_many)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # A thread that spins while it waits takes a core from decoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(content, options, providers=providers)
+    session._model_bytes = None  # which it would keep, for nothing
+    return session
 
 
 def _run_in(session: Any) -> Run:
     return lambda pixels: session.run(["probabilities"], {"image": pixels})[0]
+
+
+def _open_cpu(content: bytes, precision: str, threads: int) -> Runner:
+    name = "CPUExecutionProvider"
+    session = _open_session(content, threads, [name])
+    described = parse(session.get_modelmeta().custom_metadata_map)
+    open_for_many = (lambda: _run_in(_open_session(content, 1, [name]))) if threads > 1 else None
+    return Runner(name, "f32", described, _run_in(session), any_size=True, open_for_many=open_for_many)
 
 
 def _open_openvino(content: bytes, precision: str, threads: int) -> Runner:
@@ -211,8 +205,7 @@ def _open_openvino(content: bytes, precision: str, threads: int) -> Runner:
     compiled = compile_model(1)
     computes_in = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     open_for_many = (lambda: run_in(compile_model(threads))) if threads > 1 else None
-    # Its Resize ignores `antialias`.
-    return Runner("OpenVINOExecutionProvider", computes_in, described, False, run_in(compiled), open_for_many)
+    return Runner("OpenVINOExecutionProvider", computes_in, described, run_in(compiled), open_for_many=open_for_many)
 
 
 def _has_bfloat16() -> bool:
@@ -220,25 +213,7 @@ def _has_bfloat16() -> bool:
     return CPUINFO.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(CPUINFO.read_text().split())
 
 
-def _open_cuda(content: bytes, precision: str, threads: int) -> BatchRunner:
-    _require_gpu()
-    onnxruntime = import_onnxruntime()
-    name = "CUDAExecutionProvider"
-    if name not in onnxruntime.get_available_providers():
-        raise ProviderUnavailable("this build of ONNX Runtime has none: install onnxruntime-gpu")
-    onnxruntime.preload_dlls()
-    # HEURISTIC does without half a second of search for every new shape.
-    options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0" if precision == "f32" else "1"}
-    session = onnxruntime.InferenceSession(content, providers=[(name, options), "CPUExecutionProvider"])
-    session._model_bytes = None
-    # What a session was opened with is not always what it got.
-    if session.get_providers()[0] != name:
-        raise ProviderUnavailable(f"ONNX Runtime opened the model with {session.get_providers()[0]} instead")
-    described = parse(session.get_modelmeta().custom_metadata_map)
-    return BatchRunner(name, "f32" if precision == "f32" else "tf32", described, _run_in(session))
-
-
-def _require_gpu() -> None:
+def _open_cuda(content: bytes, precision: str, threads: int) -> Runner:
     # ONNX Runtime would find out as well, but takes long to import and says so in ten lines of its own.
     try:
         status = ctypes.CDLL("libcuda.so.1").cuInit(0)
@@ -246,10 +221,20 @@ def _require_gpu() -> None:
         raise ProviderUnavailable(f"there is no GPU with its driver here: {error}") from error
     if status:
         raise ProviderUnavailable(f"the driver finds no GPU that it can use: cuInit returns {status}")
+    onnxruntime = import_onnxruntime()
+    name = "CUDAExecutionProvider"
+    if name not in onnxruntime.get_available_providers():
+        raise ProviderUnavailable("this build of ONNX Runtime has none: install onnxruntime-gpu")
+    onnxruntime.preload_dlls()
+    # HEURISTIC does without half a second of search for every new shape.
+    options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0" if precision == "f32" else "1"}
+    session = _open_session(content, threads, [(name, options), "CPUExecutionProvider"])
+    # What a session was opened with is not always what it got.
+    if session.get_providers()[0] != name:
+        raise ProviderUnavailable(f"ONNX Runtime opened the model with {session.get_providers()[0]} instead")
+    described = parse(session.get_modelmeta().custom_metadata_map)
+    return BatchRunner(name, "f32" if precision == "f32" else "tf32", described, _run_in(session))
 
 
-OPENERS: dict[str, Callable[[bytes, str, int], Runner | BatchRunner]] = {
-    "cuda": _open_cuda,
-    "openvino": _open_openvino,
-    "cpu": _open_cpu,
-}
+# The fastest first.
+OPENERS = {"cuda": _open_cuda, "openvino": _open_openvino, "cpu": _open_cpu}

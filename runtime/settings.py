@@ -146,11 +146,10 @@ def read(group: type[Group], environment: Mapping[str, str] = os.environ) -> Gro
     """Return the settings of a group; a variable that is unset or empty has its default. Raises BadSetting."""
     values = {}
     for known in fields(group):  # type: ignore[arg-type]
-        value = environment.get(known.name)
-        try:
-            if value:
+        if value := environment.get(known.name):
+            try:
                 values[known.name] = known.metadata["parse"](value)
-        except ValueError:
-            shown = "" if "KEY" in known.name else f"={value!r}"  # a secret is never printed
-            raise BadSetting(f"{known.name}{shown}: expected {known.metadata['expected']}") from None
+            except ValueError:
+                shown = "" if "KEY" in known.name else f"={value!r}"  # a secret is never printed
+                raise BadSetting(f"{known.name}{shown}: expected {known.metadata['expected']}") from None
     return group(**values)

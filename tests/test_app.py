@@ -109,6 +109,24 @@ def test_large_images_are_refused_for_now_where_too_many_wait_and_small_ones_are
     app.inference({"image": large})  # what failed has given its turn back
 
 
+def test_files_of_many_bytes_wait_for_their_turn_before_they_are_opened(monkeypatch):
+    small, large = (NEWT.read_bytes().ljust(size, b"\0") for size in (app.LARGE_BYTES, app.LARGE_BYTES + 1))
+    half = NEWT.read_bytes().ljust(app.LARGE_BYTES // 2 + 1, b"\0")
+    calls = [{"image": large}, {"image": base64.b64encode(large).decode()}, {"images": [half, half]}]
+    monkeypatch.setattr(app, "_large_calls", BoundedSemaphore(1))
+    with app._Turn() as turn:
+        turn.take()
+        with monkeypatch.context() as unopened:
+            unopened.setattr(ImagePreprocessor, "open", None)
+            for call in calls:
+                with pytest.raises(Unavailable, match="other large pictures"):
+                    app.inference(call)
+        for image in (small, np.zeros((2_000, 700, 3), np.uint8)):
+            app.inference({"image": image})
+    for call in calls:
+        app.inference(call)
+
+
 @pytest.mark.parametrize(
     ("exact", "options", "large"),
     [(False, {}, False), (True, {}, True), (False, {"progressive": True}, True)],

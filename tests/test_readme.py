@@ -219,13 +219,13 @@ def test_ones_own_model_is_deployed_by_the_readmes_commands(checkout):
     for right, left in enumerate(COLOURS):
         picture = Image.new("RGB", (128, 96), tuple(int(255 * level) for level in left))
         picture.paste(tuple(int(255 * level) for level in COLOURS[right - 1]), (64, 0, 128, 96))
-        ((first, second, third),) = classifier.classify([picture], top_k=3)
-        assert {first.class_id, second.class_id} == {right, (right - 1) % 5}
-        assert second.probability > 0.5 > third.probability
+        first, second, third = classifier.top(classifier.predict(classifier.preprocessor(picture)[None])[0], 3)
+        assert {first["class_id"], second["class_id"]} == {right, (right - 1) % 5}
+        assert second["probability"] > 0.5 > third["probability"]
         pixels = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None] / 255
         with torch.inference_mode():
             expected = network((pixels - 0.5) / 0.5).sigmoid()[0]
-        assert first.probability == pytest.approx(float(expected.max()), abs=1e-4)
+        assert first["probability"] == pytest.approx(float(expected.max()), abs=1e-4)
 
 
 # -- the reference ---------------------------------------------------------------------------------------------------

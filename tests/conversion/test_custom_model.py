@@ -84,8 +84,8 @@ def test_a_picture_gets_the_probabilities_of_pytorch(converted, case, provider):
     for picture, expected in ((TENCH, tench), (NEWT, newt)):
         row = classifier.predict(classifier.preprocessor(picture)[None])[0]
         np.testing.assert_allclose(row, expected, atol=1e-5)
-        ((best, *more),) = classifier.classify([picture], top_k=3)
-        assert (best.class_id, best.class_name) == (expected.argmax(), f"class {expected.argmax()}")
+        best, *more = classifier.top(row, 3)
+        assert (best["class_id"], best["class_name"]) == (expected.argmax(), f"class {expected.argmax()}")
         assert len(more) == min(3, len(row)) - 1
 
 

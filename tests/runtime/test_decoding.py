@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from runtime import decoding
 from runtime.decoding import FORMATS, MAX_EXIF, open_image, rgb_strips
-from runtime.errors import InvalidImage
+from runtime.errors import InvalidInput
 from tests.hostile import encoded
 from tests.server_process import ROOT
 
@@ -155,7 +155,7 @@ def test_a_picture_whose_exif_cannot_be_read_is_taken_as_it_lies(quarters, file_
 def test_too_much_exif_is_refused(quarters, file_format):
     most = bytes(MAX_EXIF - len(b"Exif\0\0"))  # which Pillow puts in front of a PNG's
     assert_pixels(decoded(encoded(quarters, file_format, exif=most, **BEST.get(file_format, {}))), quarters)
-    with pytest.raises(InvalidImage, match="more than 500000 bytes of EXIF: save it without"):
+    with pytest.raises(InvalidInput, match="more than 500000 bytes of EXIF: save it without"):
         decoded(encoded(quarters, file_format, exif=bytes(MAX_EXIF + 1)))
 
 
@@ -166,7 +166,7 @@ def test_too_much_exif_is_refused(quarters, file_format):
 def test_another_format_of_pillows_is_refused_in_words_that_name_the_five(file_format):
     data = encoded(Image.new("RGB", (16, 16)), file_format)
     assert Image.open(io.BytesIO(data)).format == file_format
-    with pytest.raises(InvalidImage, match=r"^not a picture: send one of JPEG, PNG, WEBP, GIF, BMP$"):
+    with pytest.raises(InvalidInput, match=r"^not a picture: send one of JPEG, PNG, WEBP, GIF, BMP$"):
         open_image(data)
 
 
@@ -194,14 +194,14 @@ def test_no_other_decoder_is_even_imported():
     ],
 )
 def test_what_is_no_picture_or_of_another_format_is_refused(data):
-    with pytest.raises(InvalidImage, match=r"not a picture: send one of JPEG, PNG, .*BMP$|header is damaged"):
+    with pytest.raises(InvalidInput, match=r"not a picture: send one of JPEG, PNG, .*BMP$|header is damaged"):
         decoded(data)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_a_truncated_file_is_refused_with_a_sentence(file_format):
     data = encoded(Image.effect_noise((64, 64), 80).convert("RGB"), file_format)
-    with pytest.raises(InvalidImage) as refused:
+    with pytest.raises(InvalidInput) as refused:
         decoded(data[: len(data) // 2])
     assert " at 0x" not in str(refused.value)
 
@@ -213,7 +213,7 @@ def test_an_error_that_is_gone_keeps_no_picture(file_format):
     watched = weakref.ref(image)
     gc.disable()
     try:
-        with pytest.raises(InvalidImage):
+        with pytest.raises(InvalidInput):
             to_rgb(image)
         del image
         assert watched() is None
@@ -221,12 +221,18 @@ def test_an_error_that_is_gone_keeps_no_picture(file_format):
         gc.enable()
 
 
-def test_32_bits_a_pixel_are_refused():
-    with pytest.raises(InvalidImage, match="save it with 8 or 16"):
-        to_rgb(Image.new("F", (2, 2)))
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_jpeg_of_more_than_32_scans_is_refused(mode):
+    jpeg = encoded(Image.new(mode, (48, 32)), "JPEG", progressive=True)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    more = 32 - jpeg.count(b"\xff\xda\0")
+    assert more > 0  # so what an encoder writes is taken
+    open_image(jpeg[:-2] + last * more + jpeg[-2:]).load()
+    with pytest.raises(InvalidInput, match="more than 32 scans: save it anew"):
+        open_image(jpeg[:-2] + last * (more + 1) + jpeg[-2:])
 
 
 def test_reading_a_picture_has_an_end(monkeypatch, quarters):
     monkeypatch.setattr(decoding, "MAX_READ_S", -1)
-    with pytest.raises(InvalidImage, match="too long"):
+    with pytest.raises(InvalidInput, match="too long"):
         decoded(encoded(quarters, "PNG"))

@@ -84,7 +84,7 @@ def test_runs_among_many_come_to_the_same_as_runs_alone(provider):
 def test_a_provider_asked_for_by_name_is_an_error_where_it_does_not_work(monkeypatch):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this build of ONNX Runtime has CUDA")
-    monkeypatch.setattr(providers, "_require_gpu", lambda: None)
+    monkeypatch.setattr(providers, "ctypes", SimpleNamespace(CDLL=lambda name: Driver(0)))
     with pytest.raises(ProviderUnavailable, match=r"execution provider cuda: .* install onnxruntime-gpu"):
         OnnxClassifier(MODEL_PATH, "cuda")
 
@@ -253,7 +253,7 @@ def run_together(runner, batches):
     for thread in threads[1:]:
         thread.start()
     wait_until(lambda: len(runner._waiting) == sum(map(len, batches[1:])), "the others wait")
-    runner.run_batch.go.set()
+    runner.run_alone.go.set()
     for thread in threads:
         thread.join()
     return [results[n] for n in range(len(batches))]
@@ -263,7 +263,7 @@ def test_runs_that_wait_together_become_one_padded_batch():
     runner = BatchRunner("test", "f32", None, RecordingGpu())
     batches = [np.full((size, 2, 2, 3), size, np.uint8) for size in (1, 1, 2, 3)]
     results = run_together(runner, batches)
-    assert runner.run_batch.sizes == [1, 8]  # the first alone, then 1 + 2 + 3 padded to 8
+    assert runner.run_alone.sizes == [1, 8]  # the first alone, then 1 + 2 + 3 padded to 8
     for batch, result in zip(batches, results, strict=True):
         np.testing.assert_array_equal(result, np.full((len(batch), 1), len(batch) * 12.0))
 
@@ -271,7 +271,7 @@ def test_runs_that_wait_together_become_one_padded_batch():
 def test_no_batch_is_larger_than_the_largest_size():
     runner = BatchRunner("test", "f32", None, RecordingGpu())
     results = run_together(runner, [np.ones((size, 2, 2, 3), np.uint8) for size in (30, 20, 20)])
-    assert runner.run_batch.sizes == [32, 32, 8]
+    assert runner.run_alone.sizes == [32, 32, 8]
     assert [len(result) for result in results] == [30, 20, 20]
 
 
