@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from client.expected import EXPECT_HELP, Preset, expected, presets
-from client.report import Check, assert_passes, print_report, run_checks
+from client.report import Check, escape, print_report, run_checks
 from model import OnnxClassifier
 from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import ROOT, ModelSettings, read
@@ -84,7 +84,8 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 def test_onnx(check: Check) -> None:
     """The check passes."""
-    assert_passes(check, OnnxClassifier(MODEL_PATH), MODEL_PATH, InvalidInput)
+    [test] = run_checks([check], OnnxClassifier(MODEL_PATH), InvalidInput)["tests"]
+    assert test["passed"], escape(f"{test['name']}: {test['message']}; {MODEL_PATH}")
 
 
 def main() -> None:

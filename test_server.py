@@ -27,7 +27,7 @@ from typing import Any
 from client.endpoint import TIMEOUT_S, Endpoint, EndpointDown, Refused, local_server
 from client.expected import EXPECT_HELP, Preset, expected, presets
 from client.images import find_images, print_many, print_one
-from client.report import Check, assert_passes, print_line, print_report, run_checks
+from client.report import Check, escape, print_line, print_report, run_checks
 from runtime.settings import BadSetting, EndpointSettings, read
 
 WARM_CALLS = 10  # for the median and the worst time
@@ -102,7 +102,7 @@ def open_endpoint(settings: EndpointSettings, timeout_s: float = TIMEOUT_S) -> A
     return nullcontext(Endpoint(url, key, timeout_s)) if url else local_server(key, timeout_s)
 
 
-# -- for pytest: without importing it, for which the command would have to wait --------------------------------------
+# The next three are for pytest, without importing it: the command would have to wait for that.
 def pytest_generate_tests(metafunc: Any) -> None:
     """Make each check a test of its own, which names the endpoint."""
     url = os.environ.get("BANANA_MODEL_URL", "").strip()
@@ -124,10 +124,10 @@ def open_once() -> Endpoint:
 def test_endpoint(check: Check) -> None:
     """The check passes."""
     endpoint = open_once()
-    assert_passes(check, endpoint, endpoint.url, Refused, EndpointDown)
+    [test] = run_checks([check], endpoint, Refused, EndpointDown)["tests"]
+    assert test["passed"], escape(f"{test['name']}: {test['message']}; {endpoint.url}")
 
 
-# -- the command -----------------------------------------------------------------------------------------------------
 def parse_args() -> argparse.Namespace:
     """Return the command line, with the `settings` and the files `found` and `ignored`; exit 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -19,9 +19,8 @@ from client.report import escape, print_line
 # What the server decodes, by the names that such files have.
 SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}
 
-# Of the table; a class name longer than its column juts out.
-ROW = "{picture:<{width}}  {class_id:>8}  {class_name:<24}  {probability:>11.3f}  {call_ms:>7.1f}"
-ERROR_ROW = "{picture:<{width}}  {error}"
+# Of the table, behind the file; a class name longer than its column juts out.
+COLUMNS = "{class_id:>8}  {class_name:<24}  {probability:>11.3f}  {call_ms:>7.1f}"
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
@@ -57,13 +56,9 @@ def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
 def classify_in_order(endpoint: Endpoint, paths: Sequence[Path], in_flight: int) -> Iterator[dict]:
     """Yield what `read_and_classify` returns for each image, in order, with so many calls at once.
 
-    Where it raises, the calls in flight are left to themselves, so that nobody waits for them.
+    Where it raises, no more calls begin, and nobody waits for those in flight, as at the end of a `with` one would.
     """
-    executor = ThreadPoolExecutor(in_flight)
-    try:
-        yield from executor.map(partial(read_and_classify, endpoint), paths)
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+    return ThreadPoolExecutor(in_flight).map(partial(read_and_classify, endpoint), paths)
 
 
 def print_one(endpoint: Endpoint, path: Path) -> bool:
@@ -71,10 +66,10 @@ def print_one(endpoint: Endpoint, path: Path) -> bool:
     row = read_and_classify(endpoint, path)
     if "error" in row:
         print_line(f"{path}: {row['error']}", sys.stderr)
-        return False
-    what = "{class_name} (class {class_id}, probability {probability:.3f})".format(**row)
-    print_line(f"{path}: {what} from {endpoint.url} in {row['call_ms']:.1f} ms")
-    return True
+    else:
+        what = "{class_name} (class {class_id}, probability {probability:.3f})".format(**row)
+        print_line(f"{path}: {what} from {endpoint.url} in {row['call_ms']:.1f} ms")
+    return "error" not in row
 
 
 def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: bool) -> bool:
@@ -86,30 +81,28 @@ def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: b
     if not as_json:
         print_line(f"{'file':<{width}}  class id  {'class name':<24}  probability       ms")
     started = time.perf_counter()
-    done, call_ms = 0, []
+    call_ms: list[float | None] = []  # None: the image has no class
     try:
         # Without a terminal there is no bar: that is what None says.
         with tqdm(total=len(paths), unit=" pictures", file=sys.stderr, disable=None, leave=False) as bar:
             for row in classify_in_order(endpoint, paths, in_flight):
-                done += 1
-                call_ms += [row["call_ms"]] if "call_ms" in row else []
-                line = (ERROR_ROW if "error" in row else ROW).format(width=width, **row)
+                call_ms.append(row.get("call_ms"))
+                line = f"{row['picture']:<{width}}  {row.get('error') or COLUMNS.format(**row)}"
                 bar.update()
                 with bar.external_write_mode():
                     print(json.dumps(row) if as_json else escape(line), flush=True)
     finally:
-        text = f"{summarize(done, call_ms, time.perf_counter() - started)}; endpoint {endpoint.url}"
+        text = f"{summarize(call_ms, time.perf_counter() - started)}; endpoint {endpoint.url}"
         print_line(text, sys.stderr if as_json else sys.stdout)
-    return len(call_ms) == done
+    return None not in call_ms
 
 
-def summarize(images: int, call_ms: list[float], seconds: float) -> str:
+def summarize(call_ms: list[float | None], seconds: float) -> str:
     """Return how many of the images have a class, and how long those calls and all of it took, in words."""
-    text = f"{len(call_ms)} of {images} pictures classified in {seconds:.2f} s, {len(call_ms) / seconds:.1f} a second"
-    if not call_ms:
-        return text
-    p95 = sorted(call_ms)[math.ceil(0.95 * len(call_ms)) - 1]
-    return (
-        f"{text}; a call took {statistics.median(call_ms):.1f} ms in the median, "
-        f"{p95:.1f} at the 95th percentile, {max(call_ms):.1f} at worst"
-    )
+    ms = sorted(each for each in call_ms if each is not None)
+    text = f"{len(ms)} of {len(call_ms)} pictures classified in {seconds:.2f} s, {len(ms) / seconds:.1f} a second"
+    if ms:
+        p95 = ms[math.ceil(0.95 * len(ms)) - 1]
+        times = f"{statistics.median(ms):.1f} ms in the median, {p95:.1f} at the 95th percentile, {ms[-1]:.1f} at worst"
+        text += f"; a call took {times}"
+    return text

@@ -42,10 +42,3 @@ def print_report(report: dict[str, Any], subject: str, remark: str = "") -> None
     if remark:
         print_line(remark)
     print_line(f"{subject}: {report['passed']} passed, {report['failed']} failed")
-
-
-def assert_passes(check: Check, subject: Any, name: str, *failures: type[Exception]) -> None:
-    """Be a test for pytest of one check. Raises AssertionError, which has the subject's name."""
-    [test] = run_checks([check], subject, *failures)["tests"]
-    if not test["passed"]:
-        raise AssertionError(escape(f"{test['name']}: {test['message']}; {name}"))
