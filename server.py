@@ -238,7 +238,6 @@ def main(backend: Backend, loading: Future) -> None:
     server.ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
     server.ctx.answered, server.ctx.last_change = 0, monotonic()  # when a call last began or ended
     server.before_server_start(lifecycle.await_model)  # in the background: the port answers 503 until it is there
-    server.before_server_stop(lifecycle.drain)  # work that was taken on is finished, while the port answers 503
     IN_WORK.set_function(lambda: queue.in_work)
     QUEUED.set_function(lambda: queue.queued)
     try:
@@ -255,7 +254,7 @@ def main(backend: Backend, loading: Future) -> None:
     if pending := lifecycle.unfinished:
         logger.error("not finished", extra={"fields": {"pending": pending, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}})
         os._exit(1)  # to return would be to wait for the thread that is still at work
-    sys.exit(1 if lifecycle.load_failed else 0)
+    sys.exit(1 if loading.exception() else 0)
 
 
 if __name__ == "__main__":
