@@ -34,14 +34,16 @@ if __name__ == "__main__":  # here, because importing Sanic takes as long and le
 
     loading = load(app)
 
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
-from sanic.response import file
+from sanic.response import file, json
 
 from runtime.errors import InvalidInput, Unavailable
 from serving import platforms
 from serving.bodies import BodyReader
-from serving.calls import respond, run_inference
+from serving.calls import run_inference
 from serving.lifecycle import Lifecycle
 from serving.metrics import IN_WORK, QUEUED, get_request_id, record
 from serving.protocol import DeadlineProtocol, drop_body, take_turns
@@ -82,7 +84,7 @@ PAGE_POLICY = (
 OPEN_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", *platforms.PROBES}
 SERVING = Path(__file__).parent / "serving"
 
-server = Sanic("classifier", configure_logging=False)
+server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
     MOTD=False,
     ACCESS_LOG=False,
@@ -121,14 +123,14 @@ async def show_page_file(request: Request, name: str) -> HTTPResponse:
 async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's probe: 200 with what runs here while the model answers, else 503."""
     request.app.ctx.lifecycle.require_healthy()
-    return respond({"state": "healthy"} | request.app.ctx.backend.status())
+    return json({"state": "healthy"} | request.app.ctx.backend.status())
 
 
 @server.post("/_k/warmup", ignore_body=True)
 async def warmup(request: Request) -> HTTPResponse:
     """What banana_dev's Client.warmup() calls: the model is loaded and warm, or this is a 503."""
     request.app.ctx.lifecycle.require_ready()
-    return respond({"warm": True})
+    return json({"warm": True})
 
 
 @server.route("/_k/status", methods=["GET", "HEAD"], ignore_body=True)
@@ -137,7 +139,7 @@ async def status(request: Request) -> HTTPResponse:
     ctx = request.app.ctx
     since_ms = int((monotonic() - ctx.last_change) * 1e3)
     busy = ctx.queue.pending > 0
-    return respond(
+    return json(
         {
             "gpu_available": ctx.lifecycle.ready and ctx.queue.pending < ctx.backend.WORKERS,
             "sequence_number": ctx.answered,
@@ -150,8 +152,6 @@ async def status(request: Request) -> HTTPResponse:
 @server.route("/metrics", methods=["GET", "HEAD"], ignore_body=True)
 async def metrics(request: Request) -> HTTPResponse:
     """Prometheus' metrics."""
-    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
     return HTTPResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
 
@@ -206,7 +206,7 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
         request.stream.keep_alive = False
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are no text
     answer = {"type": ERROR_TYPES.get(code, "error"), "message": message}
-    return respond({"error": message if is_v2 else answer}, code, headers)
+    return json({"error": message if is_v2 else answer}, code, headers)
 
 
 @server.on_response

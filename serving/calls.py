@@ -8,13 +8,11 @@ longer than ANSWER_TIMEOUT_S.
 from collections.abc import Callable
 from time import monotonic
 
-import msgspec
 from sanic import HTTPResponse, Request
+from sanic.response import json
 
 from runtime.errors import InvalidInput, Unavailable
 from serving.bodies import COMPRESSED, inputs_of, turn
-
-to_json = msgspec.json.Encoder().encode
 
 
 async def run_inference(request: Request) -> HTTPResponse:
@@ -24,7 +22,7 @@ async def run_inference(request: Request) -> HTTPResponse:
         with turn(body):
             inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
         answer = request.app.ctx.backend.inference(inputs)
-        return answer, respond(answer)
+        return answer, json(answer)
 
     return await call(request, work)
 
@@ -56,8 +54,3 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
         ctx.answered += 1
         ctx.last_change = monotonic()
     raise refusal  # in place of the error, whose traceback holds the body and all that was made of it
-
-
-def respond(content: object, code: int = 200, headers: dict | None = None) -> HTTPResponse:
-    """Return `content` as JSON."""
-    return HTTPResponse(to_json(content), code, headers, "application/json")
