@@ -60,20 +60,22 @@ ERROR_TYPES = {
     500: "internal_error",
     503: "unavailable",
 }
-SAFE_HEADERS = {
+HEADERS = {  # of every answer
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-CORS_HEADERS = {
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Inference-Header-Content-Length, X-Banana-API-Key, "
-    "X-Banana-Request-ID",
-    "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS, POST",
-    "Access-Control-Expose-Headers": "Inference-Header-Content-Length, Retry-After, X-Request-ID",
-    "Access-Control-Max-Age": "600",
-    "Vary": "Origin",
-}
+if SETTINGS.CORS_ORIGIN:
+    HEADERS |= {
+        "Access-Control-Allow-Headers": "Authorization, Content-Type, Inference-Header-Content-Length, "
+        "X-Banana-API-Key, X-Banana-Request-ID",
+        "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS, POST",
+        "Access-Control-Expose-Headers": "Inference-Header-Content-Length, Retry-After, X-Request-ID",
+        "Access-Control-Allow-Origin": SETTINGS.CORS_ORIGIN,
+        "Access-Control-Max-Age": "600",
+        "Vary": "Origin",
+    }
 # Nothing but the page's own files runs, and no text ever becomes HTML. Its images are those that were chosen, its icon.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'; "
@@ -212,11 +214,9 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
 @server.on_response
 async def finish(request: Request, response: HTTPResponse) -> None:
     """Add the headers that every answer has, count it, and write its line in the log."""
-    for name, value in SAFE_HEADERS.items():
+    for name, value in HEADERS.items():
         response.headers.setdefault(name, value)  # the page has a policy of its own
     response.headers["X-Request-ID"] = get_request_id(request)
-    if SETTINGS.CORS_ORIGIN:
-        response.headers.update(CORS_HEADERS | {"Access-Control-Allow-Origin": SETTINGS.CORS_ORIGIN})
     record(request, response.status)
 
 
