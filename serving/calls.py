@@ -44,10 +44,8 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
         ctx.last_change = monotonic()
         (request.ctx.answer, response), request.ctx.queued_s = await ctx.queue.run(work, body)
         return response
-    except InvalidInput as error:
-        refusal: Exception = InvalidInput(str(error))
-    except Unavailable as error:
-        refusal = Unavailable(str(error))
+    except (InvalidInput, Unavailable) as error:
+        refusal = type(error)(str(error))
     finally:
         ctx.bodies.release(body)
         del body
