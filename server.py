@@ -34,14 +34,16 @@ if __name__ == "__main__":  # here, because importing Sanic takes as long and le
 
     loading = load(app)
 
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
-from sanic.response import file
+from sanic.response import file, json
 
 from runtime.errors import InvalidInput, Unavailable
 from serving import platforms
 from serving.bodies import BodyReader
-from serving.calls import respond, run_inference
+from serving.calls import run_inference
 from serving.lifecycle import Lifecycle
 from serving.metrics import IN_WORK, QUEUED, get_request_id, record
 from serving.protocol import DeadlineProtocol, drop_body, take_turns
@@ -58,20 +60,22 @@ ERROR_TYPES = {
     500: "internal_error",
     503: "unavailable",
 }
-SAFE_HEADERS = {
+HEADERS = {  # of every answer
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-CORS_HEADERS = {
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Inference-Header-Content-Length, X-Banana-API-Key, "
-    "X-Banana-Request-ID",
-    "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS, POST",
-    "Access-Control-Expose-Headers": "Inference-Header-Content-Length, Retry-After, X-Request-ID",
-    "Access-Control-Max-Age": "600",
-    "Vary": "Origin",
-}
+if SETTINGS.CORS_ORIGIN:
+    HEADERS |= {
+        "Access-Control-Allow-Headers": "Authorization, Content-Type, Inference-Header-Content-Length, "
+        "X-Banana-API-Key, X-Banana-Request-ID",
+        "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS, POST",
+        "Access-Control-Expose-Headers": "Inference-Header-Content-Length, Retry-After, X-Request-ID",
+        "Access-Control-Allow-Origin": SETTINGS.CORS_ORIGIN,
+        "Access-Control-Max-Age": "600",
+        "Vary": "Origin",
+    }
 # Nothing but the page's own files runs, and no text ever becomes HTML. Its images are those that were chosen, its icon.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'; "
@@ -82,7 +86,7 @@ PAGE_POLICY = (
 OPEN_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", *platforms.PROBES}
 SERVING = Path(__file__).parent / "serving"
 
-server = Sanic("classifier", configure_logging=False)
+server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
     MOTD=False,
     ACCESS_LOG=False,
@@ -121,14 +125,14 @@ async def show_page_file(request: Request, name: str) -> HTTPResponse:
 async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's probe: 200 with what runs here while the model answers, else 503."""
     request.app.ctx.lifecycle.require_healthy()
-    return respond({"state": "healthy"} | request.app.ctx.backend.status())
+    return json({"state": "healthy"} | request.app.ctx.backend.status())
 
 
 @server.post("/_k/warmup", ignore_body=True)
 async def warmup(request: Request) -> HTTPResponse:
     """What banana_dev's Client.warmup() calls: the model is loaded and warm, or this is a 503."""
     request.app.ctx.lifecycle.require_ready()
-    return respond({"warm": True})
+    return json({"warm": True})
 
 
 @server.route("/_k/status", methods=["GET", "HEAD"], ignore_body=True)
@@ -137,7 +141,7 @@ async def status(request: Request) -> HTTPResponse:
     ctx = request.app.ctx
     since_ms = int((monotonic() - ctx.last_change) * 1e3)
     busy = ctx.queue.pending > 0
-    return respond(
+    return json(
         {
             "gpu_available": ctx.lifecycle.ready and ctx.queue.pending < ctx.backend.WORKERS,
             "sequence_number": ctx.answered,
@@ -150,8 +154,6 @@ async def status(request: Request) -> HTTPResponse:
 @server.route("/metrics", methods=["GET", "HEAD"], ignore_body=True)
 async def metrics(request: Request) -> HTTPResponse:
     """Prometheus' metrics."""
-    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
     return HTTPResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
 
@@ -206,17 +208,15 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
         request.stream.keep_alive = False
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are no text
     answer = {"type": ERROR_TYPES.get(code, "error"), "message": message}
-    return respond({"error": message if is_v2 else answer}, code, headers)
+    return json({"error": message if is_v2 else answer}, code, headers)
 
 
 @server.on_response
 async def finish(request: Request, response: HTTPResponse) -> None:
     """Add the headers that every answer has, count it, and write its line in the log."""
-    for name, value in SAFE_HEADERS.items():
+    for name, value in HEADERS.items():
         response.headers.setdefault(name, value)  # the page has a policy of its own
     response.headers["X-Request-ID"] = get_request_id(request)
-    if SETTINGS.CORS_ORIGIN:
-        response.headers.update(CORS_HEADERS | {"Access-Control-Allow-Origin": SETTINGS.CORS_ORIGIN})
     record(request, response.status)
 
 
@@ -238,7 +238,6 @@ def main(backend: Backend, loading: Future) -> None:
     server.ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
     server.ctx.answered, server.ctx.last_change = 0, monotonic()  # when a call last began or ended
     server.before_server_start(lifecycle.await_model)  # in the background: the port answers 503 until it is there
-    server.before_server_stop(lifecycle.drain)  # work that was taken on is finished, while the port answers 503
     IN_WORK.set_function(lambda: queue.in_work)
     QUEUED.set_function(lambda: queue.queued)
     try:
@@ -255,7 +254,7 @@ def main(backend: Backend, loading: Future) -> None:
     if pending := lifecycle.unfinished:
         logger.error("not finished", extra={"fields": {"pending": pending, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}})
         os._exit(1)  # to return would be to wait for the thread that is still at work
-    sys.exit(1 if lifecycle.load_failed else 0)
+    sys.exit(1 if loading.exception() else 0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Reading a request: in bounded time and memory, and whichever way the picture was sent.
-
-Knows nothing of pictures but their Content-Type.
-"""
+"""Reading a request: in bounded time and memory, and whichever way the picture was sent."""
 
 import asyncio
 import io

@@ -8,13 +8,11 @@ longer than ANSWER_TIMEOUT_S.
 from collections.abc import Callable
 from time import monotonic
 
-import msgspec
 from sanic import HTTPResponse, Request
+from sanic.response import json
 
 from runtime.errors import InvalidInput, Unavailable
 from serving.bodies import COMPRESSED, inputs_of, turn
-
-to_json = msgspec.json.Encoder().encode
 
 
 async def run_inference(request: Request) -> HTTPResponse:
@@ -24,7 +22,7 @@ async def run_inference(request: Request) -> HTTPResponse:
         with turn(body):
             inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
         answer = request.app.ctx.backend.inference(inputs)
-        return answer, respond(answer)
+        return answer, json(answer)
 
     return await call(request, work)
 
@@ -46,18 +44,11 @@ async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespons
         ctx.last_change = monotonic()
         (request.ctx.answer, response), request.ctx.queued_s = await ctx.queue.run(work, body)
         return response
-    except InvalidInput as error:
-        refusal: Exception = InvalidInput(str(error))
-    except Unavailable as error:
-        refusal = Unavailable(str(error))
+    except (InvalidInput, Unavailable) as error:
+        refusal = type(error)(str(error))
     finally:
         ctx.bodies.release(body)
         del body
         ctx.answered += 1
         ctx.last_change = monotonic()
     raise refusal  # in place of the error, whose traceback holds the body and all that was made of it
-
-
-def respond(content: object, code: int = 200, headers: dict | None = None) -> HTTPResponse:
-    """Return `content` as JSON."""
-    return HTTPResponse(to_json(content), code, headers, "application/json")

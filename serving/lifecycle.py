@@ -1,12 +1,9 @@
-"""The states of a server: loading, ready, failing, stopping.
-
-It says whether a call can be taken, and knows nothing of requests.
-"""
+"""The states of a server: loading, ready, failing, stopping; and so whether a call can be taken."""
 
 import asyncio
 import signal
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
 
@@ -32,11 +29,10 @@ class Lifecycle:
     grace_s: float  # that work may take to finish once the server is to stop
     stuck_s: float  # in work, after which a call is taken to be stuck
     ready: bool = False  # the model has answered its first picture
-    load_failed: bool = False  # the model cannot be loaded
     model_failing: bool = False  # the model was loaded, and fails on its warm-up image now
-    stopping: bool = False  # new work is refused
+    stopping: asyncio.Task | None = None  # new work is refused
     deadline: float = 0.0  # monotonic seconds at which a server that is stopping gives up what is not finished
-    _tasks: dict[str, asyncio.Task] = field(default_factory=dict)  # by name, so that none is lost or started twice
+    checking: asyncio.Task | None = None  # whether the model still answers
 
     @property
     def unfinished(self) -> int:
@@ -45,7 +41,20 @@ class Lifecycle:
 
     def await_model(self, server: Sanic) -> None:
         """Be ready when the model is loaded; stop the server if that fails."""
-        self._tasks["load"] = asyncio.create_task(self._await_model(server))
+
+        def finish(loaded: asyncio.Future) -> None:
+            if error := loaded.exception():
+                # A traceback is for what nobody foresaw.
+                known = isinstance(error, InvalidModel | ProviderUnavailable)
+                logger.error("%s", error if known else "the model cannot be loaded", exc_info=None if known else error)
+                if not self.stopping:
+                    self.stop(server)
+                return
+            MODEL.info({name: str(value) for name, value in self.backend.status().items()})
+            self.ready = True
+            logger.info("ready", extra={"fields": self.backend.status()})
+
+        asyncio.wrap_future(self.loading).add_done_callback(finish)
 
     def obey_signals(self, server: Sanic) -> None:
         """Stop on SIGTERM, SIGHUP and Ctrl-C. Not before Sanic has started: until then it has them ignored."""
@@ -56,26 +65,16 @@ class Lifecycle:
                 loop.call_soon_threadsafe(self.stop, server)
 
         # Not loop.add_signal_handler: uvloop loses a signal between two of its runs, and Sanic begins the second now.
-        numbers = [signal.SIGTERM, signal.SIGINT]
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-            numbers.append(signal.SIGHUP)
-        for number in numbers:
-            signal.signal(number, on_signal)
+            signal.signal(signal.SIGHUP, on_signal)
 
     def stop(self, server: Sanic) -> None:
         """Stop when all work is done; when told so again, give it up."""
         logger.info("stopping", extra={"fields": {"pending": self.unfinished}})
-        self.deadline = 0.0 if self.stopping else monotonic() + self.grace_s
-        self.stopping = True
-        self._leave(server)
-
-    async def drain(self, server: Sanic) -> None:
-        """Return when all work is done or the grace is over. Sanic serves on meanwhile, and calls are refused."""
-        while self.unfinished and monotonic() < self.deadline:
-            await asyncio.sleep(POLL_S)
-        await asyncio.sleep(LEAVE_S)
-        # For requests that are still arriving.
-        server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())
+        self.deadline = monotonic() + (0 if self.stopping else self.grace_s)
+        self.stopping = self.stopping or asyncio.create_task(self._drain(server))
 
     def require_ready(self) -> None:
         """Raise Unavailable before the model has answered its first image, and once the server is to stop."""
@@ -85,10 +84,7 @@ class Lifecycle:
             raise Unavailable("the model is loading")
 
     def require_healthy(self) -> None:
-        """Raise Unavailable where `require_ready` does, and when a call is stuck or the model fails on its own image.
-
-        A failing model is checked once more.
-        """
+        """Raise Unavailable unless the model answers and no call is stuck. A failing model is checked once more."""
         self.require_ready()
         if self.queue.longest_s > self.stuck_s:
             raise Unavailable(f"a call has been in work for {self.queue.longest_s:.0f} s")
@@ -98,21 +94,8 @@ class Lifecycle:
 
     def check_model(self) -> None:
         """Find out, once at a time, whether the model still answers: a bug in one call need not be its failure."""
-        if "check" not in self._tasks or self._tasks["check"].done():
-            self._tasks["check"] = asyncio.create_task(self._check_model())
-
-    async def _await_model(self, server: Sanic) -> None:
-        error: BaseException | None
-        (error,) = await asyncio.gather(asyncio.wrap_future(self.loading), return_exceptions=True)
-        if error:
-            # A traceback is for what nobody foresaw.
-            known = isinstance(error, InvalidModel | ProviderUnavailable)
-            logger.error("%s", error if known else "the model cannot be loaded", exc_info=None if known else error)
-            self.load_failed = True
-            return self._leave(server)
-        MODEL.info({name: str(value) for name, value in self.backend.status().items()})
-        self.ready = True
-        logger.info("ready", extra={"fields": self.backend.status()})
+        if not self.checking or self.checking.done():
+            self.checking = asyncio.create_task(self._check_model())
 
     async def _check_model(self) -> None:
         try:
@@ -124,11 +107,11 @@ class Lifecycle:
             self.model_failing = True
             logger.exception("the model fails on its warm-up picture")
 
-    def _leave(self, server: Sanic) -> None:
-        if "leave" not in self._tasks:  # a second stop would break off `drain`
-            self._tasks["leave"] = asyncio.create_task(self._stop(server))
-
-    async def _stop(self, server: Sanic) -> None:
-        while not server.state.is_running:  # Sanic loses a stop that comes before it serves
+    async def _drain(self, server: Sanic) -> None:
+        # Sanic loses a stop that comes before it serves; from then on the port answers 503.
+        while not server.state.is_running or (self.unfinished and monotonic() < self.deadline):
             await asyncio.sleep(POLL_S)
+        await asyncio.sleep(LEAVE_S)
+        # For requests that are still arriving.
+        server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())
         server.stop()

@@ -6,6 +6,7 @@ Whoever has something to say uses `logger`, with what belongs to it as `extra={"
 import json
 import logging
 import os
+import re
 import select
 import sys
 from contextlib import suppress
@@ -14,8 +15,12 @@ from datetime import UTC, datetime
 logger = logging.getLogger("server")
 
 
-class LineFormatter(logging.Formatter):
-    """One line an event, as text or as a JSON object; what is not printable is escaped in either."""
+class LineHandler(logging.Handler):
+    """Writes each event to stderr as one line, of text or a JSON object; what is not printable is escaped in either.
+
+    It never waits: a pipe that nobody reads is full after a few hundred lines. A line may be lost or cut short, a
+    request may not.
+    """
 
     def __init__(self, as_json: bool) -> None:
         super().__init__()
@@ -24,48 +29,31 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        fields = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
-        fields |= getattr(record, "fields", {})
+        level, event = record.levelname.lower(), record.getMessage()
+        fields = dict(getattr(record, "fields", {}))
         if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+            fields["traceback"] = logging.Formatter().formatException(record.exc_info)
         if self.as_json:
-            return json.dumps(fields)
-        event = "".join(c if c.isprintable() else repr(c)[1:-1] for c in fields.pop("event"))
-        values = [fields.pop("time"), fields.pop("level"), event]
-        return " ".join(values + [f"{name}={self._text(value)}" for name, value in fields.items()])
-
-    @staticmethod
-    def _text(value: object) -> str:
-        # Quoted wherever a caller's text could break the line or pass for another field.
-        plain = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
-        return str(value) if plain else json.dumps(value)
-
-
-class DroppingHandler(logging.Handler):
-    """Writes to a file descriptor what it takes without waiting: a line may be lost or cut short, a request may not.
-
-    A pipe that nobody reads is full after a few hundred lines.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__()
-        self._descriptor = descriptor
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLOUT)
+            return json.dumps({"time": time, "level": level, "event": event} | fields)
+        words = [time, level, "".join(c if c.isprintable() else repr(c)[1:-1] for c in event)]
+        for name, value in fields.items():
+            # Quoted wherever a caller's text could break the line or pass for another field.
+            plain = type(value) in (int, float) or (isinstance(value, str) and re.fullmatch("[!-~]*", value))
+            words.append(f"{name}={value if plain else json.dumps(value)}")
+        return " ".join(words)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line."""
         line = self.format(record).encode(errors="backslashreplace") + b"\n"
-        for start in range(0, len(line), select.PIPE_BUF):  # what a pipe with room takes at once
-            if not self._poll.poll(0):
-                return
-            with suppress(OSError):  # nobody is left to read it
-                os.write(self._descriptor, line[start : start + select.PIPE_BUF])
+        stderr = sys.stderr.fileno()
+        with suppress(OSError):  # nobody is left to read it
+            for start in range(0, len(line), select.PIPE_BUF):  # what a pipe with room takes at once
+                if not select.select([], [stderr], [], 0)[1]:
+                    return
+                os.write(stderr, line[start : start + select.PIPE_BUF])
 
 
 def log_to_stderr(as_json: bool) -> None:
     """Send every log line there, this server's own from INFO on."""
-    handler = DroppingHandler(sys.stderr.fileno())
-    handler.setFormatter(LineFormatter(as_json))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[LineHandler(as_json)])
     logger.setLevel(logging.INFO)

@@ -1,7 +1,4 @@
-"""What the person on call sees: metrics for Prometheus, and one line in the log for every request.
-
-server.py serves the one and calls `record` for the other.
-"""
+"""What the person on call sees: metrics for Prometheus, and one line in the log for every request."""
 
 import re
 from time import perf_counter

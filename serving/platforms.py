@@ -5,11 +5,12 @@ SageMaker and RunPod ask for /ping; KServe and the clients of Triton and MLServe
 
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import NotFound
+from sanic.response import json
 
 from runtime.settings import ModelSettings, read
 from serving import open_inference
 from serving.bodies import turn
-from serving.calls import call, respond, run_inference
+from serving.calls import call, run_inference
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 HERE = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST to .../infer there"
@@ -27,7 +28,7 @@ async def ping(request: Request) -> HTTPResponse:
     if not lifecycle.ready and not lifecycle.stopping:
         return HTTPResponse(status=204)
     lifecycle.require_healthy()
-    return respond({"state": "healthy"})
+    return json({"state": "healthy"})
 
 
 @routes.post("/invocations", stream=True)
@@ -41,20 +42,20 @@ async def server_metadata(request: Request) -> HTTPResponse:
     """Which server this is, and what of v2 it has beside the core."""
     request.app.ctx.lifecycle.require_ready()
     version = request.app.ctx.backend.status().get("version", "")
-    return respond({"name": "classifier", "version": version, "extensions": open_inference.EXTENSIONS})
+    return json({"name": "classifier", "version": version, "extensions": open_inference.EXTENSIONS})
 
 
 @routes.route("/v2/health/live", **GET)
 async def live(request: Request) -> HTTPResponse:
     """200 from the moment that the server listens."""
-    return respond({"live": True})
+    return json({"live": True})
 
 
 @routes.route("/v2/health/ready", **GET)
 async def ready(request: Request) -> HTTPResponse:
     """200 while the model answers, else 503."""
     request.app.ctx.lifecycle.require_healthy()
-    return respond({"ready": True})
+    return json({"ready": True})
 
 
 @routes.route("/v2/models/<name>", **GET)
@@ -62,7 +63,7 @@ async def ready(request: Request) -> HTTPResponse:
 async def model_metadata(request: Request, name: str, version: str | None = None) -> HTTPResponse:
     """What the model takes and gives."""
     model = require_model(request, name, version)
-    return respond(open_inference.model_metadata(name, model["classes"]))
+    return json(open_inference.model_metadata(name, model["classes"]))
 
 
 @routes.route("/v2/models/<name>/ready", **GET)
@@ -71,7 +72,7 @@ async def model_ready(request: Request, name: str, version: str | None = None) -
     """200 while the model answers, else 503."""
     request.app.ctx.lifecycle.require_healthy()
     require_model(request, name, version)
-    return respond({"name": name, "ready": True})
+    return json({"name": name, "ready": True})
 
 
 @routes.post("/v2/models/<name>/infer", stream=True, unquote=True)
@@ -87,11 +88,10 @@ async def infer(request: Request, name: str, version: str | None = None) -> HTTP
             inference = open_inference.read(body, json_length, MAX_IMAGES)
         inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}
         answer = request.app.ctx.backend.inference(inputs)
-        response, json_length = open_inference.write(inference, model, answer["results"])
-        if json_length is None:
-            return answer, HTTPResponse(response, content_type="application/json")
-        headers = {JSON_LENGTH: str(json_length)}
-        return answer, HTTPResponse(response, 200, headers, "application/octet-stream")
+        text, binary = open_inference.write(inference, model, answer["results"])
+        if not binary:
+            return answer, HTTPResponse(text, content_type="application/json")
+        return answer, HTTPResponse(text + binary, 200, {JSON_LENGTH: str(len(text))}, "application/octet-stream")
 
     return await call(request, work)
 

@@ -1,13 +1,10 @@
-"""A bounded queue in front of a few threads: past the bound there is an error at once, not a longer wait.
-
-Knows nothing of HTTP or of images.
-"""
+"""A bounded queue in front of a few threads: past the bound there is an error at once, not a longer wait."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import get_ident
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any
 
 from runtime.errors import Unavailable
@@ -63,7 +60,7 @@ class WorkQueue:
         """
         self.require_room()
         job = [work, arguments]
-        future = self._pool.submit(self._work, perf_counter(), job)
+        future = self._pool.submit(self._work, monotonic(), job)
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         try:
@@ -74,10 +71,9 @@ class WorkQueue:
             del future, job  # an error's traceback has this frame: with these in it, neither would be freed
 
     def _work(self, submitted: float, job: list) -> tuple[Any, float]:
-        queued_s = perf_counter() - submitted
-        self._began[get_ident()] = monotonic()
+        began = self._began[get_ident()] = monotonic()
         try:
             work, arguments = job
-            return work(*arguments), queued_s
+            return work(*arguments), began - submitted
         finally:
             del self._began[get_ident()]

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from serving.log import LineFormatter
+from serving.log import LineHandler
 
 NASTY = "a\nb\r\x1b[31mred\x85\u2028\x00 \u00e4"
 
@@ -14,7 +14,7 @@ NASTY = "a\nb\r\x1b[31mred\x85\u2028\x00 \u00e4"
 def test_what_is_not_printable_is_escaped(as_json):
     record = logging.LogRecord("server", logging.ERROR, __file__, 1, NASTY, None, None)
     record.fields = {"reason": NASTY}
-    line = LineFormatter(as_json).format(record)
+    line = LineHandler(as_json).format(record)
     assert line.isprintable()
     if as_json:
         assert json.loads(line)["event"] == NASTY
