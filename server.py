@@ -9,6 +9,7 @@ answers. A new route goes here, and into serving/openapi.json.
 
 import hmac
 import os
+import signal
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +20,13 @@ from serving.backend import Backend
 from serving.log import log_to_stderr, logger
 
 SETTINGS = read(ServerSettings)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def load(backend: Backend) -> Future:
-    """Begin to load the backend's model, in a thread."""
+    """Begin to load the backend's model, in a thread. From now on signals are kept until the server obeys them."""
+    # Sanic has its port open before its signals are set; a thread, which would take one, begins with what is blocked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     log_to_stderr(SETTINGS.LOG_FORMAT == "json")
     return ThreadPoolExecutor(1, "load").submit(backend.init)
 
@@ -224,7 +228,7 @@ async def finish(request: Request, response: HTTPResponse) -> None:
 @server.after_server_start
 async def listening(server: Sanic) -> None:
     """Say that signals are obeyed and that the port is open."""
-    server.ctx.lifecycle.obey_signals(server)
+    server.ctx.lifecycle.obey_signals(server, STOP_SIGNALS)
     if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("whoever reaches this port may call: set BANANA_API_KEY, or HOST=127.0.0.1")
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})

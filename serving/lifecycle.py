@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
@@ -56,8 +57,8 @@ class Lifecycle:
 
         asyncio.wrap_future(self.loading).add_done_callback(finish)
 
-    def obey_signals(self, server: Sanic) -> None:
-        """Stop on SIGTERM, SIGHUP and Ctrl-C. Not before Sanic has started: until then it has them ignored."""
+    def obey_signals(self, server: Sanic, numbers: Sequence[int]) -> None:
+        """Stop on these signals, of which some may be waiting. Not before Sanic has started, which ignores them."""
         loop = asyncio.get_running_loop()
 
         def on_signal(number: int, frame: FrameType | None) -> None:
@@ -65,10 +66,10 @@ class Lifecycle:
                 loop.call_soon_threadsafe(self.stop, server)
 
         # Not loop.add_signal_handler: uvloop loses a signal between two of its runs, and Sanic begins the second now.
-        signal.signal(signal.SIGTERM, on_signal)
-        signal.signal(signal.SIGINT, on_signal)
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(signal.SIGHUP, on_signal)
+        for number in numbers:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     def stop(self, server: Sanic) -> None:
         """Stop when all work is done; when told so again, give it up."""

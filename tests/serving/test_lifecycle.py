@@ -91,6 +91,24 @@ def test_sigterm_right_after_it_listens_is_not_lost(tmp_path, attempt):
         assert process.wait(DEADLINE_S) == 0
 
 
+def test_sigterm_is_not_lost_while_the_port_is_open_and_sanic_ignores_signals(tmp_path):
+    code = """
+import os, signal, sys
+from serving.lifecycle import Lifecycle
+from tests import stub
+obey = Lifecycle.obey_signals
+def obey_late(self, *arguments):
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGTERM)
+    obey(self, *arguments)
+Lifecycle.obey_signals = obey_late
+stub.server.main(stub, stub.server.load(stub))
+"""
+    (tmp_path / "loaded").touch()
+    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port()), "STUB_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=DEADLINE_S)
+
+
 def test_a_log_that_nobody_reads_costs_lines_and_no_request(tmp_path):
     with piped(tmp_path) as (process, port):
         assert any(b" listening " in line for line in process.stderr)
