@@ -14,14 +14,15 @@ import numpy as np
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bodies import MAX_LIST, NULL, at_most, items
+from serving.bodies import MAX_LIST as MAX_FILES
+from serving.bodies import NULL, at_most, items
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"
 VERSION = "1"  # the only one of the model
 EXTENSIONS = ("binary_tensor_data", "classification")
 LENGTH = struct.Struct("<I")  # of an element, in front of it
-MAX_ITEMS = 8  # inputs, outputs or dimensions; more are not looked at
+MAX_LIST = 8  # inputs, outputs or dimensions; more are not looked at
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers to read at a time: no other thread runs meanwhile
 
 MISMATCH = "the data is not as large as its shape says, or not nested as that"
@@ -40,7 +41,7 @@ class _Parameters(msgspec.Struct):
 class _Tensor(msgspec.Struct):
     name: str
     datatype: str
-    shape: at_most(MAX_ITEMS, int)  # type: ignore[valid-type]
+    shape: msgspec.Raw
     data: msgspec.Raw = NULL  # behind the JSON
     parameters: _Parameters | None = None
 
@@ -63,9 +64,10 @@ class _Request(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Request).decode
-_decode_inputs = msgspec.json.Decoder(at_most(MAX_ITEMS, _Tensor)).decode
-_decode_outputs = msgspec.json.Decoder(at_most(MAX_ITEMS, _Output)).decode
-_decode_texts = msgspec.json.Decoder(at_most(MAX_LIST, str | at_most(1, str))).decode  # type: ignore[arg-type]
+_decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
+_decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
+_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output)).decode
+_decode_texts = msgspec.json.Decoder(at_most(MAX_FILES, str | at_most(1, str))).decode  # type: ignore[arg-type]
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
@@ -112,8 +114,8 @@ def read(body: bytes, json_length: str, max_images: int) -> Inference:
     return Inference(pictures, wanted.classification, bool(binary), request.id)
 
 
-def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, bytes]:
-    """Return the response's JSON, and what comes behind it: the output where that was wanted so, else nothing.
+def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, int | None]:
+    """Return the response, and how much of it is JSON where that is not all.
 
     `model` has the fields that say which one answers.
     """
@@ -128,13 +130,17 @@ def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes
     response = model | {"outputs": [output]} | ({} if inference.id is None else {"id": inference.id})
     if not inference.binary:
         output["data"] = data
-        return msgspec.json.encode(response), b""
+        return msgspec.json.encode(response), None
     output["parameters"] = {"binary_data_size": len(binary)}
-    return msgspec.json.encode(response), binary
+    text = msgspec.json.encode(response)
+    return text + binary, len(text)
 
 
 def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
-    shape = items(tensor.shape)
+    try:
+        shape = items(_decode_shape(tensor.shape))
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f'not a "shape": {error}') from error
     fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1 or shape[1:] == [1]}
     if not fits.get(tensor.datatype) or min(shape) < 1:
         raise InvalidInput("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")

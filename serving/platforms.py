@@ -88,10 +88,11 @@ async def infer(request: Request, name: str, version: str | None = None) -> HTTP
             inference = open_inference.read(body, json_length, MAX_IMAGES)
         inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}
         answer = request.app.ctx.backend.inference(inputs)
-        text, binary = open_inference.write(inference, model, answer["results"])
-        if not binary:
-            return answer, HTTPResponse(text, content_type="application/json")
-        return answer, HTTPResponse(text + binary, 200, {JSON_LENGTH: str(len(text))}, "application/octet-stream")
+        response, json_length = open_inference.write(inference, model, answer["results"])
+        if json_length is None:
+            return answer, HTTPResponse(response, content_type="application/json")
+        headers = {JSON_LENGTH: str(json_length)}
+        return answer, HTTPResponse(response, 200, headers, "application/octet-stream")
 
     return await call(request, work)
 
