@@ -9,7 +9,6 @@ answers. A new route goes here, and into serving/openapi.json.
 
 import hmac
 import os
-import signal
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +19,10 @@ from serving.backend import Backend
 from serving.log import log_to_stderr, logger
 
 SETTINGS = read(ServerSettings)
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def load(backend: Backend) -> Future:
-    """Begin to load the backend's model, in a thread. From now on signals are kept until the server obeys them."""
-    # Sanic has its port open before its signals are set; a thread, which would take one, begins with what is blocked.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    """Begin to load the backend's model, in a thread."""
     log_to_stderr(SETTINGS.LOG_FORMAT == "json")
     return ThreadPoolExecutor(1, "load").submit(backend.init)
 
@@ -228,7 +224,8 @@ async def finish(request: Request, response: HTTPResponse) -> None:
 @server.after_server_start
 async def listening(server: Sanic) -> None:
     """Say that signals are obeyed and that the port is open."""
-    server.ctx.lifecycle.obey_signals(server, STOP_SIGNALS)
+    server.ctx.lifecycle.obey_signals(server)
+    server.ctx.lifecycle.await_model(server)  # not before: whoever finds it healthy may stop it
     if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("whoever reaches this port may call: set BANANA_API_KEY, or HOST=127.0.0.1")
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
@@ -241,7 +238,6 @@ def main(backend: Backend, loading: Future) -> None:
     server.ctx.backend, server.ctx.queue, server.ctx.lifecycle = backend, queue, lifecycle
     server.ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
     server.ctx.answered, server.ctx.last_change = 0, monotonic()  # when a call last began or ended
-    server.before_server_start(lifecycle.await_model)  # in the background: the port answers 503 until it is there
     IN_WORK.set_function(lambda: queue.in_work)
     QUEUED.set_function(lambda: queue.queued)
     try:

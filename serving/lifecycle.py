@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
@@ -57,8 +56,8 @@ class Lifecycle:
 
         asyncio.wrap_future(self.loading).add_done_callback(finish)
 
-    def obey_signals(self, server: Sanic, numbers: Sequence[int]) -> None:
-        """Stop on these signals, of which some may be waiting. Not before Sanic has started, which ignores them."""
+    def obey_signals(self, server: Sanic) -> None:
+        """Stop on SIGTERM, SIGHUP and Ctrl-C. Not before Sanic has started: until then it has them ignored."""
         loop = asyncio.get_running_loop()
 
         def on_signal(number: int, frame: FrameType | None) -> None:
@@ -66,10 +65,10 @@ class Lifecycle:
                 loop.call_soon_threadsafe(self.stop, server)
 
         # Not loop.add_signal_handler: uvloop loses a signal between two of its runs, and Sanic begins the second now.
-        for number in numbers:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                signal.signal(number, on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(signal.SIGHUP, on_signal)
 
     def stop(self, server: Sanic) -> None:
         """Stop when all work is done; when told so again, give it up."""

@@ -91,17 +91,17 @@ def test_sigterm_right_after_it_listens_is_not_lost(tmp_path, attempt):
         assert process.wait(DEADLINE_S) == 0
 
 
-def test_sigterm_is_not_lost_while_the_port_is_open_and_sanic_ignores_signals(tmp_path):
+def test_it_is_not_ready_before_it_obeys_sigterm(tmp_path):
     code = """
-import os, signal, sys
+import os, signal
 from serving.lifecycle import Lifecycle
 from tests import stub
-obey = Lifecycle.obey_signals
-def obey_late(self, *arguments):
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+await_model = Lifecycle.await_model
+def await_and_stop(self, server):
+    assert callable(signal.getsignal(signal.SIGTERM)) and not self.ready
+    await_model(self, server)
     os.kill(os.getpid(), signal.SIGTERM)
-    obey(self, *arguments)
-Lifecycle.obey_signals = obey_late
+Lifecycle.await_model = await_and_stop
 stub.server.main(stub, stub.server.load(stub))
 """
     (tmp_path / "loaded").touch()
