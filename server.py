@@ -223,7 +223,7 @@ async def finish(request: Request, response: HTTPResponse) -> None:
 # -- start and end -------------------------------------------------------------------------------------------------
 @server.after_server_start
 async def listening(server: Sanic) -> None:
-    """Say that signals are obeyed and that the port is open."""
+    """Obey signals, wait for the model in the background, and say that the port is open: it answers 503 until then."""
     server.ctx.lifecycle.obey_signals(server)
     server.ctx.lifecycle.await_model(server)  # not before: whoever finds it healthy may stop it
     if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in ("127.0.0.1", "::1", "localhost"):
