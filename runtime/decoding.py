@@ -7,7 +7,6 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from time import thread_time
 
 import numpy as np
@@ -17,7 +16,6 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from simplejpeg import decode_jpeg
 
 from runtime.errors import InvalidInput
 
@@ -100,13 +98,15 @@ def rgb_strips(image: Image.Image, least_side: int = 0) -> Iterator[Image.Image]
     is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidInput.
     """
     try:
-        decoded = _decode(image, least_side)
-        if decoded.mode == "P" and decoded.palette is None:
+        if least_side and isinstance(image, JpegImageFile):
+            image.draft(None, (least_side, least_side))
+        image.load()
+        if image.mode == "P" and image.palette is None:
             raise ValueError("its palette is missing")
         orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
         # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
-        for box in _strips(decoded.size, orientation):
-            strip = decoded.crop(box)
+        for box in _strips(image.size, orientation):
+            strip = image.crop(box)
             yield _opaque_rgb(strip.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else strip)
     except Exception as error:  # as in open_image
         raise InvalidInput(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
@@ -135,19 +135,6 @@ class _PlainJpeg(JpegImageFile):
 
 # Pillow's own opener makes a JPEG that holds several images an MPO, of which it parses more.
 Image.register_open(JpegImageFile.format, _PlainJpeg, Image.OPEN[JpegImageFile.format][1])
-
-
-def _decode(image: Image.Image, least_side: int) -> Image.Image:
-    if isinstance(image, JpegImageFile) and isinstance(image.fp, _TimedBytes):
-        scale = {"min_height": least_side, "min_width": least_side, "min_factor": 2} if least_side else {}
-        if image.mode == "RGB":
-            with suppress(ValueError):  # a damaged file is left to Pillow to judge
-                # libjpeg-turbo's pixels at full size are Pillow's, in less time.
-                return Image.fromarray(decode_jpeg(image.fp.getvalue(), "RGB", **scale))
-        if least_side:
-            image.draft(None, (least_side, least_side))
-    image.load()
-    return image
 
 
 def _strips(size: tuple[int, int], orientation: int | None) -> Iterator[tuple[int, int, int, int]]:
