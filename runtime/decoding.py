@@ -91,11 +91,11 @@ def takes_little_memory(image: Image.Image, least_side: int) -> bool:
     )
 
 
-def rgb_strips(image: Image.Image, least_side: int = 0) -> Iterator[Image.Image]:
-    """Yield the first frame as RGB in strips of all its width, from the top, so that it is in memory once, not twice.
+def to_rgb(image: Image.Image, least_side: int = 0, width: int | None = None) -> Image.Image:
+    """Return the first frame as RGB: upright as its EXIF says, transparency on white, 16 bits cut to the upper 8.
 
-    It is upright as its EXIF says, transparency is on white, 16 bits are cut to the upper 8. With `least_side` a JPEG
-    is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidInput.
+    With `least_side` a JPEG is decoded at the smallest scale that leaves so many pixels a side. With `width` a large
+    image is resized to it, strip by strip, so that it is in memory once, not twice. Raises InvalidInput.
     """
     try:
         if least_side and isinstance(image, JpegImageFile):
@@ -104,10 +104,11 @@ def rgb_strips(image: Image.Image, least_side: int = 0) -> Iterator[Image.Image]
         if image.mode == "P" and image.palette is None:
             raise ValueError("its palette is missing")
         orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
-        # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
-        for box in _strips(image.size, orientation):
-            strip = image.crop(box)
-            yield _opaque_rgb(strip.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else strip)
+        if width is None or image.width * image.height <= STRIP_PIXELS:
+            return _upright_rgb(image, orientation)
+        strips = (_upright_rgb(image.crop(box), orientation) for box in _strips(image.size, orientation))
+        narrow = [strip.resize((width, strip.height), Image.Resampling.BILINEAR) for strip in strips]
+        return Image.fromarray(np.concatenate([np.asarray(strip) for strip in narrow]))
     except Exception as error:  # as in open_image
         raise InvalidInput(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
@@ -159,7 +160,10 @@ def _orientation(image: Image.Image) -> int | None:
         return None  # EXIF that cannot be read says nothing, and many a camera writes such
 
 
-def _opaque_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, orientation: int | None) -> Image.Image:
+    # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255, which turns nearly all of a 16-bit image white.
         pixels = np.asarray(image)
