@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runtime.decoding import MAX_SIDE, open_image, rgb_strips, takes_little_memory
+from runtime.decoding import MAX_SIDE, open_image, takes_little_memory, to_rgb
 from runtime.errors import InvalidInput, InvalidModel
 from runtime.providers import open_runner
 from runtime.settings import available_cpus
@@ -35,24 +35,20 @@ class ImagePreprocessor:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     max_pixels: int = 25_000_000
-    exact: bool = True  # decode every JPEG at its own size, not a large one at a reduced one, and resize in one go
+    exact: bool = True  # decode every JPEG at its own size, not a large one at a reduced one
 
     def __call__(self, source: ImageSource) -> np.ndarray:
         """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput.
 
-        The pixels are those of `resize`, which makes each strip as narrow as the model's input first, and then all of
-        them together as high.
+        The pixels are those of `resize`, which makes an image as narrow as the model's input first, and then as high.
         """
         image = self.open(source)
-        narrow = [
-            np.asarray(strip.resize((self.size[1], strip.height), Image.Resampling.BILINEAR))
-            for strip in rgb_strips(image, self._least_side(image))
-        ]
-        return self.resize(np.concatenate(narrow))
+        rgb = to_rgb(image, self._least_side(image), width=self.size[1])
+        return np.asarray(rgb.resize(self.size[::-1], Image.Resampling.BILINEAR))
 
     def decode(self, source: ImageSource) -> np.ndarray:
         """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidInput."""
-        return np.concatenate([np.asarray(strip) for strip in rgb_strips(self.open(source))])
+        return np.asarray(to_rgb(self.open(source)))
 
     def open(self, source: ImageSource, deadline: float | None = None) -> Image.Image:
         """Return the image, within the limits and not yet decoded, as decoding.open_image does.

@@ -7,7 +7,6 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from time import thread_time
 
 import numpy as np
@@ -17,7 +16,6 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from simplejpeg import decode_jpeg
 
 from runtime.errors import InvalidInput
 
@@ -93,21 +91,24 @@ def takes_little_memory(image: Image.Image, least_side: int) -> bool:
     )
 
 
-def rgb_strips(image: Image.Image, least_side: int = 0) -> Iterator[Image.Image]:
-    """Yield the first frame as RGB in strips of all its width, from the top, so that it is in memory once, not twice.
+def to_rgb(image: Image.Image, least_side: int = 0, width: int | None = None) -> Image.Image:
+    """Return the first frame as RGB: upright as its EXIF says, transparency on white, 16 bits cut to the upper 8.
 
-    It is upright as its EXIF says, transparency is on white, 16 bits are cut to the upper 8. With `least_side` a JPEG
-    is decoded at the smallest scale that leaves so many pixels a side. Raises InvalidInput.
+    With `least_side` a JPEG is decoded at the smallest scale that leaves so many pixels a side. With `width` a large
+    image is resized to it, strip by strip, so that it is in memory once, not twice. Raises InvalidInput.
     """
     try:
-        decoded = _decode(image, least_side)
-        if decoded.mode == "P" and decoded.palette is None:
+        if least_side and isinstance(image, JpegImageFile):
+            image.draft(None, (least_side, least_side))
+        image.load()
+        if image.mode == "P" and image.palette is None:
             raise ValueError("its palette is missing")
         orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
-        # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
-        for box in _strips(decoded.size, orientation):
-            strip = decoded.crop(box)
-            yield _opaque_rgb(strip.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else strip)
+        if width is None or image.width * image.height <= STRIP_PIXELS:
+            return _upright_rgb(image, orientation)
+        strips = (_upright_rgb(image.crop(box), orientation) for box in _strips(image.size, orientation))
+        narrow = [strip.resize((width, strip.height), Image.Resampling.BILINEAR) for strip in strips]
+        return Image.fromarray(np.concatenate([np.asarray(strip) for strip in narrow]))
     except Exception as error:  # as in open_image
         raise InvalidInput(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
@@ -137,19 +138,6 @@ class _PlainJpeg(JpegImageFile):
 Image.register_open(JpegImageFile.format, _PlainJpeg, Image.OPEN[JpegImageFile.format][1])
 
 
-def _decode(image: Image.Image, least_side: int) -> Image.Image:
-    if isinstance(image, JpegImageFile) and isinstance(image.fp, _TimedBytes):
-        scale = {"min_height": least_side, "min_width": least_side, "min_factor": 2} if least_side else {}
-        if image.mode == "RGB":
-            with suppress(ValueError):  # a damaged file is left to Pillow to judge
-                # libjpeg-turbo's pixels at full size are Pillow's, in less time.
-                return Image.fromarray(decode_jpeg(image.fp.getvalue(), "RGB", **scale))
-        if least_side:
-            image.draft(None, (least_side, least_side))
-    image.load()
-    return image
-
-
 def _strips(size: tuple[int, int], orientation: int | None) -> Iterator[tuple[int, int, int, int]]:
     """Yield the boxes of the stored image that are, from top to bottom, the strips of the upright one."""
     width, height = size
@@ -172,7 +160,10 @@ def _orientation(image: Image.Image) -> int | None:
         return None  # EXIF that cannot be read says nothing, and many a camera writes such
 
 
-def _opaque_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, orientation: int | None) -> Image.Image:
+    # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255, which turns nearly all of a 16-bit image white.
         pixels = np.asarray(image)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from runtime import decoding
-from runtime.decoding import FORMATS, MAX_EXIF, open_image, rgb_strips
+from runtime.decoding import FORMATS, MAX_EXIF, open_image, to_rgb
 from runtime.errors import InvalidInput
 from tests.hostile import encoded
 from tests.server_process import ROOT
@@ -19,12 +19,8 @@ from tests.server_process import ROOT
 BEST = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": "4:4:4"}}
 
 
-def to_rgb(image):
-    return np.concatenate([np.asarray(strip) for strip in rgb_strips(image)])
-
-
 def decoded(data):
-    return to_rgb(open_image(data))
+    return np.asarray(to_rgb(open_image(data)))
 
 
 def dots(mode, *values):
@@ -122,7 +118,7 @@ def test_of_a_jpeg_of_several_images_the_first_counts(quarters):
     assert b"MPF\0" in data
     image = open_image(data)
     assert image.format == "JPEG"
-    assert_pixels(to_rgb(image), quarters, tolerance=12)
+    assert_pixels(np.asarray(to_rgb(image)), quarters, tolerance=12)
 
 
 @pytest.mark.parametrize(
