@@ -13,7 +13,7 @@ from runtime.errors import InvalidModel, ProviderUnavailable, Unavailable
 from serving.backend import Backend
 from serving.log import logger
 from serving.metrics import MODEL
-from serving.work_queue import QueueFull, WorkQueue
+from serving.work_queue import WorkQueue
 
 LEAVE_S = 0.5  # for callers to see a 503 and go: a socket that is closed while a request is on its way resets that
 POLL_S = 0.02
@@ -101,7 +101,7 @@ class Lifecycle:
         try:
             await self.queue.run(self.backend.warm_up)
             self.model_failing = False
-        except QueueFull:
+        except Unavailable:
             pass  # others are being answered, or will be found to be stuck
         except Exception:  # whatever the execution provider raises
             self.model_failing = True
