@@ -8,6 +8,7 @@ answers. A new route goes here, and into serving/openapi.json.
 """
 
 import hmac
+import logging
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,14 +17,14 @@ from time import monotonic
 
 from runtime.settings import ServerSettings, read
 from serving.backend import Backend
-from serving.log import log_to_stderr, logger
+from serving.log import LineHandler, logger
 
 SETTINGS = read(ServerSettings)
 
 
 def load(backend: Backend) -> Future:
-    """Begin to load the backend's model, in a thread."""
-    log_to_stderr(SETTINGS.LOG_FORMAT == "json")
+    """Begin to load the backend's model, in a thread, and to write the log."""
+    logging.basicConfig(handlers=[LineHandler(SETTINGS.LOG_FORMAT == "json")])
     return ThreadPoolExecutor(1, "load").submit(backend.init)
 
 
