@@ -7,6 +7,7 @@ Settings are environment variables: runtime/settings.py. A call is processed in 
 answers. A new route goes here, and into serving/openapi.json.
 """
 
+import asyncio
 import hmac
 import logging
 import os
@@ -47,7 +48,7 @@ from serving.bodies import BodyReader
 from serving.calls import run_inference
 from serving.lifecycle import Lifecycle
 from serving.metrics import IN_WORK, QUEUED, get_request_id, record
-from serving.protocol import DeadlineProtocol, drop_body, take_turns
+from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
 STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}  # 499 is for the log alone
@@ -165,7 +166,10 @@ async def openapi(request: Request) -> HTTPResponse:
 
 
 # -- what every request goes through -------------------------------------------------------------------------------
-server.on_request(take_turns)
+@server.on_request
+async def take_turns(request: Request) -> None:
+    """Let other connections have theirs: Sanic works without a pause through all requests that one has sent."""
+    await asyncio.sleep(0)
 
 
 @server.on_request
@@ -181,7 +185,12 @@ async def authenticate(request: Request) -> None:
         raise Unauthorized("send the API key of this endpoint as X-Banana-API-Key", scheme="Bearer")
 
 
-server.on_request(drop_body)
+@server.on_request
+async def drop_body(request: Request) -> None:
+    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
+    if request.method == "OPTIONS" or (request.route and request.route.extra.ignore_body):
+        async for _ in request.stream:
+            pass
 
 
 @server.exception(Exception, RequestCancelled)  # type: ignore[arg-type]

@@ -1,9 +1,7 @@
 """What Sanic's HTTP does not do: without each part a slow client was never dropped, or a body was kept in memory."""
 
-import asyncio
 import re
 
-from sanic import Request
 from sanic.exceptions import BadRequest, BadURL
 from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
@@ -86,15 +84,3 @@ class DeadlineProtocol(HttpProtocol):
     def under_way(self) -> bool:
         """Whether a request is arriving, even if it has been answered, or is being worked on."""
         return self.http is not None and (self.http.stage is not Stage.IDLE or bool(self.http.request_body))
-
-
-async def drop_body(request: Request) -> None:
-    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
-    if request.method == "OPTIONS" or (request.route and request.route.extra.ignore_body):
-        async for _ in request.stream:
-            pass
-
-
-async def take_turns(request: Request) -> None:
-    """Let other connections have theirs: Sanic works without a pause through all requests that one has sent."""
-    await asyncio.sleep(0)
