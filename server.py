@@ -15,15 +15,15 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from runtime.settings import ServerSettings, read
-from serving.backend import Backend
 from serving.log import LineHandler, logger
 
 SETTINGS = read(ServerSettings)
 
 
-def load(backend: Backend) -> Future:
+def load(backend: Any) -> Future:
     """Begin to load the backend's model, in a thread, and to write the log."""
     logging.basicConfig(handlers=[LineHandler(SETTINGS.LOG_FORMAT == "json")])
     return ThreadPoolExecutor(1, "load").submit(backend.init)
@@ -241,8 +241,11 @@ async def listening(server: Sanic) -> None:
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
 
 
-def main(backend: Backend, loading: Future) -> None:
-    """Serve `backend` until SIGTERM; exit 1 if `loading` its model fails, or if work was left unfinished."""
+def main(backend: Any, loading: Future) -> None:
+    """Serve until SIGTERM; exit 1 if `loading` the model fails, or if work was left unfinished.
+
+    `backend` is app.py, or anything else with its `init`, `inference`, `status`, `warm_up` and `WORKERS`.
+    """
     queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     lifecycle = Lifecycle(backend, queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.ANSWER_TIMEOUT_S)
     server.ctx.backend, server.ctx.queue, server.ctx.lifecycle = backend, queue, lifecycle

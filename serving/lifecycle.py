@@ -6,11 +6,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
+from typing import Any
 
 from sanic import Sanic
 
 from runtime.errors import InvalidModel, ProviderUnavailable, Unavailable
-from serving.backend import Backend
 from serving.log import logger
 from serving.metrics import MODEL
 from serving.work_queue import WorkQueue
@@ -23,7 +23,7 @@ POLL_S = 0.02
 class Lifecycle:
     """What state the server is in, and what brings it into the next; touched in the event loop only."""
 
-    backend: Backend
+    backend: Any  # see server.main
     queue: WorkQueue
     loading: Future  # of the model
     grace_s: float  # that work may take to finish once the server is to stop
