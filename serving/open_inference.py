@@ -14,8 +14,7 @@ import numpy as np
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bodies import MAX_LIST as MAX_FILES
-from serving.bodies import NULL, at_most, items
+from serving.bodies import MAX_TEXTS, NULL, at_most, items
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"
@@ -65,7 +64,7 @@ _decode = msgspec.json.Decoder(_Request).decode
 _decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
 _decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
 _decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output)).decode
-_decode_texts = msgspec.json.Decoder(at_most(MAX_FILES, str | at_most(1, str))).decode  # type: ignore[arg-type]
+_decode_texts = msgspec.json.Decoder(at_most(MAX_TEXTS, str | at_most(1, str))).decode  # type: ignore[arg-type]
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
