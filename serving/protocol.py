@@ -60,14 +60,12 @@ class DeadlineProtocol(HttpProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in what the client has sent."""
-        started = self._time if self.under_way else None
-        if started is None:
-            data = data.lstrip(b"\r\n")  # as in init_for_request
-            if not data:
-                return
-        super().data_received(data)
-        if started is not None:
+        if self.under_way:
+            started = self._time
+            super().data_received(data)
             self._time = started
+        elif data := data.lstrip(b"\r\n"):  # as in init_for_request
+            super().data_received(data)
 
     def check_timeouts(self) -> None:
         """End what takes too long. Sanic looks no more once it has answered 503, though a body may trickle on."""
