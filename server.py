@@ -91,7 +91,6 @@ SERVING = Path(__file__).parent / "serving"
 server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
     MOTD=False,
-    ACCESS_LOG=False,
     REQUEST_TIMEOUT=SETTINGS.REQUEST_TIMEOUT_S,
     RESPONSE_TIMEOUT=SETTINGS.ANSWER_TIMEOUT_S,  # then Sanic answers 503; every other one is an Unavailable
     KEEP_ALIVE_TIMEOUT=SETTINGS.IDLE_TIMEOUT_S,
