@@ -20,7 +20,6 @@ MAX_TEXTS = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most th
 OPTIONS = ("top_k", "probabilities")
 BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
 LARGE = 1_000_000  # bytes of a body
-GZIP = b"\x1f\x8b"  # how it begins
 COMPRESSED = "the request is compressed: send it as it is"
 NULL = msgspec.Raw(b"null")
 
@@ -125,7 +124,7 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
         return {"image": body} | _options(query)
     if kind == "multipart/form-data":
         return _options(query) | _form(content_type, body)
-    if body.startswith(GZIP):  # of a client that does not say so
+    if body.startswith(b"\x1f\x8b"):  # gzip, of a client that does not say so
         raise InvalidInput(COMPRESSED)
     try:
         return _options(query) | _json(body)
