@@ -22,7 +22,6 @@ VERSION = "1.0.0"  # of this server
 MORE_WORKERS = 3
 THREADS = SETTINGS.THREADS or available_cpus()
 WORKERS = THREADS + MORE_WORKERS  # calls to process at a time
-DEFAULT_TOP_K = 5
 
 # An image of 25 megapixels takes up to 400 MB while it is decoded, so large ones are decoded one at a time. A few calls
 # may wait for that, but not in so many workers that small images would have to.
@@ -105,7 +104,7 @@ def _check(model_inputs: dict) -> tuple[list, int, bool]:
     images = model_inputs["images"] if several else [model_inputs["image"]]
     if not isinstance(images, list) or not 1 <= len(images) <= SETTINGS.MAX_IMAGES:
         raise InvalidInput(f'"images" has to be a list of 1 to {SETTINGS.MAX_IMAGES} pictures')
-    top_k = model_inputs.get("top_k", DEFAULT_TOP_K)
+    top_k = model_inputs.get("top_k", 5)
     if type(top_k) is not int or top_k < 1:
         raise InvalidInput('"top_k" has to be a whole number of at least 1')
     with_probabilities = model_inputs.get("probabilities", False)

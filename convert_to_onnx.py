@@ -14,7 +14,6 @@ import runtime.start  # noqa: F401  first, for what goes wrong in other imports
 import argparse
 import io
 import json
-import logging
 import sys
 import warnings
 from contextlib import redirect_stderr
@@ -64,7 +63,6 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     weights = sum(tensor.nbytes for tensor in trained.network.state_dict().values())
     if weights >= 2**31:  # the file is one Protocol Buffers message
         raise ConversionError(f"the network's weights are {weights / 1e9:.1f} GB; an ONNX file holds less than 2")
-    logging.disable(logging.ERROR)
     try:
         # The exporter logs, prints and warns pages about itself. Its error says enough.
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
@@ -83,8 +81,6 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
             f"PyTorch cannot export the network: {custom_model.explain(error)}\n"
             "Its steps have to be ones that ONNX has, and the same for every picture and any number of them"
         ) from error
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def check_output(output: Path) -> None:

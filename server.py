@@ -7,23 +7,25 @@ Settings are environment variables: runtime/settings.py. A call is processed in 
 answers. A new route goes here, and into serving/openapi.json.
 """
 
+import asyncio
 import hmac
+import logging
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from runtime.settings import ServerSettings, read
-from serving.backend import Backend
-from serving.log import log_to_stderr, logger
+from serving.log import LineHandler, logger
 
 SETTINGS = read(ServerSettings)
 
 
-def load(backend: Backend) -> Future:
-    """Begin to load the backend's model, in a thread."""
-    log_to_stderr(SETTINGS.LOG_FORMAT == "json")
+def load(backend: Any) -> Future:
+    """Begin to load the backend's model, in a thread, and to write the log."""
+    logging.basicConfig(handlers=[LineHandler(SETTINGS.LOG_FORMAT == "json")])
     return ThreadPoolExecutor(1, "load").submit(backend.init)
 
 
@@ -46,7 +48,7 @@ from serving.bodies import BodyReader
 from serving.calls import run_inference
 from serving.lifecycle import Lifecycle
 from serving.metrics import IN_WORK, QUEUED, get_request_id, record
-from serving.protocol import DeadlineProtocol, drop_body, take_turns
+from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
 STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}  # 499 is for the log alone
@@ -89,7 +91,6 @@ SERVING = Path(__file__).parent / "serving"
 server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
     MOTD=False,
-    ACCESS_LOG=False,
     REQUEST_TIMEOUT=SETTINGS.REQUEST_TIMEOUT_S,
     RESPONSE_TIMEOUT=SETTINGS.ANSWER_TIMEOUT_S,  # then Sanic answers 503; every other one is an Unavailable
     KEEP_ALIVE_TIMEOUT=SETTINGS.IDLE_TIMEOUT_S,
@@ -164,7 +165,10 @@ async def openapi(request: Request) -> HTTPResponse:
 
 
 # -- what every request goes through -------------------------------------------------------------------------------
-server.on_request(take_turns)
+@server.on_request
+async def take_turns(request: Request) -> None:
+    """Let other connections have theirs: Sanic works without a pause through all requests that one has sent."""
+    await asyncio.sleep(0)
 
 
 @server.on_request
@@ -180,7 +184,12 @@ async def authenticate(request: Request) -> None:
         raise Unauthorized("send the API key of this endpoint as X-Banana-API-Key", scheme="Bearer")
 
 
-server.on_request(drop_body)
+@server.on_request
+async def drop_body(request: Request) -> None:
+    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
+    if request.method == "OPTIONS" or (request.route and request.route.extra.ignore_body):
+        async for _ in request.stream:
+            pass
 
 
 @server.exception(Exception, RequestCancelled)  # type: ignore[arg-type]
@@ -231,8 +240,11 @@ async def listening(server: Sanic) -> None:
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
 
 
-def main(backend: Backend, loading: Future) -> None:
-    """Serve `backend` until SIGTERM; exit 1 if `loading` its model fails, or if work was left unfinished."""
+def main(backend: Any, loading: Future) -> None:
+    """Serve until SIGTERM; exit 1 if `loading` the model fails, or if work was left unfinished.
+
+    `backend` is app.py, or anything else with its `init`, `inference`, `status`, `warm_up` and `WORKERS`.
+    """
     queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     lifecycle = Lifecycle(backend, queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.ANSWER_TIMEOUT_S)
     server.ctx.backend, server.ctx.queue, server.ctx.lifecycle = backend, queue, lifecycle

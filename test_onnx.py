@@ -35,7 +35,7 @@ def check_image(preset: Preset, classifier: OnnxClassifier) -> str:
     classes = len(classifier.class_names)
     if preset.class_id >= classes:
         raise AssertionError(f"expected {preset.class_id}, but the model's {classes} classes are 0 to {classes - 1}")
-    return f"{preset.check(best['class_id'], best['class_name'])}, probability {best['probability']:.3f}"
+    return preset.check(best)
 
 
 def check_probabilities(known: list[Preset], classifier: OnnxClassifier) -> str:

@@ -45,9 +45,7 @@ def check_health(endpoint: Endpoint) -> str:
 
 def check_image(preset: Preset, endpoint: Endpoint) -> str:
     """A preset image comes out as its class."""
-    answer = endpoint.classify(preset.path.read_bytes())
-    right = preset.check(answer["class_id"], answer["class_name"])
-    return f"{right}, probability {answer['probability']:.3f}"
+    return preset.check(endpoint.classify(preset.path.read_bytes()))
 
 
 def check_refusal(endpoint: Endpoint) -> str:

@@ -27,12 +27,12 @@ class Preset:
         """The image's path as a report shows it."""
         return str(self.path).removeprefix(f"{ROOT}/")
 
-    def check(self, class_id: int, class_name: str) -> str:
-        """Return the class in words. Raises AssertionError, with what was expected, if it is another one."""
-        actual = f"{class_id} {class_name}"
-        if class_id != self.class_id or self.class_name not in (None, class_name):
+    def check(self, answer: dict) -> str:
+        """Return the answer's class and probability in words. Raises AssertionError if the class is another one."""
+        actual = f"{answer['class_id']} {answer['class_name']}"
+        if answer["class_id"] != self.class_id or self.class_name not in (None, answer["class_name"]):
             raise AssertionError(f"expected {self.class_id} {self.class_name or ''}".rstrip() + f", got {actual}")
-        return actual
+        return f"{actual}, probability {answer['probability']:.3f}"
 
 
 def presets() -> list[Preset]:

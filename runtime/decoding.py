@@ -10,18 +10,14 @@ from collections.abc import Iterator
 from time import thread_time
 
 import numpy as np
+import PIL.WebPImagePlugin  # noqa: F401  the one of FORMATS that Image.open does not import by itself
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from runtime.errors import InvalidInput
 
 # No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a file of a kilobyte asks for.
-DECODERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile)
-FORMATS = tuple(decoder.format for decoder in DECODERS)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 # model.ImagePreprocessor checks the limit, as early.
 Image.MAX_IMAGE_PIXELS = None

@@ -16,11 +16,10 @@ from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput, Unavailable
 
 MAX_FORM_PARTS = 16
-MAX_LIST = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most that
+MAX_TEXTS = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most that
 OPTIONS = ("top_k", "probabilities")
 BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
 LARGE = 1_000_000  # bytes of a body
-GZIP = b"\x1f\x8b"  # how it begins
 COMPRESSED = "the request is compressed: send it as it is"
 NULL = msgspec.Raw(b"null")
 
@@ -112,7 +111,7 @@ class _Inputs(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Inputs | str).decode
-decode_texts = msgspec.json.Decoder(at_most(MAX_LIST, str)).decode
+decode_texts = msgspec.json.Decoder(at_most(MAX_TEXTS, str)).decode
 
 
 def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
@@ -125,7 +124,7 @@ def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
         return {"image": body} | _options(query)
     if kind == "multipart/form-data":
         return _options(query) | _form(content_type, body)
-    if body.startswith(GZIP):  # of a client that does not say so
+    if body.startswith(b"\x1f\x8b"):  # gzip, of a client that does not say so
         raise InvalidInput(COMPRESSED)
     try:
         return _options(query) | _json(body)

@@ -1,9 +1,4 @@
-"""What every call goes through on whichever route it came: readiness, the body's limits, the queue.
-
-server.py has the routes of Banana's contract, platforms.py those of other platforms. Both answer an Unavailable with
-503: lifecycle.py raises it, work_queue.py, bodies.py and app.py. One 503 more is Sanic's own, to a call that takes
-longer than ANSWER_TIMEOUT_S.
-"""
+"""What every call goes through on whichever route it came: readiness, the body's limits, the queue."""
 
 from collections.abc import Callable
 from time import monotonic

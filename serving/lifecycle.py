@@ -6,14 +6,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
+from typing import Any
 
 from sanic import Sanic
 
 from runtime.errors import InvalidModel, ProviderUnavailable, Unavailable
-from serving.backend import Backend
 from serving.log import logger
 from serving.metrics import MODEL
-from serving.work_queue import QueueFull, WorkQueue
+from serving.work_queue import WorkQueue
 
 LEAVE_S = 0.5  # for callers to see a 503 and go: a socket that is closed while a request is on its way resets that
 POLL_S = 0.02
@@ -23,7 +23,7 @@ POLL_S = 0.02
 class Lifecycle:
     """What state the server is in, and what brings it into the next; touched in the event loop only."""
 
-    backend: Backend
+    backend: Any  # see server.main
     queue: WorkQueue
     loading: Future  # of the model
     grace_s: float  # that work may take to finish once the server is to stop
@@ -101,7 +101,7 @@ class Lifecycle:
         try:
             await self.queue.run(self.backend.warm_up)
             self.model_failing = False
-        except QueueFull:
+        except Unavailable:
             pass  # others are being answered, or will be found to be stuck
         except Exception:  # whatever the execution provider raises
             self.model_failing = True

@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 logger = logging.getLogger("server")
+logger.setLevel(logging.INFO)  # of all others only warnings and errors are written
 
 
 class LineHandler(logging.Handler):
@@ -51,9 +52,3 @@ class LineHandler(logging.Handler):
                 if not select.select([], [stderr], [], 0)[1]:
                     return
                 os.write(stderr, line[start : start + select.PIPE_BUF])
-
-
-def log_to_stderr(as_json: bool) -> None:
-    """Send every log line there, this server's own from INFO on."""
-    logging.basicConfig(level=logging.WARNING, handlers=[LineHandler(as_json)])
-    logger.setLevel(logging.INFO)

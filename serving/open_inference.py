@@ -14,13 +14,10 @@ import numpy as np
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bodies import MAX_LIST as MAX_FILES
-from serving.bodies import NULL, at_most, items
+from serving.bodies import MAX_TEXTS, NULL, at_most, items
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"
-VERSION = "1"  # the only one of the model
-EXTENSIONS = ("binary_tensor_data", "classification")
 LENGTH = struct.Struct("<I")  # of an element, in front of it
 MAX_LIST = 8  # inputs, outputs or dimensions; more are not looked at
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers to read at a time: no other thread runs meanwhile
@@ -67,7 +64,7 @@ _decode = msgspec.json.Decoder(_Request).decode
 _decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
 _decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
 _decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output)).decode
-_decode_texts = msgspec.json.Decoder(at_most(MAX_FILES, str | at_most(1, str))).decode  # type: ignore[arg-type]
+_decode_texts = msgspec.json.Decoder(at_most(MAX_TEXTS, str | at_most(1, str))).decode  # type: ignore[arg-type]
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
@@ -79,17 +76,6 @@ class Inference:
     classes: int | None  # so many classes by name, not all probabilities
     binary: bool  # the output behind the JSON, not in it
     id: str | None
-
-
-def model_metadata(name: str, classes: int) -> dict:
-    """Return what a model takes and gives. That the input may be encoded pictures too the protocol cannot say."""
-    return {
-        "name": name,
-        "versions": [VERSION],
-        "platform": "onnxruntime_onnx",
-        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
-        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, classes]}],
-    }
 
 
 def read(body: bytes, json_length: str, max_images: int) -> Inference:

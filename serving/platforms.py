@@ -16,6 +16,7 @@ PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 HERE = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST to .../infer there"
 GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True}
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
+VERSION = "1"  # the only one of the model
 JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON in front of binary tensors
 
 routes = Blueprint("platforms")
@@ -42,7 +43,7 @@ async def server_metadata(request: Request) -> HTTPResponse:
     """Which server this is, and what of v2 it has beside the core."""
     request.app.ctx.lifecycle.require_ready()
     version = request.app.ctx.backend.status().get("version", "")
-    return json({"name": "classifier", "version": version, "extensions": open_inference.EXTENSIONS})
+    return json({"name": "classifier", "version": version, "extensions": ["binary_tensor_data", "classification"]})
 
 
 @routes.route("/v2/health/live", **GET)
@@ -61,9 +62,17 @@ async def ready(request: Request) -> HTTPResponse:
 @routes.route("/v2/models/<name>", **GET)
 @routes.route("/v2/models/<name>/versions/<version>", name="version_metadata", **GET)
 async def model_metadata(request: Request, name: str, version: str | None = None) -> HTTPResponse:
-    """What the model takes and gives."""
+    """What the model takes and gives. That the input may be encoded pictures too the protocol cannot say."""
     model = require_model(request, name, version)
-    return json(open_inference.model_metadata(name, model["classes"]))
+    return json(
+        {
+            "name": name,
+            "versions": [VERSION],
+            "platform": "onnxruntime_onnx",
+            "inputs": [{"name": open_inference.INPUT, "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
+            "outputs": [{"name": open_inference.OUTPUT, "datatype": "FP32", "shape": [-1, model["classes"]]}],
+        }
+    )
 
 
 @routes.route("/v2/models/<name>/ready", **GET)
@@ -104,6 +113,6 @@ def require_model(request: Request, name: str, version: str | None) -> dict:
     model = status["model"]
     if name != model:
         raise NotFound(f"there is no such model here: the one that is here is {model}")
-    if version not in (None, open_inference.VERSION):
-        raise NotFound(f"there is no such version here: the one of {model} is {open_inference.VERSION}")
+    if version not in (None, VERSION):
+        raise NotFound(f"there is no such version here: the one of {model} is {VERSION}")
     return status

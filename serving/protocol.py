@@ -1,9 +1,7 @@
 """What Sanic's HTTP does not do: without each part a slow client was never dropped, or a body was kept in memory."""
 
-import asyncio
 import re
 
-from sanic import Request
 from sanic.exceptions import BadRequest, BadURL
 from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
@@ -62,14 +60,12 @@ class DeadlineProtocol(HttpProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in what the client has sent."""
-        started = self._time if self.under_way else None
-        if started is None:
-            data = data.lstrip(b"\r\n")  # as in init_for_request
-            if not data:
-                return
-        super().data_received(data)
-        if started is not None:
+        if self.under_way:
+            started = self._time
+            super().data_received(data)
             self._time = started
+        elif data := data.lstrip(b"\r\n"):  # as in init_for_request
+            super().data_received(data)
 
     def check_timeouts(self) -> None:
         """End what takes too long. Sanic looks no more once it has answered 503, though a body may trickle on."""
@@ -86,15 +82,3 @@ class DeadlineProtocol(HttpProtocol):
     def under_way(self) -> bool:
         """Whether a request is arriving, even if it has been answered, or is being worked on."""
         return self.http is not None and (self.http.stage is not Stage.IDLE or bool(self.http.request_body))
-
-
-async def drop_body(request: Request) -> None:
-    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
-    if request.method == "OPTIONS" or (request.route and request.route.extra.ignore_body):
-        async for _ in request.stream:
-            pass
-
-
-async def take_turns(request: Request) -> None:
-    """Let other connections have theirs: Sanic works without a pause through all requests that one has sent."""
-    await asyncio.sleep(0)

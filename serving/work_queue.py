@@ -10,10 +10,6 @@ from typing import Any
 from runtime.errors import Unavailable
 
 
-class QueueFull(Unavailable):
-    """As many pieces of work as may wait are waiting."""
-
-
 class WorkQueue:
     """Runs at most `threads` pieces of work at a time, and keeps at most `capacity` waiting.
 
@@ -48,14 +44,14 @@ class WorkQueue:
         return max((monotonic() - began for began in list(self._began.values())), default=0.0)
 
     def require_room(self) -> None:
-        """Raise QueueFull where one more piece of work could not even wait."""
+        """Raise Unavailable where one more piece of work could not even wait."""
         if self.pending >= self.threads + self.capacity:
-            raise QueueFull(f"{self.capacity} calls are waiting already" if self.capacity else "all threads are busy")
+            raise Unavailable(f"{self.capacity} calls are waiting already" if self.capacity else "all threads are busy")
 
     async def run(self, work: Callable, *arguments: Any) -> tuple[Any, float]:
         """Return what `work(*arguments)` returns in a thread, and the seconds that it waited for the thread.
 
-        Raises QueueFull, or what the work raises. Where the caller is cancelled while it waits, its place is free at
+        Raises Unavailable, or what the work raises. Where the caller is cancelled while it waits, its place is free at
         once.
         """
         self.require_room()

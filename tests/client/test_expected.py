@@ -46,8 +46,9 @@ def test_a_wrong_form_is_refused_with_the_right_one(argument, says):
 
 
 def test_a_class_without_a_name_may_have_any_and_one_with_a_name_only_that():
-    assert Preset(Path("cat.jpg"), 7).check(7, "cat") == "7 cat"
+    cat, dog = ({"class_name": name, "probability": 0.9876} for name in ("cat", "dog"))
+    assert Preset(Path("cat.jpg"), 7).check(cat | {"class_id": 7}) == "7 cat, probability 0.988"
     with pytest.raises(AssertionError, match=r"^expected 7, got 0 dog$"):
-        Preset(Path("cat.jpg"), 7).check(0, "dog")
+        Preset(Path("cat.jpg"), 7).check(dog | {"class_id": 0})
     with pytest.raises(AssertionError, match=r"^expected 7 cat, got 7 dog$"):
-        Preset(Path("cat.jpg"), 7, "cat").check(7, "dog")
+        Preset(Path("cat.jpg"), 7, "cat").check(dog | {"class_id": 7})

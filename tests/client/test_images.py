@@ -8,7 +8,7 @@ import pytest
 
 from client.endpoint import EndpointDown, Refused
 from client.images import SUFFIXES, classify_in_order, find_images, summarize
-from runtime.decoding import DECODERS
+from runtime.decoding import FORMATS
 from tests.server_process import DEADLINE_S
 
 
@@ -52,7 +52,7 @@ def test_what_is_named_is_taken_whatever_it_is_in_the_order_given(tmp_path):
 
 
 def test_every_format_that_the_server_decodes_is_found_by_its_suffix():
-    assert {f".{decoder.format.lower()}" for decoder in DECODERS} | {".jpg"} <= SUFFIXES
+    assert {f".{name.lower()}" for name in FORMATS} | {".jpg"} <= SUFFIXES
 
 
 def test_as_many_calls_as_asked_for_are_in_flight_and_never_more(tmp_path):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from runtime.errors import InvalidInput
-from serving.bodies import MAX_FORM_PARTS, MAX_LIST, inputs_of
+from serving.bodies import MAX_FORM_PARTS, MAX_TEXTS, inputs_of
 
 PICTURE = bytes(range(256))
 TEXT = base64.b64encode(PICTURE).decode()
@@ -133,9 +133,9 @@ def test_json_that_is_compressed_is_said_to_be(content_type):
 
 
 def test_a_list_is_read_as_far_as_it_may_be_long_and_no_further():
-    texts = b'{"images": ["aGk="' + b',"aGk="' * (MAX_LIST - 1)
-    assert inputs_of(JSON, texts + b"]}", {}) == {"images": [b"hi"] * MAX_LIST}
-    assert f"at most length {MAX_LIST}" in refusal(JSON, texts + b",7]}")  # not even looked at
+    texts = b'{"images": ["aGk="' + b',"aGk="' * (MAX_TEXTS - 1)
+    assert inputs_of(JSON, texts + b"]}", {}) == {"images": [b"hi"] * MAX_TEXTS}
+    assert f"at most length {MAX_TEXTS}" in refusal(JSON, texts + b",7]}")  # not even looked at
 
 
 @pytest.mark.parametrize("depth", [10_000, 1_000_000])

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 import pytest
 
-from serving.work_queue import QueueFull, WorkQueue
+from runtime.errors import Unavailable
+from serving.work_queue import WorkQueue
 from tests.server_process import DEADLINE_S
 
 
@@ -72,9 +73,9 @@ def test_past_the_bound_there_is_an_error_at_once_and_no_longer_wait(threads, ca
         queue = WorkQueue(threads, capacity)
         tasks = start(queue, gate, *range(threads + capacity))
         await until(lambda: queue.in_work == threads and queue.queued == capacity)
-        with pytest.raises(QueueFull, match=f"{capacity} calls" if capacity else "busy"):
+        with pytest.raises(Unavailable, match=f"{capacity} calls" if capacity else "busy"):
             queue.require_room()
-        with pytest.raises(QueueFull):
+        with pytest.raises(Unavailable):
             await queue.run(gate.pass_through)
         assert queue.pending == threads + capacity
         gate.open.set()
@@ -147,7 +148,7 @@ def test_work_that_has_begun_keeps_its_place_until_it_ends_though_its_caller_has
         await until(lambda: queue.in_work == 1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        with pytest.raises(QueueFull):
+        with pytest.raises(Unavailable):
             queue.require_room()
         gate.open.set()
         await until(lambda: queue.pending == 0)
@@ -176,7 +177,7 @@ def test_what_is_refused_is_freed_with_its_error():
     run(test)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no"), KeyError("no"), QueueFull("of another")])
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyError("no"), Unavailable("of another")])
 def test_an_error_of_the_work_reaches_its_caller_and_frees_the_place(error):
     def work() -> None:
         raise error
