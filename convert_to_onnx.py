@@ -3,7 +3,7 @@
     python convert_to_onnx.py                                        # the assignment's ResNet-18
     python convert_to_onnx.py --model efficientnet-lite0             # the model whose weights come with a package
     python convert_to_onnx.py --weights FILE --output other.onnx     # other weights of the same network
-    python convert_to_onnx.py --model MODULE:CALLABLE --weights FILE # any other classifier, see README.md
+    python convert_to_onnx.py --model MODULE:CALLABLE --weights FILE # any other: docs/custom-models.md
 
 Resize, normalization, softmax or sigmoid and the class names travel in the file. It appears under its name only when
 ONNX Runtime's answers from it have been compared with PyTorch's and agree.

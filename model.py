@@ -15,7 +15,7 @@ from runtime.errors import InvalidInput, InvalidModel
 from runtime.providers import open_runner
 from runtime.settings import available_cpus
 
-# An image of so many pixels is large. A large JPEG may be decoded at a reduced scale: in 20 ms, not 100, of 12 million.
+# An image of so many pixels is large. A large JPEG may be decoded at a reduced scale: in 50 ms, not 140, of 12 million.
 # The sides left, in units of the model's: with 2 a photograph's probability moved by up to 0.06, with 4 by 0.02.
 LARGE_PIXELS = 4_000_000
 REDUCED_SIDES = 4

@@ -31,7 +31,7 @@ def load(backend: Any) -> Future:
 
 if __name__ == "__main__":  # here, because importing Sanic takes as long and leaves a CPU idle
     if sys.argv[1:] not in ([], ["serve"]):  # which is what SageMaker passes
-        sys.exit("usage: python server.py [serve]; README.md has the settings, which are environment variables")
+        sys.exit("usage: python server.py [serve]; docs/configuration.md has the settings")
     import app
 
     loading = load(app)

@@ -2,7 +2,7 @@
 
     python examples/colours.py      # train it; writes colours.pth, and red.png to try it on, into examples/trained/
 
-README.md says how it is converted and served.
+docs/custom-models.md says how it is converted and served.
 """
 
 from pathlib import Path

@@ -16,7 +16,7 @@ from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput, Unavailable
 
 MAX_FORM_PARTS = 16
-MAX_TEXTS = 1024  # texts in a list of a JSON body; app.MAX_IMAGES is at most that
+MAX_TEXTS = 1024  # texts in a list of a JSON body; the most that MAX_IMAGES in runtime/settings.py may be
 OPTIONS = ("top_k", "probabilities")
 BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
 LARGE = 1_000_000  # bytes of a body

@@ -165,6 +165,23 @@ def test_what_serves_imports_nothing_that_converts_and_each_part_keeps_to_its_ow
     for script in everything:
         assert not packages(script) & {"torch", "onnx", "pytorch_model", "convert_to_onnx"}, script
     for script in model:
-        assert not packages(script) & {"sanic", "server", "routes", "calls"}, script
+        assert not packages(script) & {"sanic", "server", "serving"}, script
     for script in everything - model:
         assert not packages(script) & {"onnxruntime", "PIL"}, script
+
+
+@pytest.mark.parametrize(
+    ("package", "others"),
+    [
+        ("runtime", set()),
+        ("serving", {"runtime"}),
+        ("client", {"runtime"}),
+        ("conversion", {"runtime", "model", "pytorch_model"}),
+    ],
+)
+def test_a_package_imports_no_script_and_no_other_package_than_it_may(package, others):
+    ours = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    files = [str(path.relative_to(ROOT)) for path in (ROOT / package).glob("*.py")]
+    assert len(files) > 1
+    for file in files:
+        assert packages(file) & ours <= others | {package}, file

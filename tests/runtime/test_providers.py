@@ -16,6 +16,7 @@ from model import OnnxClassifier
 from runtime import providers
 from runtime.errors import InvalidModel, ProviderUnavailable
 from runtime.providers import BatchRunner
+from runtime.settings import ModelSettings
 from tests.graphs import of_other_classes
 from tests.server_process import MODEL_PATH, NEWT, ROOT, TENCH, wait_until
 
@@ -42,6 +43,11 @@ def cpu():
 
 def pixels_of(classifier, pictures=PICTURES):
     return np.stack([classifier.preprocessor(picture) for picture in pictures])
+
+
+def test_every_provider_can_be_asked_for():
+    choices = ModelSettings.__dataclass_fields__["EXECUTION_PROVIDER"].metadata["expected"]
+    assert choices == f"one of auto, {', '.join(providers.OPENERS)}"
 
 
 @needs_openvino
