@@ -6,7 +6,6 @@ What a file may cost is bounded here; how many pixels it may have, in model.Imag
 import io
 import re
 import warnings
-from collections.abc import Iterator
 from time import thread_time
 
 import numpy as np
@@ -102,9 +101,7 @@ def to_rgb(image: Image.Image, least_side: int = 0, width: int | None = None) ->
         orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
         if width is None or image.width * image.height <= STRIP_PIXELS:
             return _upright_rgb(image, orientation)
-        strips = (_upright_rgb(image.crop(box), orientation) for box in _strips(image.size, orientation))
-        narrow = [strip.resize((width, strip.height), Image.Resampling.BILINEAR) for strip in strips]
-        return Image.fromarray(np.concatenate([np.asarray(strip) for strip in narrow]))
+        return _narrow_rgb(image, orientation, width)
     except Exception as error:  # as in open_image
         raise InvalidInput(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
@@ -134,16 +131,19 @@ class _PlainJpeg(JpegImageFile):
 Image.register_open(JpegImageFile.format, _PlainJpeg, Image.OPEN[JpegImageFile.format][1])
 
 
-def _strips(size: tuple[int, int], orientation: int | None) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the boxes of the stored image that are, from top to bottom, the strips of the upright one."""
-    width, height = size
+def _narrow_rgb(image: Image.Image, orientation: int | None, width: int) -> Image.Image:
     lies_on_its_side = orientation in (5, 6, 7, 8)
-    length, breadth = (width, height) if lies_on_its_side else (height, width)
+    length, breadth = image.size if lies_on_its_side else image.size[::-1]
     step = max(1, STRIP_PIXELS // breadth)
-    starts = range(0, length, step)
-    for start in reversed(starts) if orientation in (3, 4, 7, 8) else starts:
-        end = min(start + step, length)
-        yield (start, 0, end, height) if lies_on_its_side else (0, start, width, end)
+    narrow = Image.new("RGB", (width, length))
+    for top in range(0, length, step):
+        start, end = top, min(top + step, length)
+        if orientation in (3, 4, 7, 8):  # the upright image begins where the stored one ends
+            start, end = length - end, length - start
+        box = (start, 0, end, breadth) if lies_on_its_side else (0, start, breadth, end)
+        strip = _upright_rgb(image.crop(box), orientation)
+        narrow.paste(strip.resize((width, strip.height), Image.Resampling.BILINEAR), (0, top))
+    return narrow
 
 
 def _orientation(image: Image.Image) -> int | None:
