@@ -3,7 +3,6 @@
 BENCH_MODEL=efficientnet-lite0 python -m benchmarks.pytorch_eager
 """
 
-import base64
 import os
 import sys
 from time import perf_counter
@@ -38,7 +37,7 @@ def warm_up() -> None:
 def inference(model_inputs: dict) -> dict:
     """Return the most probable class."""
     started = perf_counter()
-    pixels = preprocessor.normalize(preprocessor(base64.b64decode(model_inputs["image"]))[None])
+    pixels = preprocessor.normalize(preprocessor(model_inputs["image"])[None])
     decoded = perf_counter()
     with torch.inference_mode():
         probabilities = network(torch.from_numpy(pixels))[0]
