@@ -206,7 +206,7 @@ def _open_openvino(content: bytes, precision: str, threads: int) -> Runner:
                 own.request = compiled.create_infer_request()
                 own.image = own.request.get_input_tensor().data
                 own.probabilities = own.request.get_output_tensor().data
-            own.image[:] = pixels  # to hand them over as an argument takes longer than to copy them
+            np.concatenate([pixels], out=own.image)  # an assignment would spread pixels of another shape
             own.request.infer()
             return own.probabilities.copy()
 

@@ -50,6 +50,13 @@ def test_every_provider_can_be_asked_for():
     assert choices == f"one of auto, {', '.join(providers.OPENERS)}"
 
 
+@pytest.mark.parametrize("provider", ["cpu", pytest.param("openvino", marks=needs_openvino)])
+def test_pixels_of_one_channel_are_an_error_and_not_spread_over_three(provider):
+    classifier = OnnxClassifier(MODEL_PATH, provider)
+    with pytest.raises(Exception, match=r"wrong shape|invalid dimensions"):
+        classifier.predict(np.zeros((1, *classifier.preprocessor.size, 1), np.uint8))
+
+
 @needs_openvino
 def test_auto_takes_openvino_before_the_cpu_provider():
     assert OnnxClassifier(MODEL_PATH, "auto").runner.provider == OPENVINO
