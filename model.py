@@ -117,9 +117,10 @@ class OnnxClassifier:
         With `precision` f32 images are decoded exactly, too. None of more than `max_pixels` is taken.
         Raises InvalidModel or ProviderUnavailable.
         """
-        if not Path(path).is_file():
+        if not Path(path).is_file() or not os.access(path, os.R_OK):
+            what = "is no file that can be read" if Path(path).exists() else "is not there"
             raise InvalidModel(
-                f"{path} is not there: make it with `python convert_to_onnx.py`, "
+                f"{path} {what}: make it with `python convert_to_onnx.py`, "
                 "or with `python convert_to_onnx.py --model auto` if the assignment's weights cannot be had"
             )
         self.runner = open_runner(Path(path), provider, precision, threads or available_cpus())

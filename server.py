@@ -7,7 +7,6 @@ Settings are environment variables: runtime/settings.py. A call is processed in 
 answers. A new route goes here, and into serving/openapi.json.
 """
 
-import asyncio
 import hmac
 import logging
 import os
@@ -29,12 +28,14 @@ def load(backend: Any) -> Future:
     return ThreadPoolExecutor(1, "load").submit(backend.init)
 
 
-if __name__ == "__main__":  # here, because importing Sanic takes as long and leaves a CPU idle
+if __name__ == "__main__":  # here, because importing what follows takes as long and leaves a CPU idle
     if sys.argv[1:] not in ([], ["serve"]):  # which is what SageMaker passes
         sys.exit("usage: python server.py [serve]; docs/configuration.md has the settings")
     import app
 
     loading = load(app)
+
+import asyncio
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -87,10 +88,12 @@ PAGE_POLICY = (
 # Those who probe have no key, nor has a browser that asks for the page's files.
 OPEN_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", *platforms.PROBES}
 SERVING = Path(__file__).parent / "serving"
+GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}  # else Sanic parses every route for one
 
 server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
     MOTD=False,
+    TOUCHUP=False,  # to write its own code anew for a few microseconds a call takes 20 ms
     REQUEST_TIMEOUT=SETTINGS.REQUEST_TIMEOUT_S,
     RESPONSE_TIMEOUT=SETTINGS.ANSWER_TIMEOUT_S,  # then Sanic answers 503; every other one is an Unavailable
     KEEP_ALIVE_TIMEOUT=SETTINGS.IDLE_TIMEOUT_S,
@@ -110,19 +113,19 @@ async def classify(request: Request) -> HTTPResponse:
     return await run_inference(request)
 
 
-@server.route("/", methods=["GET", "HEAD"], ignore_body=True)
+@server.route("/", **GET)
 async def show_page(request: Request) -> HTTPResponse:
     """The page for a browser; it needs no key, and asks for the one that its calls need."""
     return await file(SERVING / "page" / "index.html", headers={"Content-Security-Policy": PAGE_POLICY}, no_store=True)
 
 
-@server.route(r"/page/<name:(style\.css|script\.js)>", methods=["GET", "HEAD"], ignore_body=True)
+@server.route(r"/page/<name:(style\.css|script\.js)>", **GET)
 async def show_page_file(request: Request, name: str) -> HTTPResponse:
     """The page's style or script. Not Sanic's static(): it keeps a request's body in memory, however large."""
     return await file(SERVING / "page" / name, no_store=True)
 
 
-@server.route("/healthcheck", methods=["GET", "HEAD"], ignore_body=True)
+@server.route("/healthcheck", **GET)
 async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's probe: 200 with what runs here while the model answers, else 503."""
     request.app.ctx.lifecycle.require_healthy()
@@ -136,7 +139,7 @@ async def warmup(request: Request) -> HTTPResponse:
     return json({"warm": True})
 
 
-@server.route("/_k/status", methods=["GET", "HEAD"], ignore_body=True)
+@server.route("/_k/status", **GET)
 async def status(request: Request) -> HTTPResponse:
     """Potassium's status: whether a call would start at once, how many were answered, and for how long idle or busy."""
     ctx = request.app.ctx
@@ -152,13 +155,13 @@ async def status(request: Request) -> HTTPResponse:
     )
 
 
-@server.route("/metrics", methods=["GET", "HEAD"], ignore_body=True)
+@server.route("/metrics", **GET)
 async def metrics(request: Request) -> HTTPResponse:
     """Prometheus' metrics."""
     return HTTPResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
 
-@server.route("/openapi.json", methods=["GET", "HEAD"], ignore_body=True)
+@server.route("/openapi.json", **GET)
 async def openapi(request: Request) -> HTTPResponse:
     """The description of all this for machines."""
     return HTTPResponse((SERVING / "openapi.json").read_bytes(), content_type="application/json")

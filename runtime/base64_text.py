@@ -4,8 +4,6 @@ from pybase64 import b64decode
 
 from runtime.errors import InvalidInput
 
-BLANKS = b" \t\r\n"
-
 
 def decode_base64(text: str) -> bytes:
     """Return what the text holds. Raises InvalidInput."""
@@ -13,6 +11,6 @@ def decode_base64(text: str) -> bytes:
         text = text.partition(",")[2]
     alphabet_of_urls = "-_" if "-" in text or "_" in text else None
     try:
-        return b64decode(text, alphabet_of_urls, validate=True, ignorechars=BLANKS, padded="=" in text)
+        return b64decode(text, alphabet_of_urls, validate=True, ignorechars=b" \t\r\n", padded="=" in text)
     except ValueError as error:
         raise InvalidInput(f"a picture is not base64: {error}") from error

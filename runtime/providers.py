@@ -57,7 +57,7 @@ class Runner:
             if not alone and self.open_for_many:
                 # Once, when there first are many, and in the background: whoever has one caller never pays for it.
                 threading.Thread(target=self._open_for_many, args=(self.open_for_many,)).start()
-                self.open_for_many = None  # so that what it holds of the file is given back when it is done
+                self.open_for_many = None
         run = self.run_alone if alone else self._run_among_many or self.run_alone
         try:
             rows = [run(image[None]) for image in pixels]
@@ -114,30 +114,25 @@ def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runn
 
     With `auto` it is the first of OPENERS that answers with probabilities: one can load a model and then fail on it.
     With `precision` auto OpenVINO computes in bfloat16 on a CPU that has it, and CUDA in TF32; with f32 neither.
-    The file is read once: what replaces it later is not mixed with it.
     Raises ProviderUnavailable for a provider that was named, and InvalidModel.
     """
     memory.return_large()
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InvalidModel(f"{path} cannot be read: {error.strerror}") from error
     *faster, last = OPENERS if provider == "auto" else [provider]
     for name in faster:
         try:
-            return _open(name, content, precision, threads)
+            return _open(name, path, precision, threads)
         except Exception as error:  # the provider's own, for which no two have one base class
             logger.info("execution provider not used", extra={"fields": {"provider": name, "reason": str(error)}})
     try:
-        return _open(last, content, precision, threads)
+        return _open(last, path, precision, threads)
     except (ProviderUnavailable, ImportError) as error:
         raise ProviderUnavailable(f"execution provider {last}: {error}") from error
     except Exception as error:  # the provider's own
         raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote: {error}") from error
 
 
-def _open(provider: str, content: bytes, precision: str, threads: int) -> Runner:
-    runner = OPENERS[provider](content, precision, threads)
+def _open(provider: str, path: Path, precision: str, threads: int) -> Runner:
+    runner = OPENERS[provider](path, precision, threads)
     size, classes = runner.metadata.preprocessing.size, len(runner.metadata.class_names)
     rows = runner.run(np.full((1, *size, 3), 127, np.uint8))
     if rows.shape != (1, classes) or not ((rows >= 0) & (rows <= 1.001)).all():
@@ -155,36 +150,39 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _open_session(content: bytes, threads: int, providers: list) -> Any:
+def _open_session(path: Path, threads: int, providers: list) -> tuple[Any, Run]:
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # A thread that spins while it waits takes a core from decoding.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(content, options, providers=providers)
-    session._model_bytes = None  # which it would keep, for nothing
-    return session
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    return session, lambda pixels: session.run(["probabilities"], {"image": pixels})[0]
 
 
-def _run_in(session: Any) -> Run:
-    return lambda pixels: session.run(["probabilities"], {"image": pixels})[0]
-
-
-def _open_cpu(content: bytes, precision: str, threads: int) -> Runner:
+def _open_cpu(path: Path, precision: str, threads: int) -> Runner:
     name = "CPUExecutionProvider"
-    session = _open_session(content, threads, [name])
+    changed = path.stat().st_ctime_ns
+    session, run_alone = _open_session(path, threads, [name])
+
+    def open_for_many() -> Run:
+        run = _open_session(path, 1, [name])[1]
+        if path.stat().st_ctime_ns != changed:  # and what is in it now would be mixed with what is served
+            raise InvalidModel(f"{path} has changed since it was opened: start the server anew")
+        return run
+
     described = parse(session.get_modelmeta().custom_metadata_map)
-    open_for_many = (lambda: _run_in(_open_session(content, 1, [name]))) if threads > 1 else None
-    return Runner(name, "f32", described, _run_in(session), any_size=True, open_for_many=open_for_many)
+    return Runner(name, "f32", described, run_alone, True, open_for_many if threads > 1 else None)
 
 
-def _open_openvino(content: bytes, precision: str, threads: int) -> Runner:
+def _open_openvino(path: Path, precision: str, threads: int) -> Runner:
     # Half the time of the import, and it reports to its maker.
     sys.modules.setdefault("openvino.tools", None)  # type: ignore[arg-type]
-    import openvino
+    import openvino.frontend
 
-    core = openvino.Core()
-    model = core.read_model(content)
+    # Not Core.read_model, which tries other formats on what is not ONNX: TensorFlow writes to stderr then.
+    frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+    model = frontend.convert(frontend.load(path))
     texts = model.get_rt_info()["framework"] if model.has_rt_info("framework") else {}
     described = parse({name: text.value for name, text in texts.items()})
     model.reshape([1, *described.preprocessing.size, 3])
@@ -196,7 +194,7 @@ def _open_openvino(content: bytes, precision: str, threads: int) -> Runner:
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "auto" and _has_bfloat16() else "f32",
             "ENABLE_CPU_PINNING": False,  # both would pin their threads to the same cores
         }
-        return core.compile_model(model, "CPU", config)
+        return openvino.Core().compile_model(model, "CPU", config)
 
     def run_in(compiled: openvino.CompiledModel) -> Run:
         own = threading.local()  # a request serves one thread, and to make one waits for a run that is going on
@@ -223,7 +221,7 @@ def _has_bfloat16() -> bool:
     return CPUINFO.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(CPUINFO.read_text().split())
 
 
-def _open_cuda(content: bytes, precision: str, threads: int) -> Runner:
+def _open_cuda(path: Path, precision: str, threads: int) -> Runner:
     # ONNX Runtime would find out as well, but takes long to import and says so in ten lines of its own.
     try:
         status = ctypes.CDLL("libcuda.so.1").cuInit(0)
@@ -238,12 +236,12 @@ def _open_cuda(content: bytes, precision: str, threads: int) -> Runner:
     onnxruntime.preload_dlls()
     # HEURISTIC does without half a second of search for every new shape.
     options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0" if precision == "f32" else "1"}
-    session = _open_session(content, threads, [(name, options), "CPUExecutionProvider"])
+    session, run = _open_session(path, threads, [(name, options), "CPUExecutionProvider"])
     # What a session was opened with is not always what it got.
     if session.get_providers()[0] != name:
         raise ProviderUnavailable(f"ONNX Runtime opened the model with {session.get_providers()[0]} instead")
     described = parse(session.get_modelmeta().custom_metadata_map)
-    return BatchRunner(name, "f32" if precision == "f32" else "tf32", described, _run_in(session))
+    return BatchRunner(name, "f32" if precision == "f32" else "tf32", described, run)
 
 
 # The fastest first; what the last raises ends the start.

@@ -184,3 +184,8 @@ def test_a_file_that_the_converter_did_not_write_is_refused(tmp_path, content):
 def test_an_absent_file_is_refused_with_what_makes_it(tmp_path):
     with pytest.raises(InvalidModel, match=r"absent.onnx is not there: make it with `python convert_to_onnx.py`"):
         OnnxClassifier(tmp_path / "absent.onnx")
+
+
+def test_what_cannot_be_read_as_a_file_is_refused(tmp_path):
+    with pytest.raises(InvalidModel, match="is no file that can be read: make it with"):
+        OnnxClassifier(tmp_path)
