@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-MAX_SIDE = 4096  # of the model's input, in pixels
+MAX_INPUT_SIDE = 4096  # of the model's input, in pixels
 
 Name = Annotated[str, Meta(min_length=1)]
-Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
+Side = Annotated[int, Meta(ge=1, le=MAX_INPUT_SIDE)]
 
 
 class Preprocessing(msgspec.Struct, frozen=True):

@@ -128,7 +128,7 @@ def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runn
     except (ProviderUnavailable, ImportError) as error:
         raise ProviderUnavailable(f"execution provider {last}: {error}") from error
     except Exception as error:  # the provider's own
-        raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote: {error}") from error
+        raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote, or {last} fails: {error}") from error
 
 
 def _open(provider: str, path: Path, precision: str, threads: int) -> Runner:
