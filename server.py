@@ -88,12 +88,12 @@ PAGE_POLICY = (
 # Those who probe have no key, nor has a browser that asks for the page's files.
 OPEN_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", *platforms.PROBES}
 SERVING = Path(__file__).parent / "serving"
-GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}  # else Sanic parses every route for one
+# Without `error_format` Sanic looks for one in the source of each route, though on_error writes them all.
+GET: dict[str, Any] = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}
 
 server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
     MOTD=False,
-    TOUCHUP=False,  # to write its own code anew for a few microseconds a call takes 20 ms
     REQUEST_TIMEOUT=SETTINGS.REQUEST_TIMEOUT_S,
     RESPONSE_TIMEOUT=SETTINGS.ANSWER_TIMEOUT_S,  # then Sanic answers 503; every other one is an Unavailable
     KEEP_ALIVE_TIMEOUT=SETTINGS.IDLE_TIMEOUT_S,

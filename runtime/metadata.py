@@ -6,10 +6,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-MAX_INPUT_SIDE = 4096  # of the model's input, in pixels
-
 Name = Annotated[str, Meta(min_length=1)]
-Side = Annotated[int, Meta(ge=1, le=MAX_INPUT_SIDE)]
+Side = Annotated[int, Meta(ge=1, le=4096)]  # of the model's input, in pixels
 
 
 class Preprocessing(msgspec.Struct, frozen=True):

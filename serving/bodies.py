@@ -6,6 +6,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -84,6 +85,7 @@ def turn(body: bytes) -> Iterator[None]:
             raise
 
 
+@cache  # and not made before it is used: of a thousand items it takes long to make
 def at_most(count: int, item: type) -> type[msgspec.Struct]:
     """Return the type of a JSON list of at most `count` items; `items` returns them.
 
@@ -111,7 +113,6 @@ class _Inputs(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Inputs | str).decode
-decode_texts = msgspec.json.Decoder(at_most(MAX_TEXTS, str)).decode
 
 
 def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
@@ -146,7 +147,8 @@ def _json(body: bytes) -> dict:
     if "image" in fields:
         fields["image"] = decode_base64(fields["image"])
     if "images" in fields:
-        fields["images"] = [decode_base64(text) for text in items(decode_texts(fields["images"]))]
+        texts = msgspec.json.decode(fields["images"], type=at_most(MAX_TEXTS, str))
+        fields["images"] = [decode_base64(text) for text in items(texts)]
     return fields
 
 

@@ -64,7 +64,6 @@ _decode = msgspec.json.Decoder(_Request).decode
 _decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
 _decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
 _decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output)).decode
-_decode_texts = msgspec.json.Decoder(at_most(MAX_TEXTS, str | at_most(1, str))).decode  # type: ignore[arg-type]
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
@@ -149,7 +148,8 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
 
 def _texts(data: msgspec.Raw) -> list[str]:
     """Return the texts in a list, or in lists of one each, which is how the shape [pictures, 1] is nested."""
-    return [text for each in items(_decode_texts(data)) for text in ([each] if isinstance(each, str) else items(each))]
+    texts = items(msgspec.json.decode(data, type=at_most(MAX_TEXTS, str | at_most(1, str))))  # type: ignore[arg-type]
+    return [text for each in texts for text in ([each] if isinstance(each, str) else items(each))]
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:

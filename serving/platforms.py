@@ -14,7 +14,7 @@ from serving.calls import call, run_inference
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 HERE = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST to .../infer there"
-GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True, "error_format": "json"}  # as in server.py
+GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True, "error_format": "json"}
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 VERSION = "1"  # the only one of the model
 JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON in front of binary tensors
