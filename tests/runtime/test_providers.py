@@ -161,7 +161,7 @@ def test_a_file_replaced_while_it_is_served_changes_nothing(tmp_path, caplog, pr
     classifier.runner._running += 1  # as if there were another run all the time
     classifier.predict(pixels_of(classifier))
     wait_until(lambda: caplog.records or classifier.runner._run_among_many, "the second is open, or refused")
-    np.testing.assert_array_equal(classifier.predict(pixels_of(classifier)), alone)
+    np.testing.assert_allclose(classifier.predict(pixels_of(classifier)), alone, atol=1e-4)
 
 
 def test_a_second_session_that_cannot_be_opened_is_one_line_and_the_first_goes_on(caplog):
