@@ -11,6 +11,7 @@ from time import thread_time
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401  the one of FORMATS that Image.open does not import by itself
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from runtime.errors import InvalidInput
@@ -129,6 +130,15 @@ class _PlainJpeg(JpegImageFile):
 
 # Pillow's own opener makes a JPEG that holds several images an MPO, of which it parses more.
 Image.register_open(JpegImageFile.format, _PlainJpeg, Image.OPEN[JpegImageFile.format][1])
+
+
+class _FirstFrameGif(GifImageFile):
+    """A GIF without the disposal of its first frame, for which Pillow allocates the frame's area while it opens it."""
+
+    disposal_method = property(lambda self: 0, lambda self, method: None)
+
+
+Image.register_open(GifImageFile.format, _FirstFrameGif, Image.OPEN[GifImageFile.format][1])
 
 
 def _narrow_rgb(image: Image.Image, orientation: int | None, width: int) -> Image.Image:

@@ -135,6 +135,14 @@ def webp_canvas(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
 
 
+def gif_with_disposal(method: int) -> bytes:
+    """Return a GIF of 43 bytes and 65,535x65,535 pixels, with a transparent color and this disposal method."""
+    screen = struct.pack("<6sHHBBB6x", b"GIF89a", 65_535, 65_535, 0x80, 0, 0)
+    control = struct.pack("<BBBBHBx", 0x21, 0xF9, 4, method << 2 | 1, 0, 0)
+    frame = struct.pack("<BHHHHB", 0x2C, 0, 0, 65_535, 65_535, 0)
+    return screen + control + frame + b"\x02\x02\x44\x01\0;"
+
+
 def gif_of_frames(count: int) -> bytes:
     """Return a GIF of so many frames, each another grey."""
     frames = [Image.new("L", (9, 9), n % 256) for n in range(count)]
@@ -215,6 +223,8 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "WebP canvas of 16 million squared": (422, lambda: webp_canvas(2**24, 2**24)),
     "GIF of 1,000 frames": (200, lambda: gif_of_frames(1_000)),
     "GIF canvas of 65,535 squared": (422, lambda: lying("GIF", encoded(Image.new("L", (1, 1)), "GIF"), 2**16, 2**16)),
+    "GIF of 65,535 squared, disposed to its background": (422, lambda: gif_with_disposal(2)),
+    "GIF of 65,535 squared, disposed to what was there": (422, lambda: gif_with_disposal(3)),
     "BMP of rows that end at once": (200, lambda: bmp_rle(60_000, 40, b"\1\0\0\0" * 40)),
     "BMP of 100,000 runs of nothing": (422, lambda: bmp_rle(SIDE, SIDE, b"\1\0" * 100_000)),
 }

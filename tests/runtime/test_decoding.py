@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from runtime import decoding
 from runtime.decoding import FORMATS, MAX_EXIF, open_image, to_rgb
 from runtime.errors import InvalidInput
-from tests.hostile import encoded
+from tests.hostile import encoded, gif_with_disposal, lying, webp_canvas
 from tests.server_process import ROOT
 
 BEST = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": "4:4:4"}}
@@ -232,3 +232,26 @@ def test_reading_a_picture_has_an_end(monkeypatch, quarters):
     monkeypatch.setattr(decoding, "MAX_READ_S", -1)
     with pytest.raises(InvalidInput, match="too long"):
         decoded(encoded(quarters, "PNG"))
+
+
+CLAIMS = {name: lying(name, encoded(Image.new("L", (1, 1)), name), 2**31, 2**31) for name in FORMATS} | {
+    "GIF with disposal to the background": gif_with_disposal(2),
+    "GIF with disposal to the previous frame": gif_with_disposal(3),
+    "GIF frame beyond its canvas": gif_with_disposal(2).replace(b"GIF89a\xff\xff\xff\xff", b"GIF89a\1\0\1\0"),
+    "WebP canvas": webp_canvas(16_383, 16_383),
+}
+
+
+@pytest.mark.parametrize("data", CLAIMS.values(), ids=CLAIMS)
+def test_opening_allocates_nothing_for_a_claimed_size(data):
+    script = """if True:
+        import resource, sys
+        from runtime import decoding
+        resource.setrlimit(resource.RLIMIT_AS, (4_000_000_000, 4_000_000_000))
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak()
+        try: print(decoding.open_image(sys.stdin.buffer.read()).size)
+        except decoding.InvalidInput as error: print(error)
+        sys.exit(peak() - before > 10_000)  # KB
+    """
+    subprocess.run([sys.executable, "-c", script], input=data, cwd=ROOT, check=True, timeout=60)
