@@ -13,8 +13,7 @@ FROM ${BASE_IMAGE} AS converter
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 WORKDIR /convert
 COPY requirements/ requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --root-user-action=ignore -r requirements/convert.txt
+RUN pip install --no-cache-dir --root-user-action=ignore -r requirements/convert.txt
 COPY images/ images/
 # The brackets: where the weights are not there, they are downloaded.
 COPY runtime/ runtime/
@@ -30,9 +29,8 @@ RUN python convert_to_onnx.py --model "${MODEL}" && python test_onnx.py
 FROM ${BASE_IMAGE} AS packages
 WORKDIR /opt/venv
 COPY requirements/ /requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv --without-pip . \
-    && pip --python bin/python install -r /requirements/serve.txt \
+RUN python -m venv --without-pip . \
+    && pip --python bin/python install --no-cache-dir -r /requirements/serve.txt \
     && find lib \( -path '*/openvino/libs/*_plugin.so' ! -name '*_cpu_plugin.so' \
         -o -path '*/openvino/libs/*_frontend.so.*' ! -name '*_onnx_frontend.so.*' \
         -o -path '*/openvino/libs/cache.json' \
@@ -44,8 +42,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         -o -name '*.pyi' \) -prune -exec rm -r {} +
 
 FROM packages AS packages-cpu
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python bin/python install -r /requirements/cpu.txt \
+RUN pip --python bin/python install --no-cache-dir -r /requirements/cpu.txt \
     && pip --python bin/python uninstall --yes setuptools \
     && find lib \( -path '*/onnxruntime/capi/libonnxruntime.so.*' \
         -o -path '*/onnxruntime/quantization' \
@@ -53,8 +50,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         -o -path '*/onnxruntime/transformers' \) -prune -exec rm -r {} +
 
 FROM packages AS packages-gpu
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python bin/python install -r /requirements/gpu.txt \
+RUN pip --python bin/python install --no-cache-dir -r /requirements/gpu.txt \
     && pip --python bin/python uninstall --yes setuptools
 
 # -- the server ----------------------------------------------------------------------------------------------------

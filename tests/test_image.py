@@ -56,6 +56,11 @@ def test_what_is_copied_is_let_in_and_nothing_else_is():
     assert {name.partition("/")[0] for name in allowed() if "/" in name} == folders
 
 
+def test_nothing_in_it_needs_buildkit():
+    """Some platforms that deploy from GitHub have another builder, which knows neither mounts nor heredocs."""
+    assert not re.search(r"^# *syntax=|--mount|--link|--chmod|<<", DOCKERFILE, re.MULTILINE)
+
+
 def test_the_last_target_is_for_a_gpu_and_all_end_as_nobody():
     assert list(stages())[-1] == "gpu"
     for target in ("cpu", "gpu"):

@@ -62,6 +62,15 @@ def test_it_works_from_any_folder_and_under_pytest_each_check_is_a_test():
         assert f"test_onnx.py::test_onnx[{name}] PASSED" in result.stdout
 
 
+def test_a_plugin_that_warns_fails_no_check(tmp_path):
+    (tmp_path / "noisy.py").write_text("import warnings\ndef pytest_collection_modifyitems(): warnings.warn('noise')\n")
+    environment = os.environ | {"MODEL_PATH": str(MODEL_PATH), "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-p", "noisy", "-p", "no:cacheprovider", ROOT / "test_onnx.py"]
+    result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+    assert "UserWarning: noise" in result.stdout
+    assert result.returncode == 0, result.stdout
+
+
 def test_no_file_is_a_sentence_and_exit_code_1(tmp_path):
     result = run_tester(tmp_path / "nothing.onnx")
     assert result.returncode == 1

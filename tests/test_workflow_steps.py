@@ -17,13 +17,13 @@ from tests.server_process import MODEL_PATH, ROOT
 
 HOSTILE = "a\n```\n::error::b\r::error::c\n##[error]d\n</code></pre><b>"
 
-GH = f"""#!{sys.executable}
+GH = """
 import json, pathlib, subprocess, sys
 folder = pathlib.Path(__file__).parent
 with (folder / "calls").open("a") as calls:
     print(json.dumps(sys.argv[1:]), file=calls)
 name = "-".join(sys.argv[1:3]).replace("/", "-")
-answer = (folder / name).read_text() if (folder / name).exists() else "{{}}"
+answer = (folder / name).read_text() if (folder / name).exists() else "{}"
 if "--jq" in sys.argv:
     command = ["jq", "--raw-output", sys.argv[sys.argv.index("--jq") + 1]]
     answer = subprocess.run(command, input=answer, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -105,7 +105,9 @@ def github(tmp_path):
     """Give a folder in which a file `pr-view` holds what `gh pr view` answers, and in `calls` is what was asked for."""
     if not shutil.which("jq"):
         pytest.skip("jq is not installed: it stands in for that of GitHub's command")
-    (tmp_path / "gh").write_text(GH)
+    (tmp_path / "gh.py").write_text(GH)
+    # Not the interpreter itself in the first line: its path may have a space or be too long for one.
+    (tmp_path / "gh").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/gh.py" "$@"\n')
     (tmp_path / "gh").chmod(0o755)
     return tmp_path
 
