@@ -12,7 +12,7 @@ import numpy as np
 
 from model import OnnxClassifier
 from runtime.base64_text import decode_base64
-from runtime.decoding import MAX_READ_S
+from runtime.decoding import MAX_CPU_S
 from runtime.errors import InvalidInput, Unavailable
 from runtime.settings import ModelSettings, available_cpus, read
 
@@ -75,7 +75,7 @@ def inference(model_inputs: dict) -> dict:
     with _Turn() as turn:
         if sum(len(image) for image in images if isinstance(image, str | bytes)) > LARGE_BYTES:
             turn.take()
-        deadline = thread_time() + MAX_READ_S
+        deadline = thread_time() + MAX_CPU_S
         prepared = [
             _prepare(image, f"images[{n}]: " if several else "", deadline, turn) for n, image in enumerate(images)
         ]

@@ -128,13 +128,13 @@ def test_files_of_many_bytes_wait_for_their_turn_before_they_are_opened(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("exact", "options", "large"),
+    ("full_resolution", "options", "large"),
     [(False, {}, False), (True, {}, True), (False, {"progressive": True}, True)],
     ids=["baseline", "exact", "progressive"],
 )
-def test_a_jpeg_is_large_where_all_of_it_has_to_be_in_memory(exact, options, large):
+def test_a_jpeg_is_large_where_all_of_it_has_to_be_in_memory(full_resolution, options, large):
     data = encoded(Image.new("RGB", (2_000, 2_000)), "JPEG", **options)
-    preprocessor = replace(app.classifier.preprocessor, exact=exact)
+    preprocessor = replace(app.classifier.preprocessor, full_resolution=full_resolution)
     assert preprocessor.is_large(preprocessor.open(data)) == large
     assert app.inference({"image": data})["image"] == {"format": "JPEG", "width": 2_000, "height": 2_000}
 
@@ -149,7 +149,7 @@ def test_the_images_of_a_call_share_one_deadline(monkeypatch):
     monkeypatch.setattr(ImagePreprocessor, "open", recorded)
     app.inference({"images": [NEWT.read_bytes()] * 3})
     assert len(deadlines) == 3 and len(set(deadlines)) == 1
-    monkeypatch.setattr(app, "MAX_READ_S", -1)
+    monkeypatch.setattr(app, "MAX_CPU_S", -1)
     with pytest.raises(app.InvalidInput, match=r"images\[0\]: .*too long: send fewer"):
         app.inference({"images": [NEWT.read_bytes()]})
 
