@@ -36,13 +36,13 @@ MAX_EXIF = 500_000
 # Bytes of a PNG's compressed texts, of which Pillow would keep 64 million.
 PngImagePlugin.MAX_TEXT_MEMORY = 4_000_000
 
-# Seconds of one CPU for decoding, checked at every read. No image that was not made to be slow takes more than 1.
-MAX_READ_S = 1.5
+# Seconds of CPU time for decoding, checked at every read. Only an image that was made to be slow takes more than 1.
+MAX_CPU_S = 1.5
 
 # A JPEG's scan of some of its colors. The decoder then keeps the whole image, as it does of a progressive JPEG.
 PART_SCAN = re.compile(SCAN + rb"[\x08\x0a]")
 
-# Pixels to turn and to put on white at a time.
+# Pixels to convert to RGB at a time.
 STRIP_PIXELS = 1_000_000
 
 # What EXIF says of an image that does not lie upright, and what turns it.
@@ -63,7 +63,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
     """Return the image in a file's content, of which no more than the header has been read.
 
-    Nothing is read after `deadline`, in seconds of this thread's time: by default MAX_READ_S from now.
+    Nothing is read after `deadline`, in seconds of this thread's time: by default MAX_CPU_S from now.
     Raises InvalidInput.
     """
     if data.startswith(b"\xff\xd8") and data.count(SCAN) > MAX_SCANS:  # the first two bytes of a JPEG
@@ -76,33 +76,40 @@ def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
         raise InvalidInput(f"the picture's header is damaged: {error}") from error
 
 
-def takes_little_memory(image: Image.Image, least_side: int) -> bool:
-    """Return whether decoding with that `least_side` never has more than a quarter of the image in memory."""
+def decodes_incrementally(image: Image.Image, min_side: int) -> bool:
+    """Return whether decoding with that `min_side` never has more than a quarter of the image in memory."""
     return (
         isinstance(image, JpegImageFile)
-        and min(image.size) >= 2 * least_side > 0
+        and min(image.size) >= 2 * min_side > 0
         and "progressive" not in image.info
         and isinstance(image.fp, _TimedBytes)
         and not PART_SCAN.search(image.fp.getvalue())
     )
 
 
-def to_rgb(image: Image.Image, least_side: int = 0, width: int | None = None) -> Image.Image:
+def to_rgb(image: Image.Image, min_side: int = 0, width: int | None = None) -> Image.Image:
     """Return the first frame as RGB: upright as its EXIF says, transparency on white, 16 bits cut to the upper 8.
 
-    With `least_side` a JPEG is decoded at the smallest scale that leaves so many pixels a side. With `width` a large
+    With `min_side` a JPEG is decoded at the smallest scale that leaves so many pixels a side. With `width` a large
     image is resized to it, strip by strip, so that it is in memory once, not twice. Raises InvalidInput.
     """
     try:
-        if least_side and isinstance(image, JpegImageFile):
-            image.draft(None, (least_side, least_side))
+        if min_side and isinstance(image, JpegImageFile):
+            image.draft(None, (min_side, min_side))
         image.load()
         if image.mode == "P" and image.palette is None:
             raise ValueError("its palette is missing")
         orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
-        if width is None or image.width * image.height <= STRIP_PIXELS:
-            return _upright_rgb(image, orientation)
-        return _narrow_rgb(image, orientation, width)
+        # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds if there is much of it.
+        upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+        if width is None or upright.width * upright.height <= STRIP_PIXELS:
+            return _on_white(upright)
+        narrow = Image.new("RGB", (width, upright.height))
+        rows = max(1, STRIP_PIXELS // upright.width)
+        for top in range(0, upright.height, rows):
+            strip = _on_white(upright.crop((0, top, upright.width, min(top + rows, upright.height))))
+            narrow.paste(strip.resize((width, strip.height), Image.Resampling.BILINEAR), (0, top))
+        return narrow
     except Exception as error:  # as in open_image
         raise InvalidInput(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
 
@@ -112,7 +119,7 @@ class _TimedBytes(io.BytesIO):
 
     def __init__(self, data: bytes, deadline: float | None) -> None:
         super().__init__(data)
-        self.deadline = thread_time() + MAX_READ_S if deadline is None else deadline
+        self.deadline = thread_time() + MAX_CPU_S if deadline is None else deadline
 
     def read(self, size: int | None = -1) -> bytes:
         """Return the next bytes. Raises OSError."""
@@ -141,21 +148,6 @@ class _FirstFrameGif(GifImageFile):
 Image.register_open(GifImageFile.format, _FirstFrameGif, Image.OPEN[GifImageFile.format][1])
 
 
-def _narrow_rgb(image: Image.Image, orientation: int | None, width: int) -> Image.Image:
-    lies_on_its_side = orientation in (5, 6, 7, 8)
-    length, breadth = image.size if lies_on_its_side else image.size[::-1]
-    step = max(1, STRIP_PIXELS // breadth)
-    narrow = Image.new("RGB", (width, length))
-    for top in range(0, length, step):
-        start, end = top, min(top + step, length)
-        if orientation in (3, 4, 7, 8):  # the upright image begins where the stored one ends
-            start, end = length - end, length - start
-        box = (start, 0, end, breadth) if lies_on_its_side else (0, start, breadth, end)
-        strip = _upright_rgb(image.crop(box), orientation)
-        narrow.paste(strip.resize((width, strip.height), Image.Resampling.BILINEAR), (0, top))
-    return narrow
-
-
 def _orientation(image: Image.Image) -> int | None:
     exif = image.info.get("exif") or image.info.get("Raw profile type exif", "")
     if len(exif) > MAX_EXIF:
@@ -166,15 +158,12 @@ def _orientation(image: Image.Image) -> int | None:
         return None  # EXIF that cannot be read says nothing, and many a camera writes such
 
 
-def _upright_rgb(image: Image.Image, orientation: int | None) -> Image.Image:
-    # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds where there is much of it.
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
+def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255, which turns nearly all of a 16-bit image white.
         pixels = np.asarray(image)
-        grey = np.where(pixels == image.info.get("transparency", -1), 255, pixels >> 8)
-        image = Image.fromarray(grey.astype(np.uint8))
+        gray = np.where(pixels == image.info.get("transparency", -1), 255, pixels >> 8)
+        image = Image.fromarray(gray.astype(np.uint8))
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

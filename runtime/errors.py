@@ -1,4 +1,6 @@
-"""Errors that pass between the packages. Imports nothing."""
+"""Errors that pass between the packages, and what an error keeps in memory."""
+
+import traceback
 
 
 class InvalidInput(ValueError):
@@ -15,3 +17,15 @@ class ProviderUnavailable(Exception):
 
 class Unavailable(Exception):
     """No answer can be had now, but may be had soon; the message says why. A server answers 503."""
+
+
+def release_frames(error: BaseException) -> None:
+    """Free the local variables that an error's traceback, and those of its causes, keep alive.
+
+    An error holds its traceback, which holds every variable of the functions that it passed through: a request's body
+    and all that was made of it would stay in memory until the response is sent. Functions that are still running keep
+    theirs, so call this where the error is caught. The traceback can still be logged afterwards.
+    """
+    traceback.clear_frames(error.__traceback__)
+    for cause in {error.__cause__, error.__context__} - {None}:
+        release_frames(cause)  # type: ignore[arg-type]

@@ -1,9 +1,10 @@
 """app.py: what Banana's contract takes and gives, without HTTP."""
 
 import base64
+import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from threading import BoundedSemaphore
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from PIL import Image
 
 import app
 from model import ImagePreprocessor
+from runtime import inputs
 from runtime.base64_text import decode_base64
-from runtime.errors import Unavailable
+from runtime.errors import InvalidInput, Unavailable
+from runtime.inputs import LargeImageSlot
 from tests.hostile import encoded, huge
 from tests.imports import needed, packages
-from tests.server_process import NEWT, ROOT, TENCH
+from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +52,7 @@ def test_base64_is_taken_however_it_is_written(write, alphabet, padding):
 )
 def test_what_is_no_base64_is_refused(text):
     for written in (text, f"data:image/png;base64,{text}"):
-        with pytest.raises(app.InvalidInput, match="base64"):
+        with pytest.raises(InvalidInput, match="base64"):
             app.inference({"image": written})
 
 
@@ -64,7 +67,7 @@ def test_pixels_are_the_picture_that_they_are_of():
     [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), "u1")],
 )
 def test_pixels_of_another_kind_are_refused(pixels):
-    with pytest.raises(app.InvalidInput, match="uint8"):
+    with pytest.raises(InvalidInput, match="uint8"):
         app.inference({"image": pixels})
 
 
@@ -94,32 +97,40 @@ def test_a_list_of_one_comes_back_as_a_list():
     assert [result["class_id"] for result in answer["results"]] == [26]
 
 
-def test_large_images_are_refused_for_now_where_too_many_wait_and_small_ones_are_not(monkeypatch):
-    monkeypatch.setattr(app, "_large_calls", BoundedSemaphore(1))
+def test_waiting_large_images_leave_two_workers():
     large, small = huge("PNG", 2_000, 2_000), NEWT.read_bytes()
-    with app._Turn() as turn:
-        turn.take()
-        with pytest.raises(Unavailable, match="other large pictures"):
-            app.inference({"image": large})
-        assert app.inference({"image": small})["class_id"] == 26
-    results = app.inference({"images": [large, large]})["results"]  # one turn for both
+    with ThreadPoolExecutor(app.WORKERS) as callers:
+        with app.large_images.hold():
+            calls = [callers.submit(app.inference, {"image": large}) for _ in range(app.WORKERS)]
+            ended = itertools.islice(as_completed(calls, timeout=DEADLINE_S), 3)  # one place is held here
+            refused = [call.exception() for call in ended]
+            assert [type(error) for error in refused] == [Unavailable] * 3
+            assert "large images" in str(refused[0])
+            assert sum(call.done() for call in calls) == 3
+            assert app.inference({"image": small})["class_id"] == 26
+        assert sum(call.exception() is None for call in calls) == app.WORKERS - 3
+
+
+def test_a_request_takes_the_large_image_slot_once(monkeypatch):
+    monkeypatch.setattr(app, "large_images", LargeImageSlot(1))
+    large = huge("PNG", 2_000, 2_000)
+    results = app.inference({"images": [large, large]})["results"]
     assert [result["image"]["width"] for result in results] == [2_000, 2_000]
-    with pytest.raises(app.InvalidInput, match="damaged"):
+    with pytest.raises(InvalidInput, match="damaged"):
         app.inference({"image": large[:-100]})
-    app.inference({"image": large})  # what failed has given its turn back
+    app.inference({"image": large})  # the request that failed has released the slot
 
 
-def test_files_of_many_bytes_wait_for_their_turn_before_they_are_opened(monkeypatch):
-    small, large = (NEWT.read_bytes().ljust(size, b"\0") for size in (app.LARGE_BYTES, app.LARGE_BYTES + 1))
-    half = NEWT.read_bytes().ljust(app.LARGE_BYTES // 2 + 1, b"\0")
+def test_over_4_mb_take_the_slot_before_they_are_opened(monkeypatch):
+    small, large = (NEWT.read_bytes().ljust(size, b"\0") for size in (4_000_000, 4_000_001))
+    half = NEWT.read_bytes().ljust(2_000_001, b"\0")
     calls = [{"image": large}, {"image": base64.b64encode(large).decode()}, {"images": [half, half]}]
-    monkeypatch.setattr(app, "_large_calls", BoundedSemaphore(1))
-    with app._Turn() as turn:
-        turn.take()
+    monkeypatch.setattr(app, "large_images", LargeImageSlot(1))
+    with app.large_images.hold():
         with monkeypatch.context() as unopened:
             unopened.setattr(ImagePreprocessor, "open", None)
             for call in calls:
-                with pytest.raises(Unavailable, match="other large pictures"):
+                with pytest.raises(Unavailable, match="large images"):
                     app.inference(call)
         for image in (small, np.zeros((2_000, 700, 3), np.uint8)):
             app.inference({"image": image})
@@ -128,18 +139,24 @@ def test_files_of_many_bytes_wait_for_their_turn_before_they_are_opened(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("exact", "options", "large"),
-    [(False, {}, False), (True, {}, True), (False, {"progressive": True}, True)],
-    ids=["baseline", "exact", "progressive"],
+    ("full_resolution", "size", "options", "large"),
+    [
+        (False, (2_000, 2_000), {}, False),
+        (False, (4_000, 1_200), {}, True),  # too short a side for a reduced scale
+        (True, (2_000, 2_000), {}, True),
+        (False, (2_000, 2_000), {"progressive": True}, True),
+    ],
+    ids=["baseline", "short side", "full resolution", "progressive"],
 )
-def test_a_jpeg_is_large_where_all_of_it_has_to_be_in_memory(exact, options, large):
-    data = encoded(Image.new("RGB", (2_000, 2_000)), "JPEG", **options)
-    preprocessor = replace(app.classifier.preprocessor, exact=exact)
+def test_a_jpeg_is_large_if_all_of_it_must_be_in_memory(full_resolution, size, options, large):
+    data = encoded(Image.new("RGB", size), "JPEG", **options)
+    preprocessor = replace(app.classifier.preprocessor, full_resolution=full_resolution)
     assert preprocessor.is_large(preprocessor.open(data)) == large
-    assert app.inference({"image": data})["image"] == {"format": "JPEG", "width": 2_000, "height": 2_000}
+    described = {"format": "JPEG", "width": size[0], "height": size[1]}
+    assert app.inference({"image": data})["image"] == described
 
 
-def test_the_images_of_a_call_share_one_deadline(monkeypatch):
+def test_the_images_of_a_request_share_one_deadline(monkeypatch):
     opened, deadlines = ImagePreprocessor.open, []
 
     def recorded(self, source, deadline=None):
@@ -149,15 +166,15 @@ def test_the_images_of_a_call_share_one_deadline(monkeypatch):
     monkeypatch.setattr(ImagePreprocessor, "open", recorded)
     app.inference({"images": [NEWT.read_bytes()] * 3})
     assert len(deadlines) == 3 and len(set(deadlines)) == 1
-    monkeypatch.setattr(app, "MAX_READ_S", -1)
-    with pytest.raises(app.InvalidInput, match=r"images\[0\]: .*too long: send fewer"):
+    monkeypatch.setattr(inputs, "MAX_CPU_S", -1)
+    with pytest.raises(InvalidInput, match=r"images\[0\]: .*too long: send fewer"):
         app.inference({"images": [NEWT.read_bytes()]})
 
 
-@pytest.mark.parametrize("inputs", [None, 7, "text", [], {}, {"image": None}, {"image": ["x"]}, {"images": "x"}])
-def test_anything_else_is_refused(inputs):
-    with pytest.raises(app.InvalidInput):
-        app.inference(inputs)
+@pytest.mark.parametrize("wrong", [None, 7, "text", [], {}, {"image": None}, {"image": ["x"]}, {"images": "x"}])
+def test_anything_else_is_refused(wrong):
+    with pytest.raises(InvalidInput):
+        app.inference(wrong)
 
 
 def test_what_serves_imports_nothing_that_converts_and_each_part_keeps_to_its_own():

@@ -50,7 +50,7 @@ def test_the_pod_is_one_that_kubernetes_takes():
 
 def test_a_replica_is_given_as_many_calls_as_the_server_takes():
     annotations = MANIFEST["spec"]["template"]["metadata"]["annotations"]
-    workers = int(ENVIRONMENT["THREADS"]) + app.MORE_WORKERS
+    workers = int(ENVIRONMENT["THREADS"]) + app.EXTRA_WORKERS
     assert CONTAINER["resources"]["limits"]["cpu"] == f"{ENVIRONMENT['THREADS']}000m"
     assert int(annotations["autoscaling.knative.dev/target"]) == workers
     assert SPEC["containerConcurrency"] == workers + int(ENVIRONMENT["MAX_QUEUE"])

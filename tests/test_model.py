@@ -40,14 +40,14 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch, file_f
 
     data = encoded(PICTURE, file_format)
     monkeypatch.setattr(type(decoding.open_image(data)), "load", decode)
-    with pytest.raises(InvalidInput, match="48x32 pixels; at most 1535 are taken"):
+    with pytest.raises(InvalidInput, match="48x32 pixels; the limit is 1535"):
         ImagePreprocessor(max_pixels=48 * 32 - 1)(data)
     with pytest.raises(Decoded):
         ImagePreprocessor(max_pixels=48 * 32)(data)
 
 
 def test_a_side_that_is_too_long_is_refused():
-    with pytest.raises(InvalidInput, match=r"65536x1 pixels; .* at most 65535 a side"):
+    with pytest.raises(InvalidInput, match=r"65536x1 pixels; .* 65535 per side"):
         ImagePreprocessor()(encoded(Image.new("L", (65_536, 1)), "PNG"))
     assert ImagePreprocessor()(encoded(Image.new("L", (65_535, 1)), "PNG")).shape == (224, 224, 3)
 
@@ -58,19 +58,27 @@ def large_jpeg(width, height):
 
 def test_a_large_jpeg_is_decoded_smaller_unless_it_has_to_be_exact(classifier):
     data = large_jpeg(4000, 3000)
-    exact, reduced = ImagePreprocessor(), ImagePreprocessor(exact=False)
+    exact, reduced = ImagePreprocessor(), ImagePreprocessor(full_resolution=False)
     assert (exact(data) != reduced(data)).any()
     assert np.abs(exact(data).astype(int) - reduced(data)).mean() < 1
     np.testing.assert_allclose(
         classifier.predict(reduced(data)[None]), classifier.predict(exact(data)[None]), atol=0.02
     )
-    assert OnnxClassifier(MODEL_PATH, "cpu", "f32").preprocessor.exact
-    assert not OnnxClassifier(MODEL_PATH, "cpu", "auto").preprocessor.exact
+    assert OnnxClassifier(MODEL_PATH, "cpu", "f32").preprocessor.full_resolution
+    assert not OnnxClassifier(MODEL_PATH, "cpu", "auto").preprocessor.full_resolution
+
+
+def test_the_reduced_scale_is_enough_for_the_longer_side_of_a_model():
+    data = large_jpeg(4000, 3300)
+    half = Image.open(io.BytesIO(data))
+    half.draft(None, (2000, 1650))
+    expected = np.asarray(half.resize((400, 100), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(ImagePreprocessor((100, 400), full_resolution=False)(data), expected)
 
 
 def test_a_jpeg_that_is_not_large_is_decoded_exactly():
     data = large_jpeg(2000, LARGE_PIXELS // 2000 - 1)
-    np.testing.assert_array_equal(ImagePreprocessor(exact=False)(data), ImagePreprocessor()(data))
+    np.testing.assert_array_equal(ImagePreprocessor(full_resolution=False)(data), ImagePreprocessor()(data))
 
 
 @pytest.mark.parametrize("size", [(224, 224), (10, 20)])
@@ -92,7 +100,7 @@ def test_an_image_of_many_strips_has_the_pixels_of_the_whole(monkeypatch, mode, 
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(image, "PNG", exif=exif)))).convert("RGBA")
     whole = np.asarray(Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB"))
     monkeypatch.setattr(decoding, "STRIP_PIXELS", 10_000)
-    preprocessor, data = ImagePreprocessor(), encoded(image, "PNG", exif=exif)
+    preprocessor, data = ImagePreprocessor((10, 20)), encoded(image, "PNG", exif=exif)
     np.testing.assert_array_equal(preprocessor.decode(data), whole)
     np.testing.assert_array_equal(preprocessor(data), preprocessor.resize(whole))
 
@@ -152,7 +160,7 @@ def test_the_graphs_own_resize_gives_what_the_preprocessors_gives(classifier, pi
 
 
 def test_the_callers_pixel_limit_reaches_the_preprocessor():
-    with pytest.raises(InvalidInput, match="at most 100 are taken"):
+    with pytest.raises(InvalidInput, match="the limit is 100 "):
         OnnxClassifier(MODEL_PATH, max_pixels=100).preprocessor(TENCH)
 
 
@@ -187,5 +195,5 @@ def test_an_absent_file_is_refused_with_what_makes_it(tmp_path):
 
 
 def test_what_cannot_be_read_as_a_file_is_refused(tmp_path):
-    with pytest.raises(InvalidModel, match="is no file that can be read: make it with"):
+    with pytest.raises(InvalidModel, match="is not a file that can be read: make it with"):
         OnnxClassifier(tmp_path)

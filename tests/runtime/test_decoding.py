@@ -229,7 +229,7 @@ def test_a_jpeg_of_more_than_32_scans_is_refused(mode):
 
 
 def test_reading_a_picture_has_an_end(monkeypatch, quarters):
-    monkeypatch.setattr(decoding, "MAX_READ_S", -1)
+    monkeypatch.setattr(decoding, "MAX_CPU_S", -1)
     with pytest.raises(InvalidInput, match="too long"):
         decoded(encoded(quarters, "PNG"))
 

@@ -156,7 +156,7 @@ def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None =
         ("UINT8", [1, 1, 2, 3], b"123456", -6, "binary_data_size"),
         ("UINT8", [1, 1, 2, 3], b"123456", HUGE, "binary_data_size"),
         ("UINT8", [1, 1, 2, 3], b"", None, "as large as its shape"),
-        ("UINT8", [1, 1, 70_000, 3], bytes(210_000), None, "send it smaller"),
+        ("UINT8", [1, 1, 70_000, 3], bytes(210_000), None, "resize it"),
         ("FP32", [1, 1, 2, 3], bytes(24), None, "expected pixels"),
         ("BYTES", [1], b"", None, "as large as its shape"),
         ("BYTES", [1], b"\1\0\0", None, "length"),

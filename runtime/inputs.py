@@ -1,0 +1,104 @@
+"""The inputs of one request: parsed, and its images decoded within limits of time and memory."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from threading import BoundedSemaphore, Lock
+from time import thread_time
+from typing import Any
+
+import numpy as np
+
+from runtime.base64_text import decode_base64
+from runtime.decoding import MAX_CPU_S
+from runtime.errors import InvalidInput, Unavailable, release_frames
+
+# Opening a file of a million empty chunks takes 1.5 s of CPU time, however small its image is. So a request whose
+# images have more bytes than this takes the slot before it opens any of them.
+LARGE_BYTES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a request asks for; `images` may still hold anything, which load_images checks."""
+
+    images: list
+    is_batch: bool  # the request has "images", not "image"
+    top_k: int
+    with_probabilities: bool
+
+
+def parse_inputs(model_inputs: Any, max_images: int) -> Inputs:
+    """Return the inputs in a request's JSON. Raises InvalidInput."""
+    if not isinstance(model_inputs, dict):
+        raise InvalidInput('expected a JSON object such as {"image": "<base64>"}')
+    is_batch = "images" in model_inputs
+    if is_batch == ("image" in model_inputs):
+        raise InvalidInput('expected either "image", one image as base64, or "images", a list of them')
+    images = model_inputs["images"] if is_batch else [model_inputs["image"]]
+    if not isinstance(images, list) or not 1 <= len(images) <= max_images:
+        raise InvalidInput(f'"images" must be a list of 1 to {max_images} images')
+    top_k = model_inputs.get("top_k", 5)
+    if type(top_k) is not int or top_k < 1:
+        raise InvalidInput('"top_k" must be an integer of at least 1')
+    with_probabilities = model_inputs.get("probabilities", False)
+    if type(with_probabilities) is not bool:
+        raise InvalidInput('"probabilities" must be true or false')
+    return Inputs(images, is_batch, top_k, with_probabilities)
+
+
+class LargeImageSlot:
+    """Lets one request at a time decode large images, each of which may take hundreds of megabytes.
+
+    At most `requests` use the slot or wait for it, so that some workers are always left for small images.
+    """
+
+    def __init__(self, requests: int) -> None:
+        self._places = BoundedSemaphore(requests)
+        self._slot = Lock()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Wait for the slot and hold it while the context lasts. Raises Unavailable if too many requests wait."""
+        if not self._places.acquire(blocking=False):
+            raise Unavailable("other large images are being decoded")
+        try:
+            with self._slot:
+                yield
+        finally:
+            self._places.release()
+
+
+def load_images(inputs: Inputs, preprocessor: Any, slot: LargeImageSlot) -> tuple[np.ndarray, list[dict]]:
+    """Return the images at the model's size, uint8 [batch, height, width, 3], and the format and size of each.
+
+    `preprocessor` is a model.ImagePreprocessor. All images together may take MAX_CPU_S. Raises InvalidInput, which
+    names the image if the request has several, or Unavailable if too many large images are being decoded.
+    """
+    pixels, descriptions = [], []
+    with ExitStack() as held:
+        is_large = sum(len(image) for image in inputs.images if isinstance(image, str | bytes)) > LARGE_BYTES
+        if is_large:
+            held.enter_context(slot.hold())
+        deadline = thread_time() + MAX_CPU_S
+        for n, image in enumerate(inputs.images):
+            try:
+                opened = [preprocessor.open(_content(image), deadline)]
+                if not is_large and preprocessor.is_large(opened[0]):
+                    is_large = True
+                    held.enter_context(slot.hold())
+                size = {"width": opened[0].width, "height": opened[0].height}
+                descriptions.append({"format": opened[0].format or "pixels"} | size)
+                pixels.append(preprocessor(opened.pop()))
+            except InvalidInput as error:
+                release_frames(error)  # and the image in them, before the next request has the slot
+                raise InvalidInput(f"images[{n}]: {error}" if inputs.is_batch else str(error)) from None
+    return np.stack(pixels), descriptions
+
+
+def _content(image: Any) -> bytes | np.ndarray:
+    if isinstance(image, str):
+        return decode_base64(image)
+    if isinstance(image, bytes | np.ndarray):
+        return image
+    raise InvalidInput("an image must be base64 text")
