@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from client.expected import EXPECT_HELP, Preset, expected, presets
+from client.labeled_images import EXPECT_HELP, Preset, expected, presets
 from client.report import Check, escape, print_report, run_checks
 from model import OnnxClassifier
 from runtime.errors import InvalidInput, InvalidModel

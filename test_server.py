@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from client.endpoint import TIMEOUT_S, Endpoint, EndpointDown, Refused, local_server
-from client.expected import EXPECT_HELP, Preset, expected, presets
 from client.images import find_images, print_many, print_one
+from client.labeled_images import EXPECT_HELP, Preset, expected, presets
 from client.report import Check, escape, print_line, print_report, run_checks
 from runtime.settings import BadSetting, EndpointSettings, read
 

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from ruamel.yaml import YAML
 
+from tests.fake_endpoint import misbehaving
 from tests.graphs import broken_copy, swap_channels
-from tests.misbehaving import misbehaving
 from tests.server_process import MODEL_PATH, ROOT
 
 HOSTILE = "a\n```\n::error::b\r::error::c\n##[error]d\n</code></pre><b>"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.misbehaving import misbehaving
+from tests.fake_endpoint import misbehaving
 from tests.server_process import DEADLINE_S, NEWT, TENCH, ready, wait_until
 from tests.tester_process import run_tester, started
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client.expected import Preset, expected, presets
+from client.labeled_images import Preset, expected, presets
 from tests.server_process import TENCH
 
 

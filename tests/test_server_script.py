@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from tests.misbehaving import ANSWER, misbehaving
+from tests.fake_endpoint import ANSWER, misbehaving
 from tests.server_process import DEADLINE_S, NEWT, TENCH, ready
 from tests.tester_process import command_line, run_tester, started
 
