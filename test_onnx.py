@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from client.labeled_images import EXPECT_HELP, Preset, expected, presets
+from client.labeled_images import EXPECT_HELP, LabeledImage, parse_expectation, presets
 from client.report import Check, escape, print_report, run_checks
 from model import OnnxClassifier
 from runtime.errors import InvalidInput, InvalidModel
@@ -29,7 +29,7 @@ MODEL_PATH = read(ModelSettings).MODEL_PATH
 TOLERANCE = 0.02
 
 
-def check_image(preset: Preset, classifier: OnnxClassifier) -> str:
+def check_image(preset: LabeledImage, classifier: OnnxClassifier) -> str:
     """The image's own pixels, resized and normalized by the graph, come out as the right class."""
     best = classifier.top(predict_raw(classifier, preset), 1)[0]
     classes = len(classifier.class_names)
@@ -38,7 +38,7 @@ def check_image(preset: Preset, classifier: OnnxClassifier) -> str:
     return preset.check(best)
 
 
-def check_probabilities(known: list[Preset], classifier: OnnxClassifier) -> str:
+def check_probabilities(known: list[LabeledImage], classifier: OnnxClassifier) -> str:
     """The answers are probabilities, not logits, and after a softmax, which the file says it has, they sum to 1."""
     rows = np.stack([predict_raw(classifier, preset) for preset in known])
     if not 0 <= rows.min() <= rows.max() <= 1.001:
@@ -65,12 +65,12 @@ def check_resize(classifier: OnnxClassifier) -> str:
     return f"probabilities within {worst:.1e} of those with Pillow's"
 
 
-def predict_raw(classifier: OnnxClassifier, preset: Preset) -> np.ndarray:
+def predict_raw(classifier: OnnxClassifier, preset: LabeledImage) -> np.ndarray:
     """Return the probabilities, float32 [classes], of an image at its own size."""
     return classifier.predict(classifier.preprocessor.decode(preset.path)[None])[0]
 
 
-def get_checks(known: list[Preset]) -> list[Check]:
+def get_checks(known: list[LabeledImage]) -> list[Check]:
     """Return every check, for these images."""
     images = [(preset.name, partial(check_image, preset)) for preset in known]
     return [*images, ("probabilities", partial(check_probabilities, known)), ("resize", check_resize)]
@@ -91,7 +91,9 @@ def test_onnx(check: Check) -> None:
 def main() -> None:
     """Report every check; exit 1 if any failed or there is no file to test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--expect", type=expected, action="append", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
+    parser.add_argument(
+        "--expect", type=parse_expectation, action="append", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP
+    )
     known = parser.parse_args().expect or presets()
     try:
         classifier = OnnxClassifier(MODEL_PATH)

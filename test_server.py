@@ -24,9 +24,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from client.endpoint import TIMEOUT_S, Endpoint, EndpointDown, Refused, local_server
+from client.endpoint import TIMEOUT_S, Endpoint, EndpointUnavailable, RequestRejected, local_server
 from client.images import find_images, print_many, print_one
-from client.labeled_images import EXPECT_HELP, Preset, expected, presets
+from client.labeled_images import EXPECT_HELP, LabeledImage, parse_expectation, presets
 from client.report import Check, escape, print_line, print_report, run_checks
 from runtime.settings import BadSetting, EndpointSettings, read
 
@@ -43,7 +43,7 @@ def check_health(endpoint: Endpoint) -> str:
     return ", ".join(f"{name} {value}" for name, value in health.items())
 
 
-def check_image(preset: Preset, endpoint: Endpoint) -> str:
+def check_image(preset: LabeledImage, endpoint: Endpoint) -> str:
     """A preset image comes out as its class."""
     return preset.check(endpoint.classify(preset.path.read_bytes()))
 
@@ -52,14 +52,14 @@ def check_refusal(endpoint: Endpoint) -> str:
     """What is not an image is refused as the caller's mistake, at once."""
     try:
         actual = "class {class_id} {class_name}".format(**endpoint.classify(b"this is not a picture"))
-    except Refused as refusal:
+    except RequestRejected as refusal:
         if refusal.status == 422:
             return str(refusal)
         actual = str(refusal)
     raise AssertionError(f"expected status 422, got {actual}")
 
 
-def get_checks(known: list[Preset]) -> list[Check]:
+def get_checks(known: list[LabeledImage]) -> list[Check]:
     """Return every check, for these images."""
     images = [(preset.name, partial(check_image, preset)) for preset in known]
     return [("health", check_health), *images, ("not a picture", check_refusal)]
@@ -76,17 +76,17 @@ def time_calls(endpoint: Endpoint, image: bytes) -> dict[str, float]:
     }
 
 
-def print_tests(endpoint: Endpoint, known: list[Preset], as_json: bool) -> bool:
-    """Time the calls, run every check, and print the report; return whether all passed. Raises EndpointDown."""
+def print_tests(endpoint: Endpoint, known: list[LabeledImage], as_json: bool) -> bool:
+    """Time the calls, run every check, and print the report; return whether all passed. Raises EndpointUnavailable."""
     report: dict = {"url": endpoint.url}
     times = ""
-    with suppress(Refused):  # which the check of the same image reports
+    with suppress(RequestRejected):  # which the check of the same image reports
         ms = report["timing_ms"] = time_calls(endpoint, known[0].path.read_bytes())
         times = (
             f"a call takes {ms['median']} ms (median of {WARM_CALLS}; the server's share {ms['server_median']} ms), "
             f"at worst {ms['worst']} ms; the first took {ms['first']} ms"
         )
-    report |= run_checks(get_checks(known), endpoint, Refused)
+    report |= run_checks(get_checks(known), endpoint, RequestRejected)
     if as_json:
         print(json.dumps(report), flush=True)
     else:
@@ -95,7 +95,7 @@ def print_tests(endpoint: Endpoint, known: list[Preset], as_json: bool) -> bool:
 
 
 def open_endpoint(settings: EndpointSettings, timeout_s: float = TIMEOUT_S) -> AbstractContextManager[Endpoint]:
-    """Give the endpoint of the settings, or one started here while the context lasts. Raises EndpointDown."""
+    """Give the endpoint of the settings, or one started here while the context lasts. Raises EndpointUnavailable."""
     url, key = settings.BANANA_MODEL_URL, settings.BANANA_API_KEY
     return nullcontext(Endpoint(url, key, timeout_s)) if url else local_server(key, timeout_s)
 
@@ -122,7 +122,7 @@ def open_once() -> Endpoint:
 def test_endpoint(check: Check) -> None:
     """The check passes."""
     endpoint = open_once()
-    [test] = run_checks([check], endpoint, Refused, EndpointDown)["tests"]
+    [test] = run_checks([check], endpoint, RequestRejected, EndpointUnavailable)["tests"]
     assert test["passed"], escape(f"{test['name']}: {test['message']}; {endpoint.url}")
 
 
@@ -132,7 +132,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("images", nargs="*", type=Path, metavar="picture.jpg", help="pictures, or folders of such")
     parser.add_argument("--in-flight", type=int, default=4, metavar="N", help="calls at once; default: %(default)s")
     parser.add_argument("--run-tests", action="store_true", help="run the preset tests")
-    parser.add_argument("--expect", type=expected, action="append", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP)
+    parser.add_argument(
+        "--expect", type=parse_expectation, action="append", metavar="PICTURE=CLASS_ID", help=EXPECT_HELP
+    )
     parser.add_argument("--url", metavar="BANANA_MODEL_URL", help="the endpoint, in place of the variable's")
     parser.add_argument("--api-key", metavar="BANANA_API_KEY", help="its key, in place of the variable's")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="of a call; default: %(default)s")
@@ -169,12 +171,12 @@ def main() -> int:
             if args.found == args.images[:1] and not args.json:
                 return OK if print_one(endpoint, args.found[0]) else USAGE
             return OK if print_many(endpoint, args.found, args.in_flight, args.json) else USAGE
-    except (EndpointDown, Refused) as error:
+    except (EndpointUnavailable, RequestRejected) as error:
         if args.json:
             print(json.dumps({"error": str(error)}), flush=True)
         for line in f"test_server.py: {error}".split("\n"):
             print_line(line, sys.stderr)
-        return DOWN if isinstance(error, EndpointDown) else USAGE
+        return DOWN if isinstance(error, EndpointUnavailable) else USAGE
     except BrokenPipeError:  # whoever read what is printed has left, as `head` does
         return INTERRUPTED
 

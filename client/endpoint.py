@@ -26,11 +26,11 @@ BUSY = (400, 423, 502, 503)  # asked again; Banana's own use 400 for a caller ov
 PAUSE_S = 0.5  # between one try and the next
 
 
-class EndpointDown(Exception):
+class EndpointUnavailable(Exception):
     """The endpoint does not answer, or not in this server's words."""
 
 
-class Refused(Exception):
+class RequestRejected(Exception):
     """The endpoint refused the call as the caller's mistake; `status` is the HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -39,7 +39,7 @@ class Refused(Exception):
 
 
 class Endpoint:
-    """Calls `url` with Banana's client. Every method raises EndpointDown where no answer comes within `timeout_s`."""
+    """Calls `url` with Banana's client. Raises EndpointUnavailable if there is no response within `timeout_s`."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
@@ -53,7 +53,7 @@ class Endpoint:
         self.client = banana.Client(api_key or "", self.url, verbosity="")
 
     def classify(self, image: bytes) -> dict:
-        """Return the class of an image file's content. Raises Refused.
+        """Return the class of an image file's content. Raises RequestRejected.
 
         It is `class_id`, `class_name` and `probability`, with the milliseconds that the call took: `call_ms` in all,
         and `server_ms` in the server.
@@ -72,18 +72,18 @@ class Endpoint:
                 "server_ms": float(answer["timing_ms"]["total"]),
             }
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise EndpointDown(f"{self.url} answered, but not with a class: is it this server?") from error
+            raise EndpointUnavailable(f"{self.url} answered, but not with a class: is it this server?") from error
 
     def health(self) -> dict:
-        """Return what /healthcheck says. Raises Refused."""
+        """Return what /healthcheck says. Raises RequestRejected."""
         url = f"{self.url}/healthcheck"
         try:
             return dict(self._send("GET", url).json())
         except (TypeError, ValueError) as error:
-            raise EndpointDown(f"{url} answered, but not with a state: is it this server?") from error
+            raise EndpointUnavailable(f"{url} answered, but not with a state: is it this server?") from error
 
     def _send(self, method: str, url: str, **arguments: Any) -> requests.Response:
-        """Send until the endpoint is not busy, and return the response if its status is 200. Raises Refused."""
+        """Send until the endpoint is not busy, and return the response if its status is 200. Raises RequestRejected."""
         deadline = time.monotonic() + self.timeout_s
         while True:
             timeout: Any = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, total=max(0.001, deadline - time.monotonic()))
@@ -95,7 +95,7 @@ class Endpoint:
                 tls_failed = isinstance(error, requests.Timeout | requests.exceptions.SSLError)
                 if tls_failed and url.lower().startswith("https:"):
                     message += "; if it speaks plain HTTP, its URL begins with http://"
-                raise EndpointDown(f"{url} {message}") from error
+                raise EndpointUnavailable(f"{url} {message}") from error
             if response.status_code not in BUSY or time.monotonic() + PAUSE_S > deadline:
                 break
             time.sleep(PAUSE_S)
@@ -104,21 +104,21 @@ class Endpoint:
             return response
         if response.is_redirect:  # not followed: its target would get the key
             target = response.headers["Location"]
-            raise EndpointDown(f"{url} redirects to {target!r}: if that is the endpoint, set the URL to it")
+            raise EndpointUnavailable(f"{url} redirects to {target!r}: if that is the endpoint, set the URL to it")
         try:
             message = response.json()["error"]["message"]
         except (KeyError, TypeError, ValueError):
             message = response.text[:200] or response.reason
         if 400 <= status < 500 and status not in BUSY:
-            raise Refused(status, message)
-        raise EndpointDown(f"{url} answers {status}: {message}")
+            raise RequestRejected(status, message)
+        raise EndpointUnavailable(f"{url} answers {status}: {message}")
 
 
 @contextmanager
 def local_server(api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[Endpoint]:
     """Run server.py on a free port of this machine while the context lasts, from when it is healthy.
 
-    An EndpointDown, raised here or in the context, has what the server said at its end.
+    An EndpointUnavailable, raised here or in the context, has what the server said at its end.
     """
     port = free_port()
     endpoint = Endpoint(f"http://127.0.0.1:{port}", api_key, timeout_s)
@@ -130,9 +130,9 @@ def local_server(api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> It
         try:
             _wait_until_healthy(endpoint, process)
             yield endpoint
-        except EndpointDown as error:
+        except EndpointUnavailable as error:
             log.seek(0)
-            raise EndpointDown(f"{error}\n{log.read().decode(errors='replace')}".rstrip()) from error
+            raise EndpointUnavailable(f"{error}\n{log.read().decode(errors='replace')}".rstrip()) from error
         finally:
             process.kill()
 
@@ -140,12 +140,12 @@ def local_server(api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> It
 def _wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + endpoint.timeout_s
     while process.poll() is None and time.monotonic() < deadline:
-        with suppress(EndpointDown):  # it does not listen yet
+        with suppress(EndpointUnavailable):  # it does not listen yet
             endpoint.health()
             return
         time.sleep(0.02)
     state = f"is not healthy after {endpoint.timeout_s:g} s" if process.poll() is None else "has ended"
-    raise EndpointDown(f"server.py {state}; it said:")
+    raise EndpointUnavailable(f"server.py {state}; it said:")
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ EXPECT_HELP = "a picture of your own and its class id, in place of the preset on
 
 
 @dataclass(frozen=True)
-class Preset:
+class LabeledImage:
     """An image file and its right class; without a name the class may have any."""
 
     path: Path
@@ -35,18 +35,18 @@ class Preset:
         return f"{actual}, probability {answer['probability']:.3f}"
 
 
-def presets() -> list[Preset]:
+def presets() -> list[LabeledImage]:
     """Return the preset images that are there; those in images/ always are."""
     classes = {"n01440764_tench.jpeg": (0, "tench"), "n01632777_axolotl.jpeg": (26, "common newt")}
-    illustrations = [Preset(ROOT / "images" / name, *right) for name, right in classes.items()]
-    photos = [Preset(ROOT / "images/photos" / name, *right) for name, right in classes.items()]
+    illustrations = [LabeledImage(ROOT / "images" / name, *right) for name, right in classes.items()]
+    photos = [LabeledImage(ROOT / "images/photos" / name, *right) for name, right in classes.items()]
     return illustrations + [photo for photo in photos if photo.path.is_file()]
 
 
-def expected(argument: str) -> Preset:
+def parse_expectation(argument: str) -> LabeledImage:
     """Return what an `--expect PICTURE=CLASS_ID` names. Raises ArgumentTypeError, which argparse shows."""
     match = re.fullmatch("(.+)=([0-9]{1,9})", argument)
     if not (match and os.access(match[1], os.R_OK) and Path(match[1]).is_file()):
         form = "a file that can be read, and a whole number from 0, such as cat.jpg=7"
         raise ArgumentTypeError(f"{argument!r}: write PICTURE=CLASS_ID, {form}")
-    return Preset(Path(match[1]), int(match[2]))
+    return LabeledImage(Path(match[1]), int(match[2]))

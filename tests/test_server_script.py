@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from tests.fake_endpoint import ANSWER, misbehaving
+from tests.fake_endpoint import ANSWER, fake_endpoint
 from tests.server_process import DEADLINE_S, NEWT, TENCH, ready
 from tests.tester_process import command_line, run_tester, started
 
@@ -103,7 +103,9 @@ def test_pytest_reports_each_check_with_the_endpoint(served, tmp_path):
         assert f"test_server.py::test_endpoint[{name} of {served.url}] PASSED" in result.stdout
     assert result.stderr == ""
 
-    with misbehaving(200, json.dumps(ANSWER | {"class_name": "\x1bcock"}).encode(), health=b'{"state": "healthy"}') as (
+    with fake_endpoint(
+        200, json.dumps(ANSWER | {"class_name": "\x1bcock"}).encode(), health=b'{"state": "healthy"}'
+    ) as (
         url,
         _,
     ):
@@ -125,7 +127,7 @@ def test_pytest_says_before_anything_else_that_the_server_is_its_own():
 
 def test_what_an_endpoint_says_is_escaped():
     answer = ANSWER | {"class_name": "\n::error::cock\x1b[2J"}
-    with misbehaving(200, json.dumps(answer).encode(), health=b'{"state": "healthy", "model": "\\n::error::a"}') as (
+    with fake_endpoint(200, json.dumps(answer).encode(), health=b'{"state": "healthy", "model": "\\n::error::a"}') as (
         url,
         _,
     ):
@@ -135,9 +137,9 @@ def test_what_an_endpoint_says_is_escaped():
             assert "\n::" not in result.stdout
             assert "\x1b" not in result.stdout
         assert json.loads(run_tester(TENCH, "--json", "--url", url).stdout)["class_name"] == answer["class_name"]
-    with misbehaving(422, b"no\n::error::a") as (url, _):
+    with fake_endpoint(422, b"no\n::error::a") as (url, _):
         assert "\n::" not in run_tester(TENCH, "--url", url).stderr
-    with misbehaving(500, b"no\n::error::a") as (url, _):
+    with fake_endpoint(500, b"no\n::error::a") as (url, _):
         assert "\n::" not in run_tester(TENCH, "--url", url).stderr
 
 
@@ -166,7 +168,7 @@ def test_the_report_for_machines_has_the_same(served):
 
 
 def test_a_wrong_class_is_exit_code_1_with_expected_and_got(tmp_path):
-    with misbehaving(200, json.dumps(ANSWER).encode()) as (url, _):
+    with fake_endpoint(200, json.dumps(ANSWER).encode()) as (url, _):
         result = run_tester("--run-tests", "--url", url)
     assert result.returncode == 3  # this endpoint has no health to tell
     with ready(tmp_path, stub=True) as served:
