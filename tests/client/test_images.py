@@ -86,16 +86,23 @@ def test_answers_come_in_order_although_a_later_image_is_quicker(tmp_path):
     assert classes(classify_in_order(FakeEndpoint(act), numbered(tmp_path, 10), 2)) == list(range(10))
 
 
-def test_a_bad_image_is_an_error_of_its_own(tmp_path):
+@pytest.mark.parametrize("status", [408, 413, 422])
+def test_rejected_image_does_not_stop_the_others(tmp_path, status):
     def act(number):
         if number == 1:
-            raise RequestRejected(422, "not a picture")
+            raise RequestRejected(status, "why")
 
     paths = [*numbered(tmp_path, 3), tmp_path / "missing.jpg", tmp_path]
     outcomes = list(classify_in_order(FakeEndpoint(act), paths, 2))
     assert [outcome["picture"] for outcome in outcomes] == list(map(str, paths))
-    refused, missing, folder = "refused with 422: not a picture", "No such file or directory", "Is a directory"
-    assert classes(outcomes) == [0, refused, 2, f"cannot be read: {missing}", f"cannot be read: {folder}"]
+    missing, folder = "No such file or directory", "Is a directory"
+    assert classes(outcomes) == [
+        0,
+        f"rejected with {status}: why",
+        2,
+        f"cannot be read: {missing}",
+        f"cannot be read: {folder}",
+    ]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
@@ -103,7 +110,7 @@ def test_a_refusal_that_is_not_about_the_image_ends_it(tmp_path, status):
     def act(number):
         raise RequestRejected(status, "no")
 
-    with pytest.raises(RequestRejected, match=f"refused with {status}"):
+    with pytest.raises(RequestRejected, match=f"rejected with {status}"):
         list(classify_in_order(FakeEndpoint(act), numbered(tmp_path, 3), 2))
 
 

@@ -27,17 +27,17 @@ def test_an_image_and_its_class_are_split_at_the_last_equals_sign(tmp_path, name
 @pytest.mark.parametrize(
     ("argument", "says"),
     [
-        (f"{TENCH}", "write PICTURE=CLASS_ID"),
-        (f"{TENCH}=", "a whole number from 0"),
-        (f"{TENCH}=-1", "a whole number from 0"),
-        (f"{TENCH}=1.0", "a whole number from 0"),
-        (f"{TENCH}=²", "a whole number from 0"),
-        (f"{TENCH}=tench", "a whole number from 0"),
-        (f"{TENCH}={'9' * 5000}", "a whole number from 0"),
-        ("=7", "write PICTURE=CLASS_ID"),
-        ("nowhere.jpg=7", "a file that can be read"),
-        (f"{TENCH.parent}=7", "a file that can be read"),
-        ("known.json", "write PICTURE=CLASS_ID"),
+        (f"{TENCH}", "expected IMAGE=CLASS_ID"),
+        (f"{TENCH}=", "non-negative integer"),
+        (f"{TENCH}=-1", "non-negative integer"),
+        (f"{TENCH}=1.0", "non-negative integer"),
+        (f"{TENCH}=²", "non-negative integer"),
+        (f"{TENCH}=tench", "non-negative integer"),
+        (f"{TENCH}={'9' * 5000}", "non-negative integer"),
+        ("=7", "expected IMAGE=CLASS_ID"),
+        ("nowhere.jpg=7", "readable file"),
+        (f"{TENCH.parent}=7", "readable file"),
+        ("known.json", "expected IMAGE=CLASS_ID"),
     ],
 )
 def test_a_wrong_form_is_refused_with_the_right_one(argument, says):
