@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from client.endpoint import free_port  # noqa: E402
-from client.expected import presets  # noqa: E402
+from client.labeled_images import presets  # noqa: E402
 from model import OnnxClassifier  # noqa: E402
 from runtime.settings import available_cpus  # noqa: E402
 

@@ -1,17 +1,15 @@
-"""An endpoint as a caller sees it, by Banana's own client kept within a time-out; and a server started here."""
+"""An endpoint as a caller sees it, and a server started on this machine."""
 
 import base64
-import importlib.util
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import requests
@@ -20,70 +18,66 @@ import urllib3
 from runtime.settings import ROOT
 
 SERVER = ROOT / "server.py"
-TIMEOUT_S = 60.0  # of a call, its retries included
-CONNECT_TIMEOUT_S = 5  # of connecting and of TLS, which a port without TLS would let wait for ever
-BUSY = (400, 423, 502, 503)  # asked again; Banana's own use 400 for a caller over the quota
-PAUSE_S = 0.5  # between one try and the next
+TIMEOUT_S = 60.0  # of a request, its retries included
+CONNECT_TIMEOUT_S = 5  # includes TLS, for which a port without TLS never answers
+BUSY = (400, 423, 502, 503)  # retried, as Banana's client does; Banana's hosts use 400 for a caller over its quota
+RETRY_DELAY_S = 0.5
 
 
-class EndpointDown(Exception):
-    """The endpoint does not answer, or not in this server's words."""
+class EndpointUnavailable(Exception):
+    """The endpoint does not respond, or not as this server does."""
 
 
-class Refused(Exception):
-    """The endpoint refused the call as the caller's mistake; `status` is the HTTP status."""
+class RequestRejected(Exception):
+    """The endpoint rejected the request as the caller's mistake; `status` is the HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"refused with {status}: {message}")
+        super().__init__(f"rejected with {status}: {message}")
         self.status = status
 
 
 class Endpoint:
-    """Calls `url` with Banana's client. Every method raises EndpointDown where no answer comes within `timeout_s`."""
+    """The endpoint at `url`. Every method raises EndpointUnavailable if it gets no response within `timeout_s`."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
+        self.api_key = api_key
         self.timeout_s = timeout_s
-        # By itself the client follows redirects, waits without an end, and drops most of what a server says. So a copy
-        # of its module sends by `_send`; whoever else imports that module has it as it is.
-        spec: Any = importlib.util.find_spec("banana_dev.client")
-        banana: Any = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(banana)
-        banana.requests = SimpleNamespace(post=partial(self._send, "POST"))
-        self.client = banana.Client(api_key or "", self.url, verbosity="")
 
     def classify(self, image: bytes) -> dict:
-        """Return the class of an image file's content. Raises Refused.
+        """Return the class of an image file's content. Raises RequestRejected.
 
-        It is `class_id`, `class_name` and `probability`, with the milliseconds that the call took: `call_ms` in all,
-        and `server_ms` in the server.
+        The keys are `class_id`, `class_name` and `probability`, and the milliseconds that the request took: `call_ms`
+        in total, `server_ms` in the server.
         """
-        inputs = {"image": base64.b64encode(image).decode()}
+        headers = {"X-Banana-Request-ID": str(uuid.uuid4())}
+        if self.api_key:
+            headers["X-Banana-API-Key"] = self.api_key
         started = time.perf_counter()
-        # Headers of its own, because the client's default is one dictionary that all calls share and change.
-        answer, _ = self.client.call("/", json=inputs, headers={}, retry=False)
+        response = self._send("POST", f"{self.url}/", json={"image": base64.b64encode(image).decode()}, headers=headers)
         call_ms = (time.perf_counter() - started) * 1e3
         try:
+            result = response.json()
             return {
-                "class_id": int(answer["class_id"]),
-                "class_name": str(answer["class_name"]),
-                "probability": float(answer["probability"]),
+                "class_id": int(result["class_id"]),
+                "class_name": str(result["class_name"]),
+                "probability": float(result["probability"]),
                 "call_ms": call_ms,
-                "server_ms": float(answer["timing_ms"]["total"]),
+                "server_ms": float(result["timing_ms"]["total"]),
             }
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise EndpointDown(f"{self.url} answered, but not with a class: is it this server?") from error
+            raise EndpointUnavailable(f"{self.url} responds, but not with a class: is it this server?") from error
 
     def health(self) -> dict:
-        """Return what /healthcheck says. Raises Refused."""
+        """Return what /healthcheck reports. Raises RequestRejected."""
         url = f"{self.url}/healthcheck"
         try:
             return dict(self._send("GET", url).json())
         except (TypeError, ValueError) as error:
-            raise EndpointDown(f"{url} answered, but not with a state: is it this server?") from error
+            raise EndpointUnavailable(f"{url} responds, but not with a state: is it this server?") from error
 
     def _send(self, method: str, url: str, **arguments: Any) -> requests.Response:
-        """Send until the endpoint is not busy, and return the response if its status is 200. Raises Refused."""
+        """Send until the endpoint is not busy; return the response if its status is 200. Raises RequestRejected."""
         deadline = time.monotonic() + self.timeout_s
         while True:
             timeout: Any = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, total=max(0.001, deadline - time.monotonic()))
@@ -91,34 +85,34 @@ class Endpoint:
                 response = requests.request(method, url, timeout=timeout, allow_redirects=False, **arguments)
             except (OSError, ValueError) as error:  # ValueError: the target of a redirect is not a URL
                 late = time.monotonic() >= deadline
-                message = f"did not answer within {self.timeout_s:g} s" if late else f"does not answer: {error}"
+                message = f"did not respond within {self.timeout_s:g} s" if late else f"does not respond: {error}"
                 tls_failed = isinstance(error, requests.Timeout | requests.exceptions.SSLError)
                 if tls_failed and url.lower().startswith("https:"):
-                    message += "; if it speaks plain HTTP, its URL begins with http://"
-                raise EndpointDown(f"{url} {message}") from error
-            if response.status_code not in BUSY or time.monotonic() + PAUSE_S > deadline:
+                    message += "; if it serves plain HTTP, use a URL that begins with http://"
+                raise EndpointUnavailable(f"{url} {message}") from error
+            if response.status_code not in BUSY or time.monotonic() + RETRY_DELAY_S > deadline:
                 break
-            time.sleep(PAUSE_S)
+            time.sleep(RETRY_DELAY_S)
         status = response.status_code
         if status == 200:
             return response
         if response.is_redirect:  # not followed: its target would get the key
             target = response.headers["Location"]
-            raise EndpointDown(f"{url} redirects to {target!r}: if that is the endpoint, set the URL to it")
+            raise EndpointUnavailable(f"{url} redirects to {target!r}: if that is the endpoint, set the URL to it")
         try:
             message = response.json()["error"]["message"]
         except (KeyError, TypeError, ValueError):
             message = response.text[:200] or response.reason
         if 400 <= status < 500 and status not in BUSY:
-            raise Refused(status, message)
-        raise EndpointDown(f"{url} answers {status}: {message}")
+            raise RequestRejected(status, message)
+        raise EndpointUnavailable(f"{url} responds with {status}: {message}")
 
 
 @contextmanager
 def local_server(api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[Endpoint]:
     """Run server.py on a free port of this machine while the context lasts, from when it is healthy.
 
-    An EndpointDown, raised here or in the context, has what the server said at its end.
+    An EndpointUnavailable that is raised here or in the context includes the server's log.
     """
     port = free_port()
     endpoint = Endpoint(f"http://127.0.0.1:{port}", api_key, timeout_s)
@@ -128,27 +122,24 @@ def local_server(api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> It
         subprocess.Popen([sys.executable, SERVER], env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
     ):
         try:
-            _wait_until_healthy(endpoint, process)
+            deadline = time.monotonic() + timeout_s
+            while process.poll() is None and time.monotonic() < deadline:
+                with suppress(EndpointUnavailable):  # it is not listening yet
+                    endpoint.health()
+                    break
+                time.sleep(0.02)
+            else:
+                state = "has ended" if process.poll() is not None else f"is not healthy after {timeout_s:g} s"
+                raise EndpointUnavailable(f"server.py {state}; its log:")
             yield endpoint
-        except EndpointDown as error:
+        except EndpointUnavailable as error:
             log.seek(0)
-            raise EndpointDown(f"{error}\n{log.read().decode(errors='replace')}".rstrip()) from error
+            raise EndpointUnavailable(f"{error}\n{log.read().decode(errors='replace')}".rstrip()) from error
         finally:
             process.kill()
 
 
-def _wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + endpoint.timeout_s
-    while process.poll() is None and time.monotonic() < deadline:
-        with suppress(EndpointDown):  # it does not listen yet
-            endpoint.health()
-            return
-        time.sleep(0.02)
-    state = f"is not healthy after {endpoint.timeout_s:g} s" if process.poll() is None else "has ended"
-    raise EndpointDown(f"server.py {state}; it said:")
-
-
 def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
+    """Return a port of this machine on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]

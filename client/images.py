@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from client.endpoint import Endpoint, Refused
+from client.endpoint import Endpoint, RequestRejected
 from client.report import escape, print_line
 
 # What the server decodes, by the names that such files have.
@@ -41,13 +41,16 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
-    """Return `picture`, the path, with its class or an `error`. Raises EndpointDown, and Refused of every image."""
+    """Return `picture`, the path, with its class or an `error`.
+
+    Raises EndpointUnavailable, and RequestRejected for what would be rejected for every image.
+    """
     row = {"picture": str(path)}
     try:
         return row | endpoint.classify(path.read_bytes())
     except OSError as error:
         return row | {"error": f"cannot be read: {error.strerror}"}
-    except Refused as refusal:
+    except RequestRejected as refusal:
         if refusal.status not in (408, 413, 422):  # any other would be the same for every image
             raise
         return row | {"error": str(refusal)}
@@ -75,7 +78,7 @@ def print_one(endpoint: Endpoint, path: Path) -> bool:
 def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: bool) -> bool:
     """Print a line for each image as it comes, in order, and what they took in all; return whether each has a class.
 
-    Where EndpointDown, Refused or Ctrl-C ends it, what was done is summed up all the same.
+    Where EndpointUnavailable, RequestRejected or Ctrl-C ends it, what was done is summed up all the same.
     """
     width = max(len(str(path)) for path in paths)
     if not as_json:

@@ -1,28 +1,28 @@
-"""What the two testers print for people: nothing in it moves a terminal or is a command to GitHub Actions."""
+"""The output of the two testers: nothing in it controls a terminal or is a command to GitHub Actions."""
 
 import re
 from collections.abc import Callable
 from typing import Any, TextIO
 
-# Its name in the report, and a function that returns what it found, or raises AssertionError with what was expected.
+# A name in the report, and a function that returns a finding or raises AssertionError with what was expected.
 Check = tuple[str, Callable[[Any], str]]
 
 
 def escape(text: object) -> str:
-    """Return the text as one line in which what is not printable is escaped, and so is what begins a command."""
+    """Return the text as one line, with non-printable characters and the beginnings of commands escaped."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     return re.sub(r"(^\s*:|##)(?=[:\[])", r"\1\\", line)  # ::error or ##[error]
 
 
 def print_line(text: object, file: TextIO | None = None) -> None:
-    """Print the text, escaped, at once."""
+    """Print the text, escaped and flushed."""
     print(escape(text), file=file, flush=True)
 
 
-def run_checks(checks: list[Check], subject: Any, *failures: type[Exception]) -> dict[str, Any]:
+def run_checks(checks: list[Check], subject: Any, failures: tuple[type[Exception], ...]) -> dict[str, Any]:
     """Return `tests`, the name, message and result of each check of `subject`, and how many `passed` and `failed`.
 
-    Beside AssertionError the exceptions `failures` fail a check too.
+    AssertionError and the exceptions `failures` fail a check; any other ends the run.
     """
     tests: list[dict[str, Any]] = []
     failed_by: tuple[type[Exception], ...] = (AssertionError, *failures)
@@ -36,7 +36,7 @@ def run_checks(checks: list[Check], subject: Any, *failures: type[Exception]) ->
 
 
 def print_report(report: dict[str, Any], subject: str, remark: str = "") -> None:
-    """Print a line for each test, the remark, and how many tests of the subject of that name passed."""
+    """Print a line per test, the remark, and how many tests of `subject` passed."""
     for test in report["tests"]:
         print_line(f"{'ok  ' if test['passed'] else 'FAIL'}  {test['name']}: {test['message']}")
     if remark:

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from ruamel.yaml import YAML
 
+from tests.fake_endpoint import fake_endpoint
 from tests.graphs import broken_copy, swap_channels
-from tests.misbehaving import misbehaving
 from tests.server_process import MODEL_PATH, ROOT
 
 HOSTILE = "a\n```\n::error::b\r::error::c\n##[error]d\n</code></pre><b>"
@@ -87,7 +87,7 @@ def test_nothing_that_an_endpoint_says_is_markdown_or_a_command(tmp_path, status
     summary = tmp_path / "summary"
     body = json.dumps({"error": {"message": HOSTILE}}).encode()
     health = json.dumps({"state": "healthy", HOSTILE: HOSTILE}).encode()
-    with misbehaving(status, body, health=health) as (url, _):
+    with fake_endpoint(status, body, health=health) as (url, _):
         given = {"BANANA_MODEL_URL": url, "BANANA_API_KEY": "key", "GITHUB_STEP_SUMMARY": str(summary)}
         result = run("post", "watch", "Call the deployed model", **given)
     assert result.returncode == {401: 1, 500: 3}[status]

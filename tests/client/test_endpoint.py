@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.misbehaving import misbehaving
+from tests.fake_endpoint import fake_endpoint
 from tests.server_process import DEADLINE_S, NEWT, TENCH, ready, wait_until
 from tests.tester_process import run_tester, started
 
@@ -25,18 +25,18 @@ def test_a_server_that_dies_ends_the_run_with_one_message_and_what_there_is(tmp_
         output, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 3
     assert " tench " in rows[1] or json.loads(rows[1])["class_id"] == 0
-    assert errors.count("does not answer") == 1
-    assert output.count("does not answer") == len(options)  # as the last object
+    assert errors.count("does not respond") == 1
+    assert output.count("does not respond") == len(options)  # as the last object
     assert 1 <= int((errors if options else output).partition(" pictures classified")[0].split()[-1]) < 1000
 
 
 def test_an_endpoint_that_stops_answering_ends_the_run_after_one_time_out():
-    with misbehaving(200, b"", hang=True, good=range(2)) as (url, asked):
+    with fake_endpoint(200, b"", hang=True, good=range(2)) as (url, asked):
         result = run_tester(*[TENCH] * 100, "--url", url, "--timeout", "1", "--in-flight", "3")
     assert result.returncode == 3
-    assert result.stderr.count("did not answer within 1 s") == 1
+    assert result.stderr.count("did not respond within 1 s") == 1
     assert " pictures classified in " in result.stdout
-    assert "did not answer" not in result.stdout
+    assert "did not respond" not in result.stdout
     assert len(asked) <= 2 + 2 * 3
 
 
@@ -44,7 +44,7 @@ def test_an_endpoint_that_stops_answering_ends_the_run_after_one_time_out():
 def test_ctrl_c_ends_at_once_with_what_there_is(options):
     arguments = [*[TENCH] * 9, "--in-flight", "1"]
     with (
-        misbehaving(200, b"", hang=True, good=range(2)) as (url, asked),
+        fake_endpoint(200, b"", hang=True, good=range(2)) as (url, asked),
         started(*arguments, "--url", url, *options) as process,
     ):
         for _ in range(2 if options else 3):  # with the header
@@ -62,11 +62,11 @@ def test_a_wrong_key_is_exit_code_2_and_neither_key_is_printed(tmp_path):
     with ready(tmp_path, BANANA_API_KEY="right-key") as served:
         wrong = run_tester(TENCH, "--url", served.url, "--api-key", "wrong-key")
         assert wrong.returncode == 2
-        assert "refused with 401" in wrong.stderr
+        assert "rejected with 401" in wrong.stderr
         assert "-key" not in wrong.stdout + wrong.stderr.replace("Banana-API-Key", "")
         many = run_tester(*[TENCH] * 9, "--url", served.url, "--api-key", "wrong-key")
         assert many.returncode == 2
-        assert (many.stdout + many.stderr).count("refused with 401") == 1
+        assert (many.stdout + many.stderr).count("rejected with 401") == 1
         assert run_tester(TENCH, "--url", served.url, BANANA_API_KEY="right-key").returncode == 0
 
 
@@ -74,17 +74,17 @@ def test_nothing_listening_is_exit_code_3():
     for arguments in ([TENCH], [TENCH, NEWT], ["--run-tests"]):
         result = run_tester(*arguments, "--url", "http://127.0.0.1:1")
         assert result.returncode == 3
-        assert result.stderr.count("does not answer") == 1
+        assert result.stderr.count("does not respond") == 1
         as_json = run_tester(*arguments, "--json", "--url", "http://127.0.0.1:1")
-        assert "does not answer" in json.loads(as_json.stdout)["error"]
+        assert "does not respond" in json.loads(as_json.stdout)["error"]
 
 
 def test_https_on_a_port_without_it_is_exit_code_3_with_what_to_do():
-    with socket.create_server(("127.0.0.1", 0)) as silent, misbehaving(200, b"") as (url, _):
+    with socket.create_server(("127.0.0.1", 0)) as silent, fake_endpoint(200, b"") as (url, _):
         for address in (f"https://127.0.0.1:{silent.getsockname()[1]}", url.replace("http", "https")):
             result = run_tester(TENCH, "--url", address, "--timeout", "1")
             assert result.returncode == 3
-            assert "if it speaks plain HTTP, its URL begins with http://" in result.stderr
+            assert "serves plain HTTP" in result.stderr
 
 
 def test_a_server_that_cannot_start_is_exit_code_3_with_its_own_words():
@@ -96,7 +96,7 @@ def test_a_server_that_cannot_start_is_exit_code_3_with_its_own_words():
 @pytest.mark.parametrize(
     ("status", "body", "hang", "says"),
     [
-        (200, b"", True, "did not answer within 1 s"),
+        (200, b"", True, "did not respond within 1 s"),
         (400, b"over quota", False, "over quota"),
         (503, b"busy", False, "busy"),
         (500, b"broken", False, "broken"),
@@ -106,15 +106,16 @@ def test_a_server_that_cannot_start_is_exit_code_3_with_its_own_words():
     ids=["hangs", "400 for ever", "503 for ever", "500", "no JSON", "no class"],
 )
 def test_an_endpoint_that_never_answers_rightly_is_exit_code_3_in_bounded_time(status, body, hang, says):
-    with misbehaving(status, body, hang) as (url, asked):
+    with fake_endpoint(status, body, hang) as (url, asked):
         result = run_tester(TENCH, "--url", url, "--timeout", "1")
     assert result.returncode == 3
     assert says in result.stderr
     assert asked
 
 
-def test_what_the_endpoint_answers_at_the_second_time_of_asking_counts():
-    with misbehaving(502, b"bad gateway", good=range(1, 2)) as (url, _):
+@pytest.mark.parametrize("status", [400, 423, 502, 503])
+def test_retries_while_the_endpoint_is_busy(status):
+    with fake_endpoint(status, b"busy", good=range(1, 2)) as (url, _):
         result = run_tester(TENCH, "--url", url)
     assert (result.returncode, result.stderr) == (0, "")
     assert "cock (class 7" in result.stdout
@@ -126,7 +127,7 @@ def test_what_the_endpoint_answers_at_the_second_time_of_asking_counts():
 def test_a_redirect_is_not_followed_and_its_target_is_named(status, good):
     with socket.create_server(("127.0.0.1", 0)) as target:
         location = f"http://127.0.0.1:{target.getsockname()[1]}/"
-        with misbehaving(status, b"", good=good, location=location) as (url, _):
+        with fake_endpoint(status, b"", good=good, location=location) as (url, _):
             result = run_tester("--run-tests", "--url", url, "--api-key", "secret", "--timeout", "1")
         target.setblocking(False)
         with pytest.raises(BlockingIOError):  # nobody has connected
@@ -137,12 +138,12 @@ def test_a_redirect_is_not_followed_and_its_target_is_named(status, good):
 
 def test_a_redirect_to_what_is_not_a_url_is_exit_code_3():
     for location in ("http://[", "\xff"):
-        with misbehaving(307, b"", location=location) as (url, _):
+        with fake_endpoint(307, b"", location=location) as (url, _):
             assert run_tester(TENCH, "--url", url).returncode == 3
 
 
 def test_a_health_check_of_another_server_is_exit_code_3():
-    with misbehaving(200, b"", good=range(99), health=b"[1]") as (url, _):
+    with fake_endpoint(200, b"", good=range(99), health=b"[1]") as (url, _):
         result = run_tester("--run-tests", "--url", url)
     assert result.returncode == 3
     assert "is it this server?" in result.stderr

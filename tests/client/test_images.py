@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.endpoint import EndpointDown, Refused
+from client.endpoint import EndpointUnavailable, RequestRejected
 from client.images import SUFFIXES, classify_in_order, find_images, summarize
 from runtime.decoding import FORMATS
 from tests.server_process import DEADLINE_S
@@ -86,24 +86,31 @@ def test_answers_come_in_order_although_a_later_image_is_quicker(tmp_path):
     assert classes(classify_in_order(FakeEndpoint(act), numbered(tmp_path, 10), 2)) == list(range(10))
 
 
-def test_a_bad_image_is_an_error_of_its_own(tmp_path):
+@pytest.mark.parametrize("status", [408, 413, 422])
+def test_rejected_image_does_not_stop_the_others(tmp_path, status):
     def act(number):
         if number == 1:
-            raise Refused(422, "not a picture")
+            raise RequestRejected(status, "why")
 
     paths = [*numbered(tmp_path, 3), tmp_path / "missing.jpg", tmp_path]
     outcomes = list(classify_in_order(FakeEndpoint(act), paths, 2))
     assert [outcome["picture"] for outcome in outcomes] == list(map(str, paths))
-    refused, missing, folder = "refused with 422: not a picture", "No such file or directory", "Is a directory"
-    assert classes(outcomes) == [0, refused, 2, f"cannot be read: {missing}", f"cannot be read: {folder}"]
+    missing, folder = "No such file or directory", "Is a directory"
+    assert classes(outcomes) == [
+        0,
+        f"rejected with {status}: why",
+        2,
+        f"cannot be read: {missing}",
+        f"cannot be read: {folder}",
+    ]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
 def test_a_refusal_that_is_not_about_the_image_ends_it(tmp_path, status):
     def act(number):
-        raise Refused(status, "no")
+        raise RequestRejected(status, "no")
 
-    with pytest.raises(Refused, match=f"refused with {status}"):
+    with pytest.raises(RequestRejected, match=f"rejected with {status}"):
         list(classify_in_order(FakeEndpoint(act), numbered(tmp_path, 3), 2))
 
 
@@ -114,11 +121,11 @@ def test_an_endpoint_that_goes_away_ends_it_and_nothing_more_is_sent(tmp_path):
         if number > 5:
             stopped.wait(DEADLINE_S)  # as calls in flight do that never get an answer
         if number >= 5:
-            raise EndpointDown("gone")
+            raise EndpointUnavailable("gone")
 
     endpoint = FakeEndpoint(act)
     outcomes = []
-    with pytest.raises(EndpointDown, match="gone"):
+    with pytest.raises(EndpointUnavailable, match="gone"):
         for outcome in classify_in_order(endpoint, numbered(tmp_path, 100), 4):
             outcomes.append(outcome)
     stopped.set()
@@ -128,9 +135,9 @@ def test_an_endpoint_that_goes_away_ends_it_and_nothing_more_is_sent(tmp_path):
 
 def test_one_image_without_an_answer_is_an_endpoint_that_is_down(tmp_path):
     def act(number):
-        raise EndpointDown("failed")
+        raise EndpointUnavailable("failed")
 
-    with pytest.raises(EndpointDown, match="failed"):
+    with pytest.raises(EndpointUnavailable, match="failed"):
         list(classify_in_order(FakeEndpoint(act), numbered(tmp_path, 1), 4))
 
 

@@ -28,7 +28,7 @@ def test_a_check_fails_by_the_exceptions_named_and_by_no_other():
         raise subject
 
     failed = {"tests": [{"name": "a", "passed": False, "message": "why"}], "passed": 0, "failed": 1}
-    assert run_checks([("a", check)], AssertionError("why")) == failed
-    assert run_checks([("a", check)], ValueError("why"), ValueError) == failed
+    assert run_checks([("a", check)], AssertionError("why"), failures=()) == failed
+    assert run_checks([("a", check)], ValueError("why"), failures=(ValueError,)) == failed
     with pytest.raises(ValueError, match="why"):
-        run_checks([("a", check)], ValueError("why"))
+        run_checks([("a", check)], ValueError("why"), failures=())

@@ -98,14 +98,14 @@ def test_what_does_not_sum_to_1_after_a_softmax_fails(tmp_path):
     path = of_other_classes(tmp_path / "other.onnx", [0, 26, 7], "Sigmoid", described="softmax")
     result = run_tester(path, "--expect", f"{TENCH}=0")
     assert result.returncode == 1
-    assert "FAIL  probabilities: expected a sum of 1 after softmax, got the sum of a picture's from " in result.stdout
+    assert "FAIL  probabilities: expected a sum of 1 after softmax, got sums per image from " in result.stdout
 
 
 def test_what_is_expected_of_no_image_fails_in_words(tmp_path):
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     result = run_tester(MODEL_PATH, "--expect", f"{tmp_path / 'notes.txt'}=0")
     assert result.returncode == 1
-    assert f"FAIL  {tmp_path / 'notes.txt'}: not a picture" in result.stdout
+    assert f"FAIL  {tmp_path / 'notes.txt'}: " in result.stdout
     wrong = run_tester(MODEL_PATH, "--expect", f"{TENCH}=tench")
     assert wrong.returncode == 2
-    assert "write PICTURE=CLASS_ID" in wrong.stderr
+    assert "expected IMAGE=CLASS_ID" in wrong.stderr

@@ -10,7 +10,7 @@ ANSWER = {"class_id": 7, "class_name": "cock", "probability": 0.5, "timing_ms": 
 
 
 @contextmanager
-def misbehaving(
+def fake_endpoint(
     status: int, body: bytes, hang: bool = False, good: range = range(0), health: bytes = b"", location: str = ""
 ) -> Iterator[tuple[str, list[str]]]:
     """Run an endpoint that answers every POST alike, or never; give its URL and the paths it was asked for.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client.expected import Preset, expected, presets
+from client.labeled_images import LabeledImage, parse_expectation, presets
 from tests.server_process import TENCH
 
 
@@ -21,34 +21,34 @@ def test_the_preset_images_are_there_under_the_names_that_a_report_shows():
 def test_an_image_and_its_class_are_split_at_the_last_equals_sign(tmp_path, name):
     image = tmp_path / name
     image.touch()
-    assert expected(f"{image}=7") == Preset(image, 7)
+    assert parse_expectation(f"{image}=7") == LabeledImage(image, 7)
 
 
 @pytest.mark.parametrize(
     ("argument", "says"),
     [
-        (f"{TENCH}", "write PICTURE=CLASS_ID"),
-        (f"{TENCH}=", "a whole number from 0"),
-        (f"{TENCH}=-1", "a whole number from 0"),
-        (f"{TENCH}=1.0", "a whole number from 0"),
-        (f"{TENCH}=²", "a whole number from 0"),
-        (f"{TENCH}=tench", "a whole number from 0"),
-        (f"{TENCH}={'9' * 5000}", "a whole number from 0"),
-        ("=7", "write PICTURE=CLASS_ID"),
-        ("nowhere.jpg=7", "a file that can be read"),
-        (f"{TENCH.parent}=7", "a file that can be read"),
-        ("known.json", "write PICTURE=CLASS_ID"),
+        (f"{TENCH}", "expected IMAGE=CLASS_ID"),
+        (f"{TENCH}=", "non-negative integer"),
+        (f"{TENCH}=-1", "non-negative integer"),
+        (f"{TENCH}=1.0", "non-negative integer"),
+        (f"{TENCH}=²", "non-negative integer"),
+        (f"{TENCH}=tench", "non-negative integer"),
+        (f"{TENCH}={'9' * 5000}", "non-negative integer"),
+        ("=7", "expected IMAGE=CLASS_ID"),
+        ("nowhere.jpg=7", "readable file"),
+        (f"{TENCH.parent}=7", "readable file"),
+        ("known.json", "expected IMAGE=CLASS_ID"),
     ],
 )
 def test_a_wrong_form_is_refused_with_the_right_one(argument, says):
     with pytest.raises(ArgumentTypeError, match=says):
-        expected(argument)
+        parse_expectation(argument)
 
 
 def test_a_class_without_a_name_may_have_any_and_one_with_a_name_only_that():
     cat, dog = ({"class_name": name, "probability": 0.9876} for name in ("cat", "dog"))
-    assert Preset(Path("cat.jpg"), 7).check(cat | {"class_id": 7}) == "7 cat, probability 0.988"
+    assert LabeledImage(Path("cat.jpg"), 7).check(cat | {"class_id": 7}) == "7 cat, probability 0.988"
     with pytest.raises(AssertionError, match=r"^expected 7, got 0 dog$"):
-        Preset(Path("cat.jpg"), 7).check(dog | {"class_id": 0})
+        LabeledImage(Path("cat.jpg"), 7).check(dog | {"class_id": 0})
     with pytest.raises(AssertionError, match=r"^expected 7 cat, got 7 dog$"):
-        Preset(Path("cat.jpg"), 7, "cat").check(dog | {"class_id": 7})
+        LabeledImage(Path("cat.jpg"), 7, "cat").check(dog | {"class_id": 7})
