@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import sys
+import tempfile
 import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from onnx import compose, helper, parser
 
 from conversion import ConversionError, custom_model, trained_model
+from conversion.files import replacing
 from conversion.preprocessing import OPSET, preprocessing_text
 from conversion.trained_model import ACTIVATIONS, TrainedModel
 from conversion.verification import verify
@@ -87,10 +89,8 @@ def check_output(output: Path) -> None:
     """Raise ConversionError where no file can be written to `output`, before anything that takes long."""
     if output.is_dir():
         raise ConversionError(f"--output {output} cannot be written: Is a directory")
-    part = output.with_name(f"{output.name}.part")
     try:
-        part.touch()
-        part.unlink()
+        tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
         raise ConversionError(f"--output {output} cannot be written: {error.strerror}") from error
 
@@ -99,16 +99,13 @@ def convert(trained: TrainedModel, output: Path) -> str:
     """Write the model to `output`; say how close it is. Raises ConversionError, and then leaves `output` as it was."""
     print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
     graph = build_graph(trained)
-    part = output.with_name(f"{output.name}.part")
+    print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
     try:
-        print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
-        onnx.save(graph, part)
-        agreement = verify(part, trained)
-        part.replace(output)
+        with replacing(output) as part:
+            onnx.save(graph, part)
+            agreement = verify(part, trained)
     except InvalidModel as error:
         raise ConversionError(f"ONNX Runtime cannot run what became of the network: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return agreement
 
 

@@ -8,6 +8,7 @@ import requests
 from tqdm import tqdm
 
 from conversion import ConversionError
+from conversion.files import replacing
 
 TIMEOUT_S = (5, 30)  # to connect, and without a single byte
 
@@ -25,19 +26,16 @@ def download(urls: Sequence[str], path: Path, known: Sequence[str]) -> None:
 
     The file has its name only once it is complete and right. Raises ConversionError when every address has failed.
     """
-    part = path.with_name(f"{path.name}.part")
     reasons = []
     for url in urls:
         try:
-            fetch(url, part)
-            if not set(digests(part)) & set(known):
-                raise ConversionError(f"digest {digests(part)[0]} is not a known one")
-            part.replace(path)
+            with replacing(path) as part:
+                fetch(url, part)
+                if not set(digests(part)) & set(known):
+                    raise ConversionError(f"digest {digests(part)[0]} is not a known one")
             return
         except (requests.RequestException, ConversionError) as error:
             reasons.append(f"  {url}: {error}\n")
-        finally:
-            part.unlink(missing_ok=True)
     raise ConversionError(
         f"{path.name} could not be downloaded:\n{''.join(reasons)}"
         f"Put the file there by hand, as {path}, or name one with --weights. Or take "
