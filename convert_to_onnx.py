@@ -80,7 +80,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
             ).model_proto
     except torch.onnx.OnnxExporterError as error:
         raise ConversionError(
-            f"PyTorch cannot export the network: {custom_model.explain(error)}\n"
+            f"PyTorch cannot export the network: {custom_model.format_error(error)}\n"
             "Its steps have to be ones that ONNX has, and the same for every picture and any number of them"
         ) from error
 
