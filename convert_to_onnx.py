@@ -69,7 +69,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
         # The exporter logs, prints and warns pages about itself. Its error says enough.
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             return torch.onnx.export(
-                trained.classifier,
+                trained.network_with_activation,
                 (torch.zeros(2, len(trained.mean), *trained.size),),
                 dynamo=True,
                 opset_version=OPSET,

@@ -34,7 +34,7 @@ class TrainedModel:
     activation: str = "softmax"  # one of ACTIVATIONS
 
     @property
-    def classifier(self) -> nn.Module:
+    def network_with_activation(self) -> nn.Module:
         """The network and its activation: normalized pixels in, probabilities out."""
         return nn.Sequential(self.network, ACTIVATIONS[self.activation]).eval()
 

@@ -40,7 +40,7 @@ def verify(path: Path, trained: TrainedModel) -> str:
     classifier = OnnxClassifier(path)
     if classifier.preprocessor != preprocessor:
         raise ConversionError(f"the file describes {classifier.preprocessor}, the model wants {preprocessor}")
-    graph_pixels, network = pixels_of(path), trained.classifier
+    graph_pixels, network = pixels_of(path), trained.network_with_activation
 
     @torch.inference_mode()
     def probabilities(normalized: np.ndarray) -> np.ndarray:
