@@ -85,7 +85,7 @@ class KnownModel:
 
     build: Callable[[], nn.Module]  # the network before its weights: normalized pixels in, logits out
     weights: Path  # where they are, or will be
-    digests: tuple[str, ...]  # the only ones taken from there, as download.digests returns them
+    digests: tuple[str, ...]  # the only ones taken from there, as sha256_digest or git_digest returns them
     urls: tuple[str, ...] = ()  # where to get the weights, in this order; none: they come with a package
     size: tuple[int, int] = (224, 224)  # height, width
     mean: tuple[float, float, float] = IMAGENET_MEAN

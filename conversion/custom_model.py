@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from conversion import ConversionError
-from conversion.download import digests
+from conversion.download import sha256_digest
 from conversion.trained_model import TrainedModel
 from conversion.weights import load_weights
 from pytorch_model import IMAGENET_MEAN, IMAGENET_STD
@@ -53,7 +53,7 @@ def load(
     names = read_labels(labels) if labels else [f"class {number}" for number in range(outputs.shape[1])]
     if len(names) != outputs.shape[1]:
         raise ConversionError(f"{labels} has {len(names)} class names, the network has {outputs.shape[1]} classes")
-    name, digest = model.replace(":", "."), digests(weights)[0]
+    name, digest = model.replace(":", "."), sha256_digest(weights)
     size, mean, std = (size[0], size[1]), tuple(mean), tuple(std)
     return TrainedModel(name, network, weights, digest, size, mean, std, names, activation or "softmax")
 
