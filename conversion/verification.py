@@ -1,23 +1,19 @@
 """Hold an ONNX file to the network that it was made of: the same pixels as Pillow's, the same answers as PyTorch's."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from onnx import utils
 
 from conversion import ConversionError
+from conversion.graph_pixels import compare_pixels, open_preprocessing
 from conversion.trained_model import TrainedModel
 from model import ImagePreprocessor, OnnxClassifier
-from runtime.providers import import_onnxruntime
 from runtime.settings import ROOT
 
 TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels
 RELATIVE_TOLERANCE = 1e-3  # of the largest probability: less than the above where there are thousands of classes
 ROUNDING = 1e-6  # the least that is allowed
-LEVELS_TOLERANCE = 1.01  # of 255, between the graph's pixels and Pillow's: one is rounding
 
 
 def generated_pictures() -> dict[str, np.ndarray]:
@@ -40,7 +36,7 @@ def verify(path: Path, trained: TrainedModel) -> str:
     classifier = OnnxClassifier(path)
     if classifier.preprocessor != preprocessor:
         raise ConversionError(f"the file describes {classifier.preprocessor}, the model wants {preprocessor}")
-    graph_pixels, network = pixels_of(path), trained.network_with_activation
+    graph_pixels, network = open_preprocessing(path), trained.network_with_activation
 
     @torch.inference_mode()
     def probabilities(normalized: np.ndarray) -> np.ndarray:
@@ -58,12 +54,7 @@ def verify(path: Path, trained: TrainedModel) -> str:
     for (name, picture), pixels, row in zip(named.items(), batch[:, None], rows[:, None], strict=True):
         normalized, graphs = preprocessor.normalize(pixels), graph_pixels(picture[None])
         # Unlike the probabilities, this shows a wrong resize whatever the weights are.
-        level = float(np.abs((graphs - normalized) * np.reshape(trained.std, (-1, 1, 1))).max() * 255)
-        if not level <= LEVELS_TOLERANCE:
-            raise ConversionError(
-                f"{name}: the graph's pixels are up to {level:.1f} of 255 from Pillow's, 1 is allowed"
-            )
-        levels = max(levels, level)
+        levels = max(levels, compare_pixels(name, graphs, normalized, trained.std))
         expected, raw = probabilities(normalized), classifier.predict(picture[None])
         same_pixels = max(same_pixels, compare(name, classifier.predict(pixels), expected))
         same_pixels = max(same_pixels, compare(f"{name}, in a batch", row, expected))
@@ -74,13 +65,6 @@ def verify(path: Path, trained: TrainedModel) -> str:
         f"probabilities within {same_pixels:.1e} on the same pixels, "
         f"and {resized:.1e} where the graph resizes and Pillow does"
     )
-
-
-def pixels_of(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the graph's pre-processing alone: uint8 [batch, height, width, 3] to float32 [batch, 3, *size]."""
-    part = utils.Extractor(onnx.load(path)).extract_model(["image"], ["preprocessing/pixels"])
-    session = import_onnxruntime().InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda picture: session.run(None, {"image": picture})[0]
 
 
 def compare(name: str, actual: np.ndarray, expected: np.ndarray) -> float:
