@@ -1,6 +1,6 @@
 """The preprocessing of an ONNX file on its own, to compare its pixels with Pillow's. Imports no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,16 @@ def open_preprocessing(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pixels: session.run(None, {"image": pixels})[0]
 
 
-def compare_pixels(name: str, graph: np.ndarray, reference: np.ndarray, std: tuple[float, ...]) -> float:
+def compare_pixels(names: Sequence[str], graph: np.ndarray, reference: np.ndarray, std: Sequence[float]) -> float:
     """Return the largest difference of two arrays of normalized pixels, in levels of 255.
 
-    Both are float32 [batch, channels, *size]. Raises ConversionError if the difference exceeds the tolerance.
+    Both are float32 [images, channels, *size]. Raises ConversionError, with the image's name, if it is over the
+    tolerance.
     """
-    difference = float(np.abs((graph - reference) * np.reshape(std, (-1, 1, 1))).max() * 255)
-    if not difference <= LEVELS_TOLERANCE:
-        raise ConversionError(
-            f"{name}: the graph's pixels are up to {difference:.1f} of 255 from Pillow's, 1 is allowed"
-        )
-    return difference
+    differences = np.abs((graph - reference) * np.reshape(std, (-1, 1, 1))).max(axis=(1, 2, 3)) * 255
+    for name, difference in zip(names, differences, strict=True):
+        if not difference <= LEVELS_TOLERANCE:
+            raise ConversionError(
+                f"{name}: the graph's pixels are up to {difference:.1f} of 255 from Pillow's, 1 is allowed"
+            )
+    return float(differences.max())

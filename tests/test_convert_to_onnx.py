@@ -51,7 +51,7 @@ def output(weights):
     """The file that the command makes of those weights."""
     result = run_converter("--weights", weights.name, "--output", "resnet18.onnx", folder=weights.parent)
     assert result.returncode == 0, result.stderr
-    steps = ["weights from untrained.pth", "exporting", "comparing", "on 9 pictures the same class", "resnet18.onnx, "]
+    steps = ["weights from untrained.pth", "exporting", "comparing", "on 9 images the same class", "resnet18.onnx, "]
     assert all(map(str.startswith, result.stdout.splitlines(), [f"resnet18: {step}" for step in steps])), result.stdout
     assert sorted(weights.parent.iterdir()) == [weights.with_name("resnet18.onnx"), weights]
     return weights.with_name("resnet18.onnx")
