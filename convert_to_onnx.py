@@ -22,11 +22,12 @@ from pathlib import Path
 
 import onnx
 import torch
-from onnx import compose, helper, parser
+from onnx import compose, helper
 
 from conversion import ConversionError, custom_model, trained_model
 from conversion.files import replacing
-from conversion.preprocessing import OPSET, preprocessing_text
+from conversion.graph_pixels import PIXELS
+from conversion.preprocessing import OPSET, preprocessing_graph
 from conversion.trained_model import ACTIVATIONS, TrainedModel
 from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS
@@ -37,10 +38,9 @@ from runtime.settings import ROOT
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
     network = export_network(trained)
-    preprocessing = parser.parse_model(preprocessing_text(trained))
+    preprocessing = preprocessing_graph(trained)
     preprocessing.ir_version = network.ir_version
-    preprocessing = compose.add_prefix(preprocessing, "preprocessing/", rename_inputs=False)
-    graph = compose.merge_models(preprocessing, network, io_map=[("preprocessing/pixels", "network_input")])
+    graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, "network_input")])
     del graph.opset_import[1:]  # both parts brought the same
     # The exporter notes where each step came from: stack traces with this machine's paths, a third of the file.
     for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
