@@ -34,6 +34,8 @@ from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
 from runtime.settings import ROOT
 
+CUSTOM_OPTIONS = ("size", "mean", "std", "labels", "activation", "channels")  # a known model has its own
+
 
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
@@ -121,7 +123,7 @@ def choose_model() -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the command line, checked; exit 2 where it is wrong. `custom` has what is for MODULE:CALLABLE alone."""
+    """Return the command line, checked; exit 2 if it is wrong. `custom` has the given ones of CUSTOM_OPTIONS."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(KNOWN_MODELS)
     parser.add_argument(
@@ -136,7 +138,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx beside this script"
     )
-    custom = parser.add_argument_group("for MODULE:CALLABLE", argument_default=argparse.SUPPRESS)
+    custom = parser.add_argument_group("for MODULE:CALLABLE")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
     custom.add_argument("--mean", type=float, nargs="+", help="per channel, in units of 0 to 1; default: ImageNet's")
     custom.add_argument("--std", type=float, nargs="+", help="likewise")
@@ -144,8 +146,8 @@ def parse_args() -> argparse.Namespace:
     custom.add_argument("--activation", choices=ACTIVATIONS, help="what its outputs still need; default: softmax")
     custom.add_argument("--channels", type=int, choices=(1, 3), help="3: RGB, the default; 1: grey")
     options = parser.parse_args()
-    for_all = ("model", "weights", "output")
-    options.custom = {name: value for name, value in vars(options).items() if name not in for_all}
+    given = {name: getattr(options, name) for name in CUSTOM_OPTIONS}
+    options.custom = {name: value for name, value in given.items() if value is not None}
     module, colon, attribute = options.model.partition(":")
     if colon and not (module and attribute and options.weights):
         parser.error("a custom model is --model MODULE:CALLABLE --weights FILE")
