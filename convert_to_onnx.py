@@ -34,17 +34,18 @@ from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
 from runtime.settings import ROOT
 
+NETWORK_INPUT = "network_input"
 CUSTOM_OPTIONS = ("size", "mean", "std", "labels", "activation", "channels")  # a known model has its own
 
 
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
     network = export_network(trained)
-    preprocessing = preprocessing_graph(trained)
+    preprocessing = preprocessing_graph(trained)  # image to PIXELS, the normalized pixels
     preprocessing.ir_version = network.ir_version
-    graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, "network_input")])
+    graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, NETWORK_INPUT)])
     del graph.opset_import[1:]  # both parts brought the same
-    # The exporter notes where each step came from: stack traces with this machine's paths, a third of the file.
+    # The exporter records the origin of each step: stack traces with this machine's paths, a third of the file.
     for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
         part.ClearField("metadata_props")
     graph.producer_name, graph.producer_version = "convert_to_onnx.py", f"PyTorch {torch.__version__}"
@@ -67,15 +68,16 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     weights = sum(tensor.nbytes for tensor in trained.network.state_dict().values())
     if weights >= 2**31:  # the file is one Protocol Buffers message
         raise ConversionError(f"the network's weights are {weights / 1e9:.1f} GB; an ONNX file holds less than 2")
+    batch = torch.zeros(2, len(trained.mean), *trained.size)  # not 1, which the exporter takes for a constant
     try:
-        # The exporter logs, prints and warns pages about itself. Its error says enough.
+        # The exporter logs, prints and warns pages about itself; its error is enough.
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             return torch.onnx.export(
                 trained.network_with_activation,
-                (torch.zeros(2, len(trained.mean), *trained.size),),
+                (batch,),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["network_input"],
+                input_names=[NETWORK_INPUT],
                 output_names=["probabilities"],
                 dynamic_shapes=({0: "batch"},),
                 verbose=False,
