@@ -15,32 +15,37 @@ import argparse
 import io
 import json
 import sys
+import tempfile
 import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import onnx
 import torch
-from onnx import compose, helper, parser
+from onnx import compose, helper
 
 from conversion import ConversionError, custom_model, trained_model
-from conversion.preprocessing import OPSET, preprocessing_text
+from conversion.files import replacing
+from conversion.graph_pixels import PIXELS
+from conversion.preprocessing import OPSET, preprocessing_graph
 from conversion.trained_model import ACTIVATIONS, TrainedModel
 from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS
 from runtime.errors import InvalidModel
 from runtime.settings import ROOT
 
+NETWORK_INPUT = "network_input"
+CUSTOM_OPTIONS = ("size", "mean", "std", "labels", "activation", "channels")  # a known model has its own
+
 
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
     network = export_network(trained)
-    preprocessing = parser.parse_model(preprocessing_text(trained))
+    preprocessing = preprocessing_graph(trained)  # image to PIXELS, the normalized pixels
     preprocessing.ir_version = network.ir_version
-    preprocessing = compose.add_prefix(preprocessing, "preprocessing/", rename_inputs=False)
-    graph = compose.merge_models(preprocessing, network, io_map=[("preprocessing/pixels", "network_input")])
+    graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, NETWORK_INPUT)])
     del graph.opset_import[1:]  # both parts brought the same
-    # The exporter notes where each step came from: stack traces with this machine's paths, a third of the file.
+    # The exporter records the origin of each step: stack traces with this machine's paths, a third of the file.
     for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
         part.ClearField("metadata_props")
     graph.producer_name, graph.producer_version = "convert_to_onnx.py", f"PyTorch {torch.__version__}"
@@ -63,22 +68,23 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     weights = sum(tensor.nbytes for tensor in trained.network.state_dict().values())
     if weights >= 2**31:  # the file is one Protocol Buffers message
         raise ConversionError(f"the network's weights are {weights / 1e9:.1f} GB; an ONNX file holds less than 2")
+    batch = torch.zeros(2, len(trained.mean), *trained.size)  # not 1, which the exporter takes for a constant
     try:
-        # The exporter logs, prints and warns pages about itself. Its error says enough.
+        # The exporter logs, prints and warns pages about itself; its error is enough.
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             return torch.onnx.export(
-                trained.classifier,
-                (torch.zeros(2, len(trained.mean), *trained.size),),
+                trained.network_with_activation,
+                (batch,),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["network_input"],
+                input_names=[NETWORK_INPUT],
                 output_names=["probabilities"],
                 dynamic_shapes=({0: "batch"},),
                 verbose=False,
             ).model_proto
     except torch.onnx.OnnxExporterError as error:
         raise ConversionError(
-            f"PyTorch cannot export the network: {custom_model.explain(error)}\n"
+            f"PyTorch cannot export the network: {custom_model.format_error(error)}\n"
             "Its steps have to be ones that ONNX has, and the same for every picture and any number of them"
         ) from error
 
@@ -87,10 +93,8 @@ def check_output(output: Path) -> None:
     """Raise ConversionError where no file can be written to `output`, before anything that takes long."""
     if output.is_dir():
         raise ConversionError(f"--output {output} cannot be written: Is a directory")
-    part = output.with_name(f"{output.name}.part")
     try:
-        part.touch()
-        part.unlink()
+        tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
         raise ConversionError(f"--output {output} cannot be written: {error.strerror}") from error
 
@@ -99,16 +103,13 @@ def convert(trained: TrainedModel, output: Path) -> str:
     """Write the model to `output`; say how close it is. Raises ConversionError, and then leaves `output` as it was."""
     print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
     graph = build_graph(trained)
-    part = output.with_name(f"{output.name}.part")
+    print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
     try:
-        print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
-        onnx.save(graph, part)
-        agreement = verify(part, trained)
-        part.replace(output)
+        with replacing(output) as part:
+            onnx.save(graph, part)
+            agreement = verify(part, trained)
     except InvalidModel as error:
         raise ConversionError(f"ONNX Runtime cannot run what became of the network: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return agreement
 
 
@@ -124,7 +125,7 @@ def choose_model() -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the command line, checked; exit 2 where it is wrong. `custom` has what is for MODULE:CALLABLE alone."""
+    """Return the command line, checked; exit 2 if it is wrong. `custom` has the given ones of CUSTOM_OPTIONS."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(KNOWN_MODELS)
     parser.add_argument(
@@ -139,7 +140,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx beside this script"
     )
-    custom = parser.add_argument_group("for MODULE:CALLABLE", argument_default=argparse.SUPPRESS)
+    custom = parser.add_argument_group("for MODULE:CALLABLE")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
     custom.add_argument("--mean", type=float, nargs="+", help="per channel, in units of 0 to 1; default: ImageNet's")
     custom.add_argument("--std", type=float, nargs="+", help="likewise")
@@ -147,8 +148,8 @@ def parse_args() -> argparse.Namespace:
     custom.add_argument("--activation", choices=ACTIVATIONS, help="what its outputs still need; default: softmax")
     custom.add_argument("--channels", type=int, choices=(1, 3), help="3: RGB, the default; 1: grey")
     options = parser.parse_args()
-    for_all = ("model", "weights", "output")
-    options.custom = {name: value for name, value in vars(options).items() if name not in for_all}
+    given = {name: getattr(options, name) for name in CUSTOM_OPTIONS}
+    options.custom = {name: value for name, value in given.items() if value is not None}
     module, colon, attribute = options.model.partition(":")
     if colon and not (module and attribute and options.weights):
         parser.error("a custom model is --model MODULE:CALLABLE --weights FILE")

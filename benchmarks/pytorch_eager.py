@@ -23,7 +23,7 @@ def init() -> None:
     global network, preprocessor, class_names
     torch.set_num_threads(1)  # a thread for each call in work was measured faster than all threads for one
     trained = trained_model.load(NAME)
-    network, class_names = trained.classifier, trained.class_names
+    network, class_names = trained.network_with_activation, trained.class_names
     preprocessor = ImagePreprocessor(trained.size, trained.mean, trained.std)
     warm_up()
 

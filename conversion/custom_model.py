@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from conversion import ConversionError
-from conversion.download import digests
+from conversion.download import sha256_digest
 from conversion.trained_model import TrainedModel
 from conversion.weights import load_weights
 from pytorch_model import IMAGENET_MEAN, IMAGENET_STD
@@ -48,12 +48,12 @@ def load(
         raise ConversionError(f"--size has to be a height and a width of at least 1, not {tuple(size)}")
     network = build(model).cpu().float().eval()  # wherever, and in whatever precision, it was built
     load_weights(network, weights)
-    outputs = examine(network, (channels, *size))
+    outputs = probe_outputs(network, (channels, *size))
     check_activation(activation, outputs)
     names = read_labels(labels) if labels else [f"class {number}" for number in range(outputs.shape[1])]
     if len(names) != outputs.shape[1]:
         raise ConversionError(f"{labels} has {len(names)} class names, the network has {outputs.shape[1]} classes")
-    name, digest = model.replace(":", "."), digests(weights)[0]
+    name, digest = model.replace(":", "."), sha256_digest(weights)
     size, mean, std = (size[0], size[1]), tuple(mean), tuple(std)
     return TrainedModel(name, network, weights, digest, size, mean, std, names, activation or "softmax")
 
@@ -70,13 +70,13 @@ def build(model: str) -> nn.Module:
         network = getattr(importlib.import_module(module), attribute)()
     except Exception as error:  # it is somebody else's code, which may raise anything
         hint = "it has to be imported from here, and called without arguments"
-        raise ConversionError(f"{model} failed: {explain(error)}; {hint}") from error
+        raise ConversionError(f"{model} failed: {format_error(error)}; {hint}") from error
     if not isinstance(network, nn.Module):
         raise ConversionError(f"{model} gave {type(network).__name__}; expected a torch.nn.Module")
     return network
 
 
-def examine(network: nn.Module, shape: Sequence[int]) -> torch.Tensor:
+def probe_outputs(network: nn.Module, shape: Sequence[int]) -> torch.Tensor:
     """Return the network's outputs, [batch, classes], for normalized noise of `shape`. Raises ConversionError.
 
     It has to give finite numbers, and to every picture the same whatever else is in its batch.
@@ -88,7 +88,7 @@ def examine(network: nn.Module, shape: Sequence[int]) -> torch.Tensor:
             alone = [network(noise[i : i + 1]) for i in range(4)]
     except Exception as error:  # as above
         raise ConversionError(
-            f"the network fails on pictures of {list(shape)} (channels, height, width): {explain(error)}\n"
+            f"the network fails on pictures of {list(shape)} (channels, height, width): {format_error(error)}\n"
             "--size and --channels say what it takes"
         ) from error
     if not isinstance(outputs, torch.Tensor):
@@ -132,7 +132,7 @@ def read_labels(path: Path) -> list[str]:
     return names
 
 
-def explain(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return in a line what went wrong in somebody's code, and the last place that is not PyTorch's or Python's."""
     while error.__cause__:
         error = error.__cause__

@@ -8,36 +8,43 @@ import requests
 from tqdm import tqdm
 
 from conversion import ConversionError
+from conversion.files import replacing
 
 TIMEOUT_S = (5, 30)  # to connect, and without a single byte
 
 
-def digests(path: Path) -> tuple[str, str]:
-    """Return the file's digests: `sha256:…`, and `git:…`, the name that git gives it as a blob."""
+def sha256_digest(path: Path) -> str:
+    """Return `sha256:` and what sha256sum prints for the file."""
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def git_digest(path: Path) -> str:
+    """Return `git:` and what `git hash-object` prints for the file."""
     content = path.read_bytes()
-    git = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
-    git.update(content)
-    return f"sha256:{hashlib.sha256(content).hexdigest()}", f"git:{git.hexdigest()}"
+    blob = b"blob %d\0" % len(content) + content
+    return f"git:{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"
 
 
-def download(urls: Sequence[str], path: Path, known: Sequence[str]) -> None:
-    """Write to `path` what the first of `urls` gives that has a digest among `known`, of either kind.
+def is_known(path: Path, digests: Sequence[str]) -> bool:
+    """Return whether the file has one of `digests`, of either kind."""
+    return sha256_digest(path) in digests or git_digest(path) in digests
+
+
+def download(urls: Sequence[str], path: Path, digests: Sequence[str]) -> None:
+    """Write to `path` what the first of `urls` gives that has one of `digests`, of either kind.
 
     The file has its name only once it is complete and right. Raises ConversionError when every address has failed.
     """
-    part = path.with_name(f"{path.name}.part")
     reasons = []
     for url in urls:
         try:
-            fetch(url, part)
-            if not set(digests(part)) & set(known):
-                raise ConversionError(f"digest {digests(part)[0]} is not a known one")
-            part.replace(path)
+            with replacing(path) as part:
+                fetch(url, part)
+                if not is_known(part, digests):
+                    raise ConversionError(f"digest {sha256_digest(part)} is not a known one")
             return
         except (requests.RequestException, ConversionError) as error:
             reasons.append(f"  {url}: {error}\n")
-        finally:
-            part.unlink(missing_ok=True)
     raise ConversionError(
         f"{path.name} could not be downloaded:\n{''.join(reasons)}"
         f"Put the file there by hand, as {path}, or name one with --weights. Or take "

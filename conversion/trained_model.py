@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from conversion import ConversionError
-from conversion.download import digests, download
+from conversion.download import download, is_known, sha256_digest
 from conversion.weights import load_weights
 from pytorch_model import KNOWN_MODELS, KnownModel
 
@@ -34,7 +34,7 @@ class TrainedModel:
     activation: str = "softmax"  # one of ACTIVATIONS
 
     @property
-    def classifier(self) -> nn.Module:
+    def network_with_activation(self) -> nn.Module:
         """The network and its activation: normalized pixels in, probabilities out."""
         return nn.Sequential(self.network, ACTIVATIONS[self.activation]).eval()
 
@@ -49,7 +49,7 @@ def load(name: str, weights: Path | None = None) -> TrainedModel:
     network = known.build()
     load_weights(network, path)
     class_names = imagenet_class_names()
-    return TrainedModel(name, network.eval(), path, digests(path)[0], known.size, known.mean, known.std, class_names)
+    return TrainedModel(name, network.eval(), path, sha256_digest(path), known.size, known.mean, known.std, class_names)
 
 
 def known_weights(known: KnownModel) -> Path:
@@ -57,9 +57,9 @@ def known_weights(known: KnownModel) -> Path:
     path = known.weights
     if not path.is_file():
         download(known.urls, path, known.digests)
-    elif not set(digests(path)) & set(known.digests):
+    elif not is_known(path, known.digests):
         raise ConversionError(
-            f"{path} has the digest {digests(path)[0]}, which is not a known one. "
+            f"{path} has the digest {sha256_digest(path)}, which is not a known one. "
             "Remove it to have it downloaded, or name it with --weights if it is meant."
         )
     return path

@@ -1,102 +1,102 @@
 """Hold an ONNX file to the network that it was made of: the same pixels as Pillow's, the same answers as PyTorch's."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from onnx import utils
 
 from conversion import ConversionError
+from conversion.graph_pixels import compare_pixels, open_preprocessing
 from conversion.trained_model import TrainedModel
 from model import ImagePreprocessor, OnnxClassifier
-from runtime.providers import import_onnxruntime
 from runtime.settings import ROOT
 
 TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels
 RELATIVE_TOLERANCE = 1e-3  # of the largest probability: less than the above where there are thousands of classes
 ROUNDING = 1e-6  # the least that is allowed
-LEVELS_TOLERANCE = 1.01  # of 255, between the graph's pixels and Pillow's: one is rounding
 
 
-def generated_pictures() -> dict[str, np.ndarray]:
-    """Return uint8 [height, width, 3] pictures of awkward sizes: noise on a slope, so that every pixel matters."""
+def generated_images() -> dict[str, np.ndarray]:
+    """Return uint8 [height, width, 3] images of awkward sizes: noise on a slope, so that every pixel matters."""
     random = np.random.default_rng(0)
-    pictures = {}
+    images = {}
     for height, width in [(1, 1), (7, 3), (224, 224), (375, 501), (1200, 37), (37, 1200), (2000, 3001)]:
         slope = np.linspace(0, 191, height * width * 3).reshape(height, width, 3)
-        pictures[f"generated {width}x{height}"] = (slope + random.integers(0, 64, slope.shape)).astype(np.uint8)
-    return pictures
+        images[f"generated {width}x{height}"] = (slope + random.integers(0, 64, slope.shape)).astype(np.uint8)
+    return images
 
 
 def verify(path: Path, trained: TrainedModel) -> str:
-    """Compare the file's pixels with Pillow's, and its probabilities on them with PyTorch's; say how close they are.
+    """Compare the file at `path` with Pillow and PyTorch; return a sentence that says how close they are.
 
-    Raises ConversionError where a class differs, or anything else by more than the tolerances above.
+    Raises ConversionError if pixels or probabilities differ by more than the tolerances above.
     """
-    preprocessor = ImagePreprocessor(trained.size, trained.mean, trained.std)
-    named = {file.name: preprocessor.decode(file) for file in (ROOT / "images").glob("*.jpeg")} | generated_pictures()
-    classifier = OnnxClassifier(path)
+    preprocessor, classifier = ImagePreprocessor(trained.size, trained.mean, trained.std), OnnxClassifier(path)
     if classifier.preprocessor != preprocessor:
         raise ConversionError(f"the file describes {classifier.preprocessor}, the model wants {preprocessor}")
-    graph_pixels, network = pixels_of(path), trained.classifier
+    images = {file.name: preprocessor.decode(file) for file in (ROOT / "images").glob("*.jpeg")} | generated_images()
+    resized = np.stack([preprocessor.resize(image) for image in images.values()])
+    in_batch = predict_batch(classifier, resized, len(trained.class_names))
 
-    @torch.inference_mode()
-    def probabilities(normalized: np.ndarray) -> np.ndarray:
-        return network(torch.from_numpy(normalized)).numpy()
+    # Unlike probabilities, pixels show a wrong resize whatever the weights are.
+    normalized, preprocess = preprocessor.normalize(resized), open_preprocessing(path)
+    graph_pixels = np.concatenate([preprocess(image[None]) for image in images.values()])
+    levels = compare_pixels(list(images), graph_pixels, normalized, trained.std)
 
-    levels = same_pixels = resized = 0.0
-    batch = np.stack([preprocessor.resize(picture) for picture in named.values()])
-    try:
-        rows = classifier.runner.run_alone(batch)  # because `predict` takes them one by one
-    except Exception as error:  # ONNX Runtime's own, which have no base class
-        raise ConversionError(f"ONNX Runtime fails on {len(batch)} pictures in a batch: {error}") from error
-    shape, classes = list(rows.shape), len(trained.class_names)
-    if shape != [len(batch), classes]:
-        raise ConversionError(f"ONNX Runtime gives {shape} for {len(batch)} pictures of {classes} classes in a batch")
-    for (name, picture), pixels, row in zip(named.items(), batch[:, None], rows[:, None], strict=True):
-        normalized, graphs = preprocessor.normalize(pixels), graph_pixels(picture[None])
-        # Unlike the probabilities, this shows a wrong resize whatever the weights are.
-        level = float(np.abs((graphs - normalized) * np.reshape(trained.std, (-1, 1, 1))).max() * 255)
-        if not level <= LEVELS_TOLERANCE:
-            raise ConversionError(
-                f"{name}: the graph's pixels are up to {level:.1f} of 255 from Pillow's, 1 is allowed"
-            )
-        levels = max(levels, level)
-        expected, raw = probabilities(normalized), classifier.predict(picture[None])
-        same_pixels = max(same_pixels, compare(name, classifier.predict(pixels), expected))
-        same_pixels = max(same_pixels, compare(f"{name}, in a batch", row, expected))
-        same_pixels = max(same_pixels, compare(f"{name}, resized by the graph", raw, probabilities(graphs)))
-        resized = max(resized, float(np.abs(raw - expected).max()))
+    expected = pytorch_probabilities(trained, normalized)
+    from_raw = np.concatenate([classifier.predict(image[None]) for image in images.values()])
+    same_pixels = max(
+        compare_probabilities(list(images), classifier.predict(resized), expected),
+        compare_probabilities([f"{name}, in a batch" for name in images], in_batch, expected),
+        compare_probabilities(
+            [f"{name}, resized by the graph" for name in images], from_raw, pytorch_probabilities(trained, graph_pixels)
+        ),
+    )
     return (
-        f"on {len(named)} pictures the same class as PyTorch and pixels within {levels:.2f} of 255, "
+        f"on {len(images)} images the same class as PyTorch and pixels within {levels:.2f} of 255, "
         f"probabilities within {same_pixels:.1e} on the same pixels, "
-        f"and {resized:.1e} where the graph resizes and Pillow does"
+        f"and {np.abs(from_raw - expected).max():.1e} where the graph resizes and Pillow does"
     )
 
 
-def pixels_of(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the graph's pre-processing alone: uint8 [batch, height, width, 3] to float32 [batch, 3, *size]."""
-    part = utils.Extractor(onnx.load(path)).extract_model(["image"], ["preprocessing/pixels"])
-    session = import_onnxruntime().InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda picture: session.run(None, {"image": picture})[0]
-
-
-def compare(name: str, actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference of two rows of probabilities, [1, classes].
-
-    Raises ConversionError where it is over the tolerances above, or another class comes first.
-    """
-    if not np.isfinite(expected).all():
-        raise ConversionError(f"{name}: PyTorch's probabilities are not all finite numbers")
-    difference = float(np.abs(actual - expected).max())
-    allowed = float(np.clip(RELATIVE_TOLERANCE * expected.max(), ROUNDING, TOLERANCE))
-    first = actual.argmax()
-    # Where PyTorch itself rates two classes alike to within the tolerance, either may come first.
-    if not (difference <= allowed and expected.max() - expected[0, first] <= allowed):
+def predict_batch(classifier: OnnxClassifier, pixels: np.ndarray, classes: int) -> np.ndarray:
+    """Return ONNX Runtime's probabilities, [batch, classes], of all images in one run. Raises ConversionError."""
+    try:
+        rows = classifier.runner.run_alone(pixels)  # `predict` runs one image at a time
+    except Exception as error:  # ONNX Runtime's own, which have no base class
+        raise ConversionError(f"ONNX Runtime fails on {len(pixels)} images in a batch: {error}") from error
+    if rows.shape != (len(pixels), classes):
         raise ConversionError(
-            f"{name}: ONNX Runtime says class {first}, PyTorch says {expected.argmax()}; "
-            f"probabilities are up to {difference:.2g} apart, {allowed:.0e} is allowed"
+            f"ONNX Runtime gives {list(rows.shape)} for {len(pixels)} images of {classes} classes in a batch"
         )
-    return difference
+    return rows
+
+
+@torch.inference_mode()
+def pytorch_probabilities(trained: TrainedModel, normalized: np.ndarray) -> np.ndarray:
+    """Return PyTorch's probabilities, [batch, classes], of normalized pixels, one image at a time."""
+    network = trained.network_with_activation
+    return np.concatenate([network(torch.from_numpy(image[None])).numpy() for image in normalized])
+
+
+def compare_probabilities(names: Sequence[str], actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference of ONNX Runtime's probabilities from PyTorch's, both [images, classes].
+
+    Raises ConversionError, with the image's name, if it is over the tolerances above or another class comes first.
+    """
+    worst = 0.0
+    for name, row, right in zip(names, actual, expected, strict=True):
+        if not np.isfinite(right).all():
+            raise ConversionError(f"{name}: PyTorch's probabilities are not all finite numbers")
+        difference = float(np.abs(row - right).max())
+        allowed = float(np.clip(RELATIVE_TOLERANCE * right.max(), ROUNDING, TOLERANCE))
+        first = row.argmax()
+        # If PyTorch itself rates two classes alike to within the tolerance, either may come first.
+        if not (difference <= allowed and right.max() - right[first] <= allowed):
+            raise ConversionError(
+                f"{name}: ONNX Runtime says class {first}, PyTorch says {right.argmax()}; "
+                f"probabilities are up to {difference:.2g} apart, {allowed:.0e} is allowed"
+            )
+        worst = max(worst, difference)
+    return worst

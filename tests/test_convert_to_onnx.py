@@ -18,7 +18,7 @@ from torch import nn
 
 import convert_to_onnx
 from conversion import ConversionError, trained_model
-from conversion.verification import pixels_of
+from conversion.graph_pixels import open_preprocessing
 from convert_to_onnx import build_graph, convert
 from model import ImagePreprocessor, OnnxClassifier
 from pytorch_model import KNOWN_MODELS, Classifier
@@ -51,7 +51,7 @@ def output(weights):
     """The file that the command makes of those weights."""
     result = run_converter("--weights", weights.name, "--output", "resnet18.onnx", folder=weights.parent)
     assert result.returncode == 0, result.stderr
-    steps = ["weights from untrained.pth", "exporting", "comparing", "on 9 pictures the same class", "resnet18.onnx, "]
+    steps = ["weights from untrained.pth", "exporting", "comparing", "on 9 images the same class", "resnet18.onnx, "]
     assert all(map(str.startswith, result.stdout.splitlines(), [f"resnet18: {step}" for step in steps])), result.stdout
     assert sorted(weights.parent.iterdir()) == [weights.with_name("resnet18.onnx"), weights]
     return weights.with_name("resnet18.onnx")
@@ -123,7 +123,7 @@ def test_the_graphs_own_resize_is_pillows_to_one_level(output, size):
     preprocessor = ImagePreprocessor()
     expected = preprocessor.normalize(preprocessor.resize(picture)[None])
     one_level = (1 / 255 / np.float32(preprocessor.std)).reshape(3, 1, 1)
-    assert (np.abs(pixels_of(output)(picture[None]) - expected) <= one_level + 1e-5).all()
+    assert (np.abs(open_preprocessing(output)(picture[None]) - expected) <= one_level + 1e-5).all()
 
 
 def test_a_refused_file_is_not_written_and_the_old_one_stays(monkeypatch, tmp_path):
@@ -178,7 +178,7 @@ def test_grey_is_pillows_to_the_bit(tmp_path):
     network = trained(grey(), size=(512, 512), mean=(0.0,), std=(1.0,))
     onnx.save(build_graph(network), tmp_path / "grey.onnx")
     picture = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
-    levels = pixels_of(tmp_path / "grey.onnx")(picture[None])[0, 0] * 255
+    levels = open_preprocessing(tmp_path / "grey.onnx")(picture[None])[0, 0] * 255
     np.testing.assert_array_equal(levels.round(4), np.asarray(Image.fromarray(picture).convert("L")))
 
 

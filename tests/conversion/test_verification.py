@@ -10,7 +10,7 @@ import torch
 
 import pytorch_model
 from conversion import ConversionError
-from conversion.verification import compare, verify
+from conversion.verification import compare_probabilities, verify
 from convert_to_onnx import build_graph
 from runtime.errors import InvalidModel
 from tests.graphs import BROKEN, broken_copy
@@ -38,8 +38,8 @@ def saved(tmp_path):
 
 def test_the_right_graph_is_accepted(small, small_graph, saved):
     agreement = verify(saved(small_graph), small)
-    pictures, levels, _, same_pixels, resized = map(float, re.findall(r"[\d.]+(?:e-\d+)?", agreement))
-    assert pictures >= 9
+    images, levels, _, same_pixels, resized = map(float, re.findall(r"[\d.]+(?:e-\d+)?", agreement))
+    assert images >= 9
     assert levels <= 1.01
     assert same_pixels < 1e-4
     assert resized < 5e-3
@@ -92,7 +92,7 @@ def test_answers_that_depend_on_the_batch_are_refused(saved):
 
 def test_answers_that_are_not_one_for_each_picture_are_refused(saved):
     network = trained(ForBatchesOfOneAndFour())
-    with pytest.raises(ConversionError, match=r"ONNX Runtime gives \[1, 45\] for 9 pictures of 5 classes"):
+    with pytest.raises(ConversionError, match=r"ONNX Runtime gives \[1, 45\] for 9 images of 5 classes"):
         verify(saved(build_graph(network)), network)
 
 
@@ -108,19 +108,19 @@ def test_answers_that_are_not_one_for_each_picture_are_refused(saved):
 def test_probabilities_agree_only_within_the_tolerance(actual, agrees):
     expected = np.array([[0.5, 0.5]])
     if agrees:
-        assert compare("picture", np.array([actual]), expected) == pytest.approx(abs(actual[0] - 0.5))
+        assert compare_probabilities(["image"], np.array([actual]), expected) == pytest.approx(abs(actual[0] - 0.5))
     else:
-        with pytest.raises(ConversionError, match=r"picture: .* 1e-04 is allowed"):
-            compare("picture", np.array([actual]), expected)
+        with pytest.raises(ConversionError, match=r"image: .* 1e-04 is allowed"):
+            compare_probabilities(["image"], np.array([actual]), expected)
 
 
 def test_of_ten_thousand_small_probabilities_none_may_be_far_off():
     expected = np.full((1, 10_000), 1e-4)
-    assert compare("picture", expected + 5e-7, expected) < 1e-6
+    assert compare_probabilities(["image"], expected + 5e-7, expected) < 1e-6
     with pytest.raises(ConversionError, match="1e-06 is allowed"):
-        compare("picture", expected[:, ::-1] + np.eye(1, 10_000) * 5e-6, expected)
+        compare_probabilities(["image"], expected[:, ::-1] + np.eye(1, 10_000) * 5e-6, expected)
 
 
 def test_a_picture_on_which_pytorch_gives_no_number_is_named():
-    with pytest.raises(ConversionError, match="picture: PyTorch's probabilities are not all finite numbers"):
-        compare("picture", np.array([[0.5, 0.5]]), np.array([[np.nan, 0.5]]))
+    with pytest.raises(ConversionError, match="image: PyTorch's probabilities are not all finite numbers"):
+        compare_probabilities(["image"], np.array([[0.5, 0.5]]), np.array([[np.nan, 0.5]]))
