@@ -61,10 +61,18 @@ def test_nothing_in_it_needs_buildkit():
     assert not re.search(r"^# *syntax=|--mount|--link|--chmod|<<", DOCKERFILE, re.MULTILINE)
 
 
-def test_the_last_target_is_for_a_gpu_and_all_end_as_nobody():
-    assert list(stages())[-1] == "gpu"
+def test_target_names_the_last_stage_and_cpu_is_the_default():
+    """Most platforms that build from GitHub pass build arguments, but cannot name a stage."""
+    assert re.findall(r"^ARG TARGET=(.*)$", DOCKERFILE.partition("FROM ")[0], re.MULTILINE) == ["cpu"]
+    assert DOCKERFILE.endswith("\nFROM ${TARGET}\n")
     for target in ("cpu", "gpu"):
         assert stages()[target].rstrip().splitlines()[-1] == "USER 65532:65532"
+
+
+def test_the_base_image_is_named_once_for_dependabot():
+    """Dependabot reads an image's name after FROM, not in an ARG."""
+    named = re.findall(r"^FROM (\S*:\S+)", DOCKERFILE, re.MULTILINE)
+    assert len(named) == 1
 
 
 def test_onnx_runtime_is_the_same_version_with_and_without_a_gpu():
