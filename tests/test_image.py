@@ -1,8 +1,10 @@
 """The Dockerfile and .dockerignore: each stage is given every file that its scripts import, and no other script."""
 
 import re
+import tomllib
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.imports import needed
 from tests.server_process import ROOT
@@ -97,3 +99,16 @@ def test_a_package_is_in_one_list_and_the_peers_have_it_in_the_same_version():
     names = [pin.partition("==")[0] for pin in others]
     assert len(set(names)) == len(names)
     assert {pin for pin in peers if pin.partition("==")[0] in names} <= set(others)
+
+
+def test_the_platforms_files_in_the_docs_name_the_images_port_and_route():
+    page = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
+    fly, cerebrium = map(tomllib.loads, re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    [space] = re.findall(r"^```yaml\n---\n(.*?)^---\n```$", page, re.MULTILINE | re.DOTALL)
+    service, runtime = fly["http_service"], cerebrium["cerebrium"]["runtime"]["custom"]
+    ports = {service["internal_port"], runtime["port"], YAML(typ="safe").load(space)["app_port"]}
+    assert ports == {int(re.search(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)[1])}
+    paths = [runtime["healthcheck_endpoint"], runtime["readycheck_endpoint"], service["checks"][0]["path"]]
+    assert set(paths) == {re.search(r"^HEALTHCHECK .*\n.*}(/\w+)", DOCKERFILE, re.MULTILINE)[1]}
+    declared = set(re.findall(r"^ARG (\w+)=", DOCKERFILE, re.MULTILINE))
+    assert set(fly["build"]["args"]) <= declared

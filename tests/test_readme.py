@@ -174,7 +174,7 @@ def plain(text):
 def test_every_block_says_what_it_is():
     assert not re.search(r"^    \S", PROSE, re.MULTILINE)
     # An output follows its command, and a tree or a help text stands by itself.
-    assert {language for _, language, _, _ in BLOCKS} == {"mermaid", "sh", "python", "promql", "text"}
+    assert {language for _, language, _, _ in BLOCKS} == {"mermaid", "sh", "python", "promql", "text", "toml", "yaml"}
     assert "```" not in PROSE
 
 
