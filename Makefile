@@ -67,7 +67,7 @@ screenshot: classifier.onnx  ## make the README's pictures of the page, docs/pag
 	$(bin)/python -m tests.screenshot
 
 docker:  ## build the image: TARGET=cpu, or gpu
-	docker build --target $(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(BUILD_FLAGS) \
+	docker build --build-arg TARGET=$(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(BUILD_FLAGS) \
 	    --tag classifier:$(TARGET) .
 
 ray: classifier.onnx .venv-ray/installed  ## serve as `make serve` does, from the machines of a Ray cluster

@@ -1,8 +1,10 @@
 """The Dockerfile and .dockerignore: each stage is given every file that its scripts import, and no other script."""
 
 import re
+import tomllib
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.imports import needed
 from tests.server_process import ROOT
@@ -61,10 +63,18 @@ def test_nothing_in_it_needs_buildkit():
     assert not re.search(r"^# *syntax=|--mount|--link|--chmod|<<", DOCKERFILE, re.MULTILINE)
 
 
-def test_the_last_target_is_for_a_gpu_and_all_end_as_nobody():
-    assert list(stages())[-1] == "gpu"
+def test_target_names_the_last_stage_and_cpu_is_the_default():
+    """Most platforms that build from GitHub pass build arguments, but cannot name a stage."""
+    assert re.findall(r"^ARG TARGET=(.*)$", DOCKERFILE.partition("FROM ")[0], re.MULTILINE) == ["cpu"]
+    assert DOCKERFILE.endswith("\nFROM ${TARGET}\n")
     for target in ("cpu", "gpu"):
         assert stages()[target].rstrip().splitlines()[-1] == "USER 65532:65532"
+
+
+def test_the_base_image_is_named_once_for_dependabot():
+    """Dependabot reads an image's name after FROM, not in an ARG."""
+    named = re.findall(r"^FROM (\S*:\S+)", DOCKERFILE, re.MULTILINE)
+    assert len(named) == 1
 
 
 def test_onnx_runtime_is_the_same_version_with_and_without_a_gpu():
@@ -89,3 +99,16 @@ def test_a_package_is_in_one_list_and_the_peers_have_it_in_the_same_version():
     names = [pin.partition("==")[0] for pin in others]
     assert len(set(names)) == len(names)
     assert {pin for pin in peers if pin.partition("==")[0] in names} <= set(others)
+
+
+def test_the_platforms_files_in_the_docs_name_the_images_port_and_route():
+    page = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
+    fly, cerebrium = map(tomllib.loads, re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    [space] = re.findall(r"^```yaml\n---\n(.*?)^---\n```$", page, re.MULTILINE | re.DOTALL)
+    service, runtime = fly["http_service"], cerebrium["cerebrium"]["runtime"]["custom"]
+    ports = {service["internal_port"], runtime["port"], YAML(typ="safe").load(space)["app_port"]}
+    assert ports == {int(re.search(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)[1])}
+    paths = [runtime["healthcheck_endpoint"], runtime["readycheck_endpoint"], service["checks"][0]["path"]]
+    assert set(paths) == {re.search(r"^HEALTHCHECK .*\n.*}(/\w+)", DOCKERFILE, re.MULTILINE)[1]}
+    declared = set(re.findall(r"^ARG (\w+)=", DOCKERFILE, re.MULTILINE))
+    assert set(fly["build"]["args"]) <= declared

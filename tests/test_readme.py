@@ -48,15 +48,18 @@ ELSEWHERE = {
         "PIP_EXTRA_INDEX_URL: https://download.pytorch.org/whl/cpu",
     ),
     "python convert_to_onnx.py --model efficientnet-lite0": ("Makefile", "convert_to_onnx.py --model $(MODEL)"),
-    "docker build --target cpu --build-arg MODEL=auto --tag classifier:cpu .": (
+    "docker build --build-arg MODEL=auto --tag classifier:cpu .": (
         "Makefile",
-        "docker build --target $(TARGET) --build-arg MODEL=$(MODEL)",
+        "docker build --build-arg TARGET=$(TARGET) --build-arg MODEL=$(MODEL)",
     ),
     "docker run --rm --publish 8000:8000 --env BANANA_API_KEY=a-key-of-yours classifier:cpu": (
         "Makefile",
         "docker run --rm --read-only",
     ),
-    "docker build --tag classifier:gpu .": (PIPELINE, "docker build --build-arg MODEL --tag classifier"),
+    "docker build --build-arg TARGET=gpu --tag classifier:gpu .": (
+        PIPELINE,
+        "docker build --build-arg MODEL --build-arg TARGET --tag classifier",
+    ),
     # Without --gpus: none of these machines has one.
     "docker run --rm --gpus all --publish 8000:8000 --env BANANA_API_KEY=a-key-of-yours classifier:gpu": (
         PIPELINE,
@@ -171,7 +174,7 @@ def plain(text):
 def test_every_block_says_what_it_is():
     assert not re.search(r"^    \S", PROSE, re.MULTILINE)
     # An output follows its command, and a tree or a help text stands by itself.
-    assert {language for _, language, _, _ in BLOCKS} == {"mermaid", "sh", "python", "promql", "text"}
+    assert {language for _, language, _, _ in BLOCKS} == {"mermaid", "sh", "python", "promql", "text", "toml", "yaml"}
     assert "```" not in PROSE
 
 

@@ -120,7 +120,7 @@ def test_dependabot_looks_after_every_folder_with_requirements_and_the_actions()
     lists = {path for path in lists if "requirements" in str(path) and ".venv" not in str(path)}
     named = {f"/{path.parent}".removesuffix(".") for path in lists}
     assert set(by_kind["pip"]["directories"]) == named
-    assert "github-actions" in by_kind
+    assert {"github-actions", "docker"} <= set(by_kind)
 
 
 # -- what their steps say ----------------------------------------------------------------------------------------------
@@ -139,11 +139,12 @@ def test_the_assignments_steps_are_there_by_name_in_order():
     assert all(ASSIGNMENT[step["name"]] in step["run"] for step in steps)
 
 
-def test_the_image_that_is_tested_is_the_one_that_deploys():
-    [build] = [step["run"] for step in PRE["jobs"]["image"]["steps"] if "docker build" in step.get("run", "")]
-    assert "--target" not in build  # the last one, as where it is deployed
-    [start] = [step["run"] for step in PRE["jobs"]["image"]["steps"] if "docker run" in step.get("run", "")]
+def test_each_image_that_is_built_is_started():
+    steps = [step.get("run", "") for step in PRE["jobs"]["image"]["steps"]]
+    [build], [start] = ([step for step in steps if command in step] for command in ("docker build", "docker run"))
+    assert "--build-arg TARGET" in build
     assert re.search(r"--tag (\S+)", build)[1] == re.search(r"--publish \S+ (\S+)$", start, re.MULTILINE)[1]
+    assert set(PRE["jobs"]["image"]["strategy"]["matrix"]["target"]) == {"cpu", "gpu"}
 
 
 def test_nothing_hides_a_failure():
