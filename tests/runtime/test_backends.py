@@ -1,4 +1,4 @@
-"""providers.py: the provider that is picked, that each gives the model's answers, and batching for a GPU."""
+"""backends.py: the provider that is picked, that each gives the model's answers, and batching for a GPU."""
 
 import ctypes
 import logging
@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 
 from model import OnnxClassifier
-from runtime import providers
+from runtime import backends
+from runtime.backends import BatchRunner
 from runtime.errors import InvalidModel, ProviderUnavailable
-from runtime.providers import BatchRunner
 from runtime.settings import ModelSettings
 from tests.graphs import of_other_classes
 from tests.server_process import MODEL_PATH, NEWT, ROOT, TENCH, wait_until
@@ -47,7 +47,7 @@ def pixels_of(classifier, pictures=PICTURES):
 
 def test_every_provider_can_be_asked_for():
     choices = ModelSettings.__dataclass_fields__["EXECUTION_PROVIDER"].metadata["expected"]
-    assert choices == f"one of auto, {', '.join(providers.OPENERS)}"
+    assert choices == f"one of auto, {', '.join(backends.OPENERS)}"
 
 
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("openvino", marks=needs_openvino)])
@@ -97,7 +97,7 @@ def test_runs_among_many_come_to_the_same_as_runs_alone(provider):
 def test_a_provider_asked_for_by_name_is_an_error_where_it_does_not_work(monkeypatch):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this build of ONNX Runtime has CUDA")
-    monkeypatch.setattr(providers, "ctypes", SimpleNamespace(CDLL=lambda name: Driver(0)))
+    monkeypatch.setattr(backends, "ctypes", SimpleNamespace(CDLL=lambda name: Driver(0)))
     with pytest.raises(ProviderUnavailable, match=r"execution provider cuda: .* install onnxruntime-gpu"):
         OnnxClassifier(MODEL_PATH, "cuda")
 
@@ -128,7 +128,7 @@ def test_bfloat16_is_asked_for_by_name_where_the_cpu_has_it_and_openvino_says_wh
     import openvino
 
     (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags} avx2\n")
-    monkeypatch.setattr(providers, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(backends, "CPUINFO", tmp_path / "cpuinfo")
     compile_model, compiled = openvino.Core.compile_model, []
 
     def recording(core, model, device, config):
@@ -197,7 +197,7 @@ class Driver:
 )
 def test_a_gpu_that_is_not_there_is_known_before_onnx_runtime_is_asked(monkeypatch, load, why):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(providers, "ctypes", SimpleNamespace(CDLL=load))
+    monkeypatch.setattr(backends, "ctypes", SimpleNamespace(CDLL=load))
     with pytest.raises(ProviderUnavailable, match=why):
         OnnxClassifier(MODEL_PATH, "cuda")
 
@@ -232,12 +232,12 @@ def test_onnx_runtime_is_not_imported_where_openvino_runs_the_model(tmp_path):
 
 def test_auto_passes_over_a_provider_that_answers_nonsense_and_says_so(monkeypatch, caplog):
     def nonsense(*arguments):
-        runner = providers._open_cpu(*arguments)
+        runner = backends._open_cpu(*arguments)
         runner.provider = "NonsenseExecutionProvider"
         monkeypatch.setattr(runner, "run", lambda pixels: np.full((1, 1000), np.nan, np.float32))
         return runner
 
-    monkeypatch.setitem(providers.OPENERS, "openvino", nonsense)
+    monkeypatch.setitem(backends.OPENERS, "openvino", nonsense)
     with caplog.at_level(logging.INFO, "server"):
         assert OnnxClassifier(MODEL_PATH, "auto").runner.provider == "CPUExecutionProvider"
     assert any(record.fields["provider"] == "openvino" for record in caplog.records)
