@@ -1,4 +1,4 @@
-"""start.py: an old Python, a missing package and Ctrl-C during an import end a script with a sentence."""
+"""startup_errors.py: an old Python, a missing package and Ctrl-C during an import end a script with a sentence."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def test_ctrl_c_during_an_import_is_exit_code_130(script):
 
 
 def test_any_other_error_has_its_traceback():
-    command = [sys.executable, "-c", "import runtime.start; 1 / 0"]
+    command = [sys.executable, "-c", "import runtime.startup_errors; 1 / 0"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
     assert "Traceback" in result.stderr
