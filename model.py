@@ -122,7 +122,7 @@ class OnnxClassifier:
 
         The defaults are those of the converter and the tests: exact, on ONNX Runtime's CPU provider. app.py passes its
         settings, which are `auto`: the fastest backend and precision, and large JPEGs at a reduced scale.
-        Images of more than `max_pixels` are refused. Raises InvalidModel or ProviderUnavailable.
+        Images of more than `max_pixels` are refused. Raises InvalidModel or BackendUnavailable.
         """
         if not Path(path).is_file() or not os.access(path, os.R_OK):
             what = "is not a file that can be read" if Path(path).exists() else "is not there"

@@ -42,7 +42,7 @@ MODEL_PATH = Path(os.environ.get("MODEL_PATH") or ROOT / "classifier.onnx").reso
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 CLIENTS = 16
 START_TIMEOUT_S = 60
-MOST_FOREIGN = 0.05  # of the CPUs' time; over that a measurement was disturbed
+MAX_FOREIGN_CPU = 0.05  # of the CPUs' time; over that a measurement was disturbed
 TRIES = 3
 
 
@@ -158,7 +158,7 @@ def own_ticks() -> int:
     return round(sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK"))
 
 
-def undisturbed(measure_once: Callable[[], dict[str, float]]) -> dict[str, float]:
+def retry_if_noisy(measure_once: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Return what `measure_once` does, the first time that it has the CPUs to itself; else of the last try, and say so.
 
     What it starts, it has to wait for.
@@ -168,7 +168,7 @@ def undisturbed(measure_once: Callable[[], dict[str, float]]) -> dict[str, float
         figures = measure_once()
         passed, steal, busy = (now - then for now, then in zip(cpu_ticks(), before, strict=True))
         foreign = busy - (own_ticks() - own_before)
-        if max(foreign, 0) + steal <= MOST_FOREIGN * passed:
+        if max(foreign, 0) + steal <= MAX_FOREIGN_CPU * passed:
             return figures
         again = "measured again" if attempt + 1 < TRIES else "kept, and not to be relied on"
         print(f"  disturbed: {foreign / passed:.0%} foreign, {steal / passed:.0%} stolen; {again}", file=sys.stderr)
@@ -262,9 +262,9 @@ def main() -> None:
         for candidate in order if round_number % 2 == 0 else reversed(order):
             print(f"round {round_number + 1} of {given.rounds}: {candidate.name}", file=sys.stderr)
             if candidate is limit:
-                figures = undisturbed(lambda: measure_limit(classifier, picture, given.seconds))
+                figures = retry_if_noisy(lambda: measure_limit(classifier, picture, given.seconds))
             else:
-                figures = undisturbed(partial(measure, candidate, picture, given.seconds))
+                figures = retry_if_noisy(partial(measure, candidate, picture, given.seconds))
             for figure, value in figures.items():
                 candidate.figures.setdefault(figure, []).append(value)
     text = table(servers, limit, classifier.model_name)

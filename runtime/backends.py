@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from runtime import memory
-from runtime.errors import InvalidModel, ProviderUnavailable
+from runtime.errors import BackendUnavailable, InvalidModel
 from runtime.metadata import Metadata, parse
 
 logger = logging.getLogger("server")
@@ -72,7 +72,7 @@ class Runner:
         except Exception as error:  # the provider's own
             fields = {"provider": self.provider, "reason": str(error)}
             logger.warning("not opened for many callers, who go on as one does", extra={"fields": fields})
-        memory.return_free()
+        memory.trim_heap()
 
 
 @dataclass
@@ -112,12 +112,12 @@ class BatchRunner(Runner):
 def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runner:
     """Open the model on a provider.
 
-    With `auto` it is the first of OPENERS that answers with probabilities: one can load a model and then fail on it.
+    With `auto` it is the first of BACKENDS that answers with probabilities: one can load a model and then fail on it.
     With `precision` auto OpenVINO computes in bfloat16 on a CPU that has it, and CUDA in TF32; with f32 neither.
-    Raises ProviderUnavailable for a provider that was named, and InvalidModel.
+    Raises BackendUnavailable for a provider that was named, and InvalidModel.
     """
-    memory.return_large()
-    *faster, last = OPENERS if provider == "auto" else [provider]
+    memory.configure_malloc()
+    *faster, last = BACKENDS if provider == "auto" else [provider]
     for name in faster:
         try:
             return _open(name, path, precision, threads)
@@ -125,19 +125,19 @@ def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runn
             logger.info("execution provider not used", extra={"fields": {"provider": name, "reason": str(error)}})
     try:
         return _open(last, path, precision, threads)
-    except (ProviderUnavailable, ImportError) as error:
-        raise ProviderUnavailable(f"execution provider {last}: {error}") from error
+    except (BackendUnavailable, ImportError) as error:
+        raise BackendUnavailable(f"execution provider {last}: {error}") from error
     except Exception as error:  # the provider's own
         raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote, or {last} fails: {error}") from error
 
 
 def _open(provider: str, path: Path, precision: str, threads: int) -> Runner:
-    runner = OPENERS[provider](path, precision, threads)
+    runner = BACKENDS[provider](path, precision, threads)
     size, classes = runner.metadata.preprocessing.size, len(runner.metadata.class_names)
     rows = runner.run(np.full((1, *size, 3), 127, np.uint8))
     if rows.shape != (1, classes) or not ((rows >= 0) & (rows <= 1.001)).all():
         raise ValueError(f"{runner.provider} does not give the probabilities of {classes} classes")
-    memory.return_free()
+    memory.trim_heap()
     return runner
 
 
@@ -226,23 +226,23 @@ def _open_cuda(path: Path, precision: str, threads: int) -> Runner:
     try:
         status = ctypes.CDLL("libcuda.so.1").cuInit(0)
     except OSError as error:
-        raise ProviderUnavailable(f"there is no GPU with its driver here: {error}") from error
+        raise BackendUnavailable(f"there is no GPU with its driver here: {error}") from error
     if status:
-        raise ProviderUnavailable(f"the driver finds no GPU that it can use: cuInit returns {status}")
+        raise BackendUnavailable(f"the driver finds no GPU that it can use: cuInit returns {status}")
     onnxruntime = import_onnxruntime()
     name = "CUDAExecutionProvider"
     if name not in onnxruntime.get_available_providers():
-        raise ProviderUnavailable("this build of ONNX Runtime has none: install onnxruntime-gpu")
+        raise BackendUnavailable("this build of ONNX Runtime has none: install onnxruntime-gpu")
     onnxruntime.preload_dlls()
     # HEURISTIC does without half a second of search for every new shape.
     options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0" if precision == "f32" else "1"}
     session, run = _open_session(path, threads, [(name, options), "CPUExecutionProvider"])
     # What a session was opened with is not always what it got.
     if session.get_providers()[0] != name:
-        raise ProviderUnavailable(f"ONNX Runtime opened the model with {session.get_providers()[0]} instead")
+        raise BackendUnavailable(f"ONNX Runtime opened the model with {session.get_providers()[0]} instead")
     described = parse(session.get_modelmeta().custom_metadata_map)
     return BatchRunner(name, "f32" if precision == "f32" else "tf32", described, run)
 
 
 # The fastest first; what the last raises ends the start.
-OPENERS = {"cuda": _open_cuda, "openvino": _open_openvino, "cpu": _open_cpu}
+BACKENDS = {"cuda": _open_cuda, "openvino": _open_openvino, "cpu": _open_cpu}

@@ -11,7 +11,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  this is what says so
     sys.exit(f"Python 3.11 or later is needed, this is {sys.version.split()[0]}: type python3.11 in place of python")
 
 
-def end(kind, error, traceback):  # type: ignore[no-untyped-def]
+def excepthook(kind, error, traceback):  # type: ignore[no-untyped-def]
     """End the program: it is `sys.excepthook`."""
     script = Path(sys.argv[0]).name
     if issubclass(kind, KeyboardInterrupt):
@@ -26,4 +26,4 @@ def end(kind, error, traceback):  # type: ignore[no-untyped-def]
         print(f"To call an endpoint elsewhere this is enough: {install}/client.txt", file=sys.stderr)
 
 
-sys.excepthook = end
+sys.excepthook = excepthook

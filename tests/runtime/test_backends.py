@@ -15,7 +15,7 @@ import pytest
 from model import OnnxClassifier
 from runtime import backends
 from runtime.backends import BatchRunner
-from runtime.errors import InvalidModel, ProviderUnavailable
+from runtime.errors import BackendUnavailable, InvalidModel
 from runtime.settings import ModelSettings
 from tests.graphs import of_other_classes
 from tests.server_process import MODEL_PATH, NEWT, ROOT, TENCH, wait_until
@@ -28,7 +28,7 @@ def works(provider):
     """Return whether the provider works on this machine."""
     try:
         OnnxClassifier(MODEL_PATH, provider)
-    except ProviderUnavailable:
+    except BackendUnavailable:
         return False
     return True
 
@@ -47,7 +47,7 @@ def pixels_of(classifier, pictures=PICTURES):
 
 def test_every_provider_can_be_asked_for():
     choices = ModelSettings.__dataclass_fields__["EXECUTION_PROVIDER"].metadata["expected"]
-    assert choices == f"one of auto, {', '.join(backends.OPENERS)}"
+    assert choices == f"one of auto, {', '.join(backends.BACKENDS)}"
 
 
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("openvino", marks=needs_openvino)])
@@ -98,13 +98,13 @@ def test_a_provider_asked_for_by_name_is_an_error_where_it_does_not_work(monkeyp
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this build of ONNX Runtime has CUDA")
     monkeypatch.setattr(backends, "ctypes", SimpleNamespace(CDLL=lambda name: Driver(0)))
-    with pytest.raises(ProviderUnavailable, match=r"execution provider cuda: .* install onnxruntime-gpu"):
+    with pytest.raises(BackendUnavailable, match=r"execution provider cuda: .* install onnxruntime-gpu"):
         OnnxClassifier(MODEL_PATH, "cuda")
 
 
 def test_openvino_that_is_not_there_is_named_and_auto_does_without(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ProviderUnavailable, match="execution provider openvino: import of openvino halted"):
+    with pytest.raises(BackendUnavailable, match="execution provider openvino: import of openvino halted"):
         OnnxClassifier(MODEL_PATH, "openvino")
     with caplog.at_level(logging.INFO, "server"):
         assert OnnxClassifier(MODEL_PATH, "auto").runner.provider == "CPUExecutionProvider"
@@ -198,7 +198,7 @@ class Driver:
 def test_a_gpu_that_is_not_there_is_known_before_onnx_runtime_is_asked(monkeypatch, load, why):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(backends, "ctypes", SimpleNamespace(CDLL=load))
-    with pytest.raises(ProviderUnavailable, match=why):
+    with pytest.raises(BackendUnavailable, match=why):
         OnnxClassifier(MODEL_PATH, "cuda")
 
 
@@ -237,7 +237,7 @@ def test_auto_passes_over_a_provider_that_answers_nonsense_and_says_so(monkeypat
         monkeypatch.setattr(runner, "run", lambda pixels: np.full((1, 1000), np.nan, np.float32))
         return runner
 
-    monkeypatch.setitem(backends.OPENERS, "openvino", nonsense)
+    monkeypatch.setitem(backends.BACKENDS, "openvino", nonsense)
     with caplog.at_level(logging.INFO, "server"):
         assert OnnxClassifier(MODEL_PATH, "auto").runner.provider == "CPUExecutionProvider"
     assert any(record.fields["provider"] == "openvino" for record in caplog.records)
