@@ -2,13 +2,15 @@
 
     make bench                                            # this server, PyTorch behind it, and the limit
     make bench-peers                                      # and LitServe and FastAPI behind the same load
-    python benchmarks/bench.py --rounds 3 --seconds 5 [--peers] [--output table.md]
+    python -m benchmarks.bench --rounds 3 --seconds 5 [--peers] [--output table.md]
 
 Every candidate is started anew in every round, the rounds interleave, and the table has medians. What others took CPU
 time from, another program or the machine's host, is measured again. The load is a closed
 loop over kept connections: one preset picture of 500x375 as base64 JSON. The limit is no server at all: the same
 decoding, resizing and running in a bare loop, on as many threads as there are CPUs.
 """
+
+import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 import argparse
 import base64
@@ -30,13 +32,10 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from client.endpoint import free_port  # noqa: E402
-from client.labeled_images import presets  # noqa: E402
-from model import OnnxClassifier  # noqa: E402
-from runtime.settings import available_cpus  # noqa: E402
+from client.endpoint import free_port
+from client.labeled_images import presets
+from model import OnnxClassifier
+from runtime.settings import ROOT, available_cpus
 
 MODEL_PATH = Path(os.environ.get("MODEL_PATH") or ROOT / "classifier.onnx").resolve()
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"

@@ -75,7 +75,7 @@ ELSEWHERE = {
     ".venv-ray/bin/ray start": ("requirements/ray.txt", "ray[serve]=="),
     ".venv-ray/bin/serve shutdown": ("requirements/ray.txt", "ray[serve]=="),
     "MODEL_PATH=colors.onnx python server.py": ("client/endpoint.py", "[sys.executable, SERVER]"),
-    "python benchmarks/precision.py FOLDER": ("benchmarks/precision.py", "python benchmarks/precision.py FOLDER"),
+    "python -m benchmarks.precision FOLDER": ("benchmarks/precision.py", "python -m benchmarks.precision FOLDER"),
 }
 SERVING = ("make serve", "python server.py")
 MAKE = 'make() { command make -o .venv/installed -o classifier.onnx $DRY "$@"; }'  # all of that is there already
