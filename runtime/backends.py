@@ -1,17 +1,14 @@
-"""Execution providers: run an ONNX file on the fastest that really works here, and say which that is.
-
-What is fastest for one caller, all threads on one picture, is not what is fastest for many, a thread for each picture:
-on a CPU the model is opened twice, and every run takes the one that suits. On a GPU the runs that wait become a batch.
-"""
+"""Backends (CUDA, OpenVINO, ONNX Runtime's CPU provider): run an ONNX file on the fastest that works here."""
 
 import ctypes
 import logging
 import os
+import queue
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,129 +21,136 @@ from runtime.metadata import Metadata, parse
 logger = logging.getLogger("server")
 
 CPUINFO = Path("/proc/cpuinfo")
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # a GPU plans anew for every size that it has not seen, so it sees these alone
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # the only sizes a GPU sees, because it plans again for every new one
 Run = Callable[[np.ndarray], np.ndarray]  # uint8 [batch, height, width, 3] to probabilities, float32 [batch, classes]
 
 
 @dataclass
 class Runner:
-    """A model, opened for one caller, and by `open_for_many`, where there is that, a second time for many.
+    """A model that a backend has opened.
 
-    `any_size` says whether the graph's own resize is right on this provider: OpenVINO's ignores `antialias`.
+    `provider` is ONNX Runtime's name for the backend, `precision` is f32, bf16 or tf32. If `any_size` is false, pixels
+    must have the model's size, because the backend ignores the `antialias` of the graph's resize.
     """
 
     provider: str
     precision: str
     metadata: Metadata
-    run_alone: Run
+    run: Run
     any_size: bool = False
-    open_for_many: Callable[[], Run] | None = None
-    _run_among_many: Run | None = None
-    _running: int = 0
-    _count: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Return probabilities, float32 [batch, classes], of uint8 [batch, height, width, 3].
 
-        A run beside which no other is going on has all threads. Batching brings nothing on a CPU, and a fixed batch of
-        one is faster than any.
-        """
-        with self._count:
+class LatencyAndThroughput:
+    """A model opened twice on a CPU: with all threads for a lone call, with one thread per image for concurrent calls.
+
+    The second is opened in the background by the first concurrent call, so that a single caller never pays for it;
+    until it is open the first runs everything. Batches bring nothing on a CPU: images run one by one.
+    """
+
+    def __init__(self, latency: Run, open_throughput: Callable[[], Run]) -> None:
+        self._latency = self._throughput = latency
+        self._open_throughput = open_throughput
+        self._opening: threading.Thread | None = None
+        self._running = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        with self._lock:
             self._running += 1
-            alone = self._running == 1
-            if not alone and self.open_for_many:
-                # Once, when there first are many, and in the background: whoever has one caller never pays for it.
-                threading.Thread(target=self._open_for_many, args=(self.open_for_many,)).start()
-                self.open_for_many = None
-        run = self.run_alone if alone else self._run_among_many or self.run_alone
+            is_alone = self._running == 1
+            if not is_alone and not self._opening:
+                self._opening = threading.Thread(target=self._open)
+                self._opening.start()
+        run = self._latency if is_alone else self._throughput
         try:
-            rows = [run(image[None]) for image in pixels]
+            return np.concatenate([run(image[None]) for image in pixels])
         finally:
-            with self._count:
+            with self._lock:
                 self._running -= 1
-        return np.concatenate(rows)
 
-    def _open_for_many(self, open_for_many: Callable[[], Run]) -> None:
+    def _open(self) -> None:
         try:
-            self._run_among_many = open_for_many()
-        except Exception as error:  # the provider's own
-            fields = {"provider": self.provider, "reason": str(error)}
-            logger.warning("not opened for many callers, who go on as one does", extra={"fields": fields})
+            self._throughput = self._open_throughput()
+        except Exception as error:  # the backend's own
+            logger.warning("the model stays as it is for concurrent calls", extra={"fields": {"reason": str(error)}})
         memory.trim_heap()
 
 
-@dataclass
-class BatchRunner(Runner):
-    """A model on a GPU: the images that wait while it works become one batch, padded to one of BATCH_SIZES.
+class Batcher:
+    """A model on a GPU, run by one thread: waiting images, all of one size, become a batch padded to BATCH_SIZES."""
 
-    Whichever waiting run gets the GPU first takes the others' images with it. Unmeasured: there was no GPU.
-    """
+    def __init__(self, run: Run) -> None:
+        self.waiting: queue.SimpleQueue[tuple[np.ndarray, Future]] = queue.SimpleQueue()
+        self._run = run
+        threading.Thread(target=self._work, daemon=True).start()
 
-    _waiting: list[tuple[np.ndarray, Future]] = field(default_factory=list)
-    _gpu: threading.Lock = field(default_factory=threading.Lock)  # whoever has it may take from the list
-
-    def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Return probabilities, float32 [batch, classes], of uint8 [batch, height, width, 3] of the model's size."""
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
         rows: list[Future] = [Future() for _ in pixels]
-        self._waiting.extend(zip(pixels, rows, strict=True))
-        with self._gpu:
-            while not rows[-1].done():
-                self._run_waiting()
+        for image, row in zip(pixels, rows, strict=True):
+            self.waiting.put((image, row))
         return np.stack([row.result() for row in rows])
 
-    def _run_waiting(self) -> None:
-        count = min(len(self._waiting), BATCH_SIZES[-1])
-        taken = [self._waiting.pop(0) for _ in range(count)]
-        size = next(size for size in BATCH_SIZES if size >= count)
-        pixels = np.stack([image for image, _ in taken])
+    def _work(self) -> None:
+        while True:
+            batch = [self.waiting.get()]
+            while len(batch) < BATCH_SIZES[-1] and not self.waiting.empty():
+                batch.append(self.waiting.get())
+            self._run_batch([image for image, _ in batch], [row for _, row in batch])
+
+    def _run_batch(self, images: list[np.ndarray], rows: list[Future]) -> None:
+        size = next(size for size in BATCH_SIZES if size >= len(images))
         try:
-            rows = self.run_alone(np.pad(pixels, [(0, size - count), (0, 0), (0, 0), (0, 0)]))
-        except Exception as error:  # the provider's own
-            for _, waiting in taken:
-                waiting.set_exception(error)
-        else:
-            for (_, waiting), row in zip(taken, rows[:count], strict=True):
-                waiting.set_result(row)
+            results = self._run(np.pad(np.stack(images), [(0, size - len(images)), (0, 0), (0, 0), (0, 0)]))
+            if len(results) != size:
+                raise ValueError(f"the backend returned {len(results)} rows for a batch of {size}")
+            for row, result in zip(rows, results, strict=False):  # without the padding's
+                row.set_result(result)
+        except Exception as error:  # the backend's own: no caller in the batch may wait forever
+            for row in rows:
+                row.set_exception(error)
 
 
 def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runner:
-    """Open the model on a provider.
+    """Open the model on one of BACKENDS; `auto` is the first that works.
 
-    With `auto` it is the first of BACKENDS that answers with probabilities: one can load a model and then fail on it.
-    With `precision` auto OpenVINO computes in bfloat16 on a CPU that has it, and CUDA in TF32; with f32 neither.
-    Raises BackendUnavailable for a provider that was named, and InvalidModel.
+    With `precision` auto OpenVINO computes in bfloat16 on a CPU that has it, and CUDA in TF32; with f32 neither does.
+    Raises BackendUnavailable if the backend named does not work, and InvalidModel.
     """
     memory.configure_malloc()
     *faster, last = BACKENDS if provider == "auto" else [provider]
+    skipped: list[str] = []
     for name in faster:
         try:
-            return _open(name, path, precision, threads)
-        except Exception as error:  # the provider's own, for which no two have one base class
-            logger.info("execution provider not used", extra={"fields": {"provider": name, "reason": str(error)}})
+            return _open(name, path, precision, threads, skipped)
+        except Exception as error:  # the backend's own, with no base class in common
+            skipped.append(str(error) if isinstance(error, BackendUnavailable) else f"{name} fails: {error}")
     try:
-        return _open(last, path, precision, threads)
+        return _open(last, path, precision, threads, skipped)
     except (BackendUnavailable, ImportError) as error:
-        raise BackendUnavailable(f"execution provider {last}: {error}") from error
-    except Exception as error:  # the provider's own
-        raise InvalidModel(f"{path} is not a file that convert_to_onnx.py wrote, or {last} fails: {error}") from error
+        raise BackendUnavailable(f"execution provider {last}: {error}; auto uses the fastest that works") from error
+    except Exception as error:
+        raise InvalidModel(f"{path} was not written by convert_to_onnx.py, or {last} fails: {error}") from error
 
 
-def _open(provider: str, path: Path, precision: str, threads: int) -> Runner:
-    runner = BACKENDS[provider](path, precision, threads)
+def _open(name: str, path: Path, precision: str, threads: int, skipped: list[str]) -> Runner:
+    # Runs it once, because a backend may open a model and then fail on it.
+    runner = BACKENDS[name](path, precision, threads)
     size, classes = runner.metadata.preprocessing.size, len(runner.metadata.class_names)
     rows = runner.run(np.full((1, *size, 3), 127, np.uint8))
     if rows.shape != (1, classes) or not ((rows >= 0) & (rows <= 1.001)).all():
-        raise ValueError(f"{runner.provider} does not give the probabilities of {classes} classes")
+        raise ValueError(f"{runner.provider} does not return probabilities of {classes} classes")
     memory.trim_heap()
+    if skipped:
+        logger.info("%s; using %s", "; ".join(skipped), runner.provider.removesuffix("ExecutionProvider"))
     return runner
 
 
 def import_onnxruntime() -> Any:
-    """Import ONNX Runtime, where it is needed: it takes long, and reports to its maker if it may."""
+    """Import ONNX Runtime only when it is needed, as that takes long, and without its telemetry."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(4)  # it says the same in its errors, and here in lines of its own
+    onnxruntime.set_default_logger_severity(4)  # its errors hold what it would print
     return onnxruntime
 
 
@@ -154,8 +158,7 @@ def _open_session(path: Path, threads: int, providers: list) -> tuple[Any, Run]:
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # A thread that spins while it waits takes a core from decoding.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning takes CPU time from decoding
     session = onnxruntime.InferenceSession(path, options, providers=providers)
     return session, lambda pixels: session.run(["probabilities"], {"image": pixels})[0]
 
@@ -163,86 +166,85 @@ def _open_session(path: Path, threads: int, providers: list) -> tuple[Any, Run]:
 def _open_cpu(path: Path, precision: str, threads: int) -> Runner:
     name = "CPUExecutionProvider"
     changed = path.stat().st_ctime_ns
-    session, run_alone = _open_session(path, threads, [name])
+    session, latency = _open_session(path, threads, [name])
 
-    def open_for_many() -> Run:
-        run = _open_session(path, 1, [name])[1]
-        if path.stat().st_ctime_ns != changed:  # and what is in it now would be mixed with what is served
-            raise InvalidModel(f"{path} has changed since it was opened: start the server anew")
-        return run
+    def open_throughput() -> Run:
+        throughput = _open_session(path, 1, [name])[1]
+        if path.stat().st_ctime_ns != changed:  # two different models would serve
+            raise InvalidModel(f"{path} has changed since it was opened: restart the server")
+        return throughput
 
-    described = parse(session.get_modelmeta().custom_metadata_map)
-    return Runner(name, "f32", described, run_alone, True, open_for_many if threads > 1 else None)
+    run = LatencyAndThroughput(latency, open_throughput if threads > 1 else lambda: latency)
+    return Runner(name, "f32", parse(session.get_modelmeta().custom_metadata_map), run, any_size=True)
 
 
 def _open_openvino(path: Path, precision: str, threads: int) -> Runner:
-    # Half the time of the import, and it reports to its maker.
+    # It takes half the time of the import, and it has telemetry.
     sys.modules.setdefault("openvino.tools", None)  # type: ignore[arg-type]
     import openvino.frontend
 
-    # Not Core.read_model, which tries other formats on what is not ONNX: TensorFlow writes to stderr then.
+    # Not Core.read_model: for a file that is not ONNX it tries other formats, and TensorFlow's writes to stderr.
     frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")
     model = frontend.convert(frontend.load(path))
     texts = model.get_rt_info()["framework"] if model.has_rt_info("framework") else {}
-    described = parse({name: text.value for name, text in texts.items()})
-    model.reshape([1, *described.preprocessing.size, 3])
+    metadata = parse({name: text.value for name, text in texts.items()})
+    model.reshape([1, *metadata.preprocessing.size, 3])  # faster than any size
+    config = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "auto" and _has_bfloat16() else "f32",
+        "ENABLE_CPU_PINNING": False,  # both models would pin their threads to the same cores
+    }
 
     def compile_model(streams: int) -> openvino.CompiledModel:
-        config = {
-            "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "auto" and _has_bfloat16() else "f32",
-            "ENABLE_CPU_PINNING": False,  # both would pin their threads to the same cores
-        }
-        return openvino.Core().compile_model(model, "CPU", config)
-
-    def run_in(compiled: openvino.CompiledModel) -> Run:
-        own = threading.local()  # a request serves one thread, and to make one waits for a run that is going on
-
-        def run(pixels: np.ndarray) -> np.ndarray:
-            if not hasattr(own, "request"):
-                own.request = compiled.create_infer_request()
-                own.image = own.request.get_input_tensor().data
-                own.probabilities = own.request.get_output_tensor().data
-            np.concatenate([pixels], out=own.image)  # an assignment would spread pixels of another shape
-            own.request.infer()
-            return own.probabilities.copy()
-
-        return run
+        return openvino.Core().compile_model(model, "CPU", config | {"NUM_STREAMS": streams})
 
     compiled = compile_model(1)
+    latency = InferRequest(compiled)
+    run = LatencyAndThroughput(latency, lambda: InferRequest(compile_model(threads)) if threads > 1 else latency)
     computes_in = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    open_for_many = (lambda: run_in(compile_model(threads))) if threads > 1 else None
-    return Runner("OpenVINOExecutionProvider", computes_in, described, run_in(compiled), open_for_many=open_for_many)
+    return Runner("OpenVINOExecutionProvider", computes_in, metadata, run)
+
+
+class InferRequest(threading.local):
+    """OpenVINO's infer request, one per thread; each is kept, because creating one waits for those that are running."""
+
+    def __init__(self, compiled: Any) -> None:  # called again, with the same model, by each thread
+        self.request = compiled.create_infer_request()
+        self.image = self.request.get_input_tensor().data
+        self.probabilities = self.request.get_output_tensor().data
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        np.concatenate([pixels], out=self.image)  # unlike an assignment it does not broadcast another shape
+        self.request.infer()
+        return self.probabilities.copy()
 
 
 def _has_bfloat16() -> bool:
-    # Where it is not named OpenVINO uses it on AMX alone, and where it is, also on a CPU that emulates it slowly.
+    # By default OpenVINO uses bfloat16 only with AMX, and on request even on CPUs that emulate it slowly.
     return CPUINFO.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(CPUINFO.read_text().split())
 
 
 def _open_cuda(path: Path, precision: str, threads: int) -> Runner:
-    # ONNX Runtime would find out as well, but takes long to import and says so in ten lines of its own.
+    # ONNX Runtime would notice too, but its import takes long and it prints ten lines about it.
     try:
         status = ctypes.CDLL("libcuda.so.1").cuInit(0)
-    except OSError as error:
-        raise BackendUnavailable(f"there is no GPU with its driver here: {error}") from error
+    except OSError as error:  # its driver is not installed, or not in this container
+        raise BackendUnavailable("no NVIDIA GPU") from error
     if status:
-        raise BackendUnavailable(f"the driver finds no GPU that it can use: cuInit returns {status}")
+        raise BackendUnavailable(f"the NVIDIA driver finds no GPU that it can use (cuInit returns {status})")
     onnxruntime = import_onnxruntime()
     name = "CUDAExecutionProvider"
     if name not in onnxruntime.get_available_providers():
-        raise BackendUnavailable("this build of ONNX Runtime has none: install onnxruntime-gpu")
+        raise BackendUnavailable("this build of ONNX Runtime has no CUDA: install onnxruntime-gpu")
     onnxruntime.preload_dlls()
-    # HEURISTIC does without half a second of search for every new shape.
+    # HEURISTIC skips a search of half a second for every new shape.
     options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0" if precision == "f32" else "1"}
     session, run = _open_session(path, threads, [(name, options), "CPUExecutionProvider"])
-    # What a session was opened with is not always what it got.
-    if session.get_providers()[0] != name:
-        raise BackendUnavailable(f"ONNX Runtime opened the model with {session.get_providers()[0]} instead")
-    described = parse(session.get_modelmeta().custom_metadata_map)
-    return BatchRunner(name, "f32" if precision == "f32" else "tf32", described, run)
+    if session.get_providers()[0] != name:  # a session falls back without an error
+        raise BackendUnavailable(f"ONNX Runtime opened the model with {session.get_providers()[0]} instead of CUDA")
+    metadata = parse(session.get_modelmeta().custom_metadata_map)
+    return Runner(name, "f32" if precision == "f32" else "tf32", metadata, Batcher(run))
 
 
-# The fastest first; what the last raises ends the start.
+# Fastest first; if none works, the last one's error is raised.
 BACKENDS = {"cuda": _open_cuda, "openvino": _open_openvino, "cpu": _open_cpu}
