@@ -1,9 +1,10 @@
 """Return to the system what is no longer needed, which glibc would rather keep. Another libc is left alone."""
 
 import ctypes
+import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them; both are set, as the second resets the first
-_libc = ctypes.CDLL(None)
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def configure_malloc() -> None:
