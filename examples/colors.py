@@ -50,6 +50,7 @@ def main() -> None:
     OUTPUT.mkdir(exist_ok=True)
     torch.save(network.state_dict(), OUTPUT / "colors.pth")
     Image.new("RGB", (400, 300), (230, 25, 25)).save(OUTPUT / "red.png")
+    print(f"wrote {OUTPUT / 'colors.pth'} (the weights) and {OUTPUT / 'red.png'} (an image to classify)")
 
 
 if __name__ == "__main__":

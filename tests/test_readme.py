@@ -214,6 +214,7 @@ def test_ones_own_model_is_deployed_by_the_readmes_commands(checkout):
     [(block, shown)] = [(block, shown) for _, _, block, shown in BLOCKS if "examples/colors.py" in block]
     printed = [follow(command, checkout, free_port()) for command in commands(block)]
     assert re.fullmatch(as_shown(shown), plain(printed[-1]))
+    assert all(f"examples/trained/{name}" in printed[0] for name in ("colors.pth", "red.png"))
 
     classifier = OnnxClassifier(checkout / "colors.onnx")
     assert classifier.class_names == ["red", "green", "blue", "yellow", "grey"]
