@@ -249,6 +249,8 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="measure LitServe and FastAPI too")
     parser.add_argument("--output", type=Path, help="write the table to this file as well")
     given = parser.parse_args()
+    if sys.platform != "linux":
+        sys.exit("bench.py: CPU time and memory are read from /proc: run it on Linux")
     if given.peers and not PEERS_PYTHON.exists():
         sys.exit("bench.py: the peers are not installed: use `make bench-peers`")
     picture = presets()[0].path.read_bytes()
