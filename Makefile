@@ -58,10 +58,10 @@ format: .venv/installed  ## format the code as lint wants it
 photos: $(photos)  ## fetch the assignment's own photographs, which the preset tests then take in
 
 bench: classifier.onnx  ## measure how fast the server is here, beside PyTorch and the limit of the machine
-	$(bin)/python benchmarks/bench.py
+	$(bin)/python -m benchmarks.bench
 
 bench-peers: classifier.onnx .venv-peers/installed  ## the same, with LitServe and FastAPI behind the same load
-	$(bin)/python benchmarks/bench.py --peers
+	$(bin)/python -m benchmarks.bench --peers
 
 screenshot: classifier.onnx  ## make the README's pictures of the page, docs/page*.png, with Chromium
 	$(bin)/python -m tests.screenshot

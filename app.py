@@ -23,7 +23,7 @@ classifier: OnnxClassifier | None = None
 
 
 def init() -> None:
-    """Load the model of MODEL_PATH and run it once. Raises InvalidModel or ProviderUnavailable."""
+    """Load the model of MODEL_PATH and run it once. Raises InvalidModel or BackendUnavailable."""
     global classifier
     classifier = OnnxClassifier(
         SETTINGS.MODEL_PATH, SETTINGS.EXECUTION_PROVIDER, SETTINGS.PRECISION, THREADS, SETTINGS.MAX_PIXELS

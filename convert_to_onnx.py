@@ -9,7 +9,7 @@ Resize, normalization, softmax or sigmoid and the class names travel in the file
 ONNX Runtime's answers from it have been compared with PyTorch's and agree.
 """
 
-import runtime.start  # noqa: F401  first, for what goes wrong in other imports
+import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 import argparse
 import io

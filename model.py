@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from runtime.backends import open_runner
 from runtime.decoding import MAX_SIDE, decodes_incrementally, open_image, to_rgb
 from runtime.errors import InvalidInput, InvalidModel
-from runtime.providers import open_runner
 from runtime.settings import available_cpus
 
 # Images with at least this many pixels are large: they take turns, and a JPEG is decoded at a reduced scale unless
@@ -118,11 +118,11 @@ class OnnxClassifier:
         threads: int | None = None,
         max_pixels: int = 25_000_000,
     ) -> None:
-        """Load the file at `path`, as providers.open_runner does, to run on `threads` threads: by default all CPUs.
+        """Load the file at `path`, as backends.open_runner does, to run on `threads` threads: by default all CPUs.
 
         The defaults are those of the converter and the tests: exact, on ONNX Runtime's CPU provider. app.py passes its
         settings, which are `auto`: the fastest backend and precision, and large JPEGs at a reduced scale.
-        Images of more than `max_pixels` are refused. Raises InvalidModel or ProviderUnavailable.
+        Images of more than `max_pixels` are refused. Raises InvalidModel or BackendUnavailable.
         """
         if not Path(path).is_file() or not os.access(path, os.R_OK):
             what = "is not a file that can be read" if Path(path).exists() else "is not there"

@@ -6,7 +6,7 @@
 know about a model; a new model is a new entry.
 """
 
-import runtime.start  # noqa: F401  first, for what goes wrong in other imports
+import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -7,6 +7,8 @@ Settings are environment variables: runtime/settings.py. A call is processed in 
 answers. A new route goes here, and into serving/openapi.json.
 """
 
+import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
+
 import hmac
 import logging
 import os

@@ -7,7 +7,7 @@ For a model whose classes are not ImageNet's, give your own images with --expect
 what was expected if it failed. Exit codes: 0 success; 1 a check failed; 2 wrong usage.
 """
 
-import runtime.start  # noqa: F401  first, for what goes wrong in other imports
+import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 import argparse
 import sys

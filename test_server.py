@@ -11,7 +11,7 @@ started on this machine until the tests end. Exit codes: 0 success; 1 a test fai
 a class; 3 the endpoint is unavailable; 130 interrupted.
 """
 
-import runtime.start  # noqa: F401  first, for what goes wrong in other imports
+import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 import argparse
 import json

@@ -2,13 +2,15 @@
 
     make bench                                            # this server, PyTorch behind it, and the limit
     make bench-peers                                      # and LitServe and FastAPI behind the same load
-    python benchmarks/bench.py --rounds 3 --seconds 5 [--peers] [--output table.md]
+    python -m benchmarks.bench --rounds 3 --seconds 5 [--peers] [--output table.md]
 
 Every candidate is started anew in every round, the rounds interleave, and the table has medians. What others took CPU
 time from, another program or the machine's host, is measured again. The load is a closed
 loop over kept connections: one preset picture of 500x375 as base64 JSON. The limit is no server at all: the same
 decoding, resizing and running in a bare loop, on as many threads as there are CPUs.
 """
+
+import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 import argparse
 import base64
@@ -30,19 +32,16 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from client.endpoint import free_port  # noqa: E402
-from client.labeled_images import presets  # noqa: E402
-from model import OnnxClassifier  # noqa: E402
-from runtime.settings import available_cpus  # noqa: E402
+from client.endpoint import free_port
+from client.labeled_images import presets
+from model import OnnxClassifier
+from runtime.settings import ROOT, available_cpus
 
 MODEL_PATH = Path(os.environ.get("MODEL_PATH") or ROOT / "classifier.onnx").resolve()
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 CLIENTS = 16
 START_TIMEOUT_S = 60
-MOST_FOREIGN = 0.05  # of the CPUs' time; over that a measurement was disturbed
+MAX_FOREIGN_CPU = 0.05  # of the CPUs' time; over that a measurement was disturbed
 TRIES = 3
 
 
@@ -158,7 +157,7 @@ def own_ticks() -> int:
     return round(sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK"))
 
 
-def undisturbed(measure_once: Callable[[], dict[str, float]]) -> dict[str, float]:
+def retry_if_noisy(measure_once: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Return what `measure_once` does, the first time that it has the CPUs to itself; else of the last try, and say so.
 
     What it starts, it has to wait for.
@@ -168,7 +167,7 @@ def undisturbed(measure_once: Callable[[], dict[str, float]]) -> dict[str, float
         figures = measure_once()
         passed, steal, busy = (now - then for now, then in zip(cpu_ticks(), before, strict=True))
         foreign = busy - (own_ticks() - own_before)
-        if max(foreign, 0) + steal <= MOST_FOREIGN * passed:
+        if max(foreign, 0) + steal <= MAX_FOREIGN_CPU * passed:
             return figures
         again = "measured again" if attempt + 1 < TRIES else "kept, and not to be relied on"
         print(f"  disturbed: {foreign / passed:.0%} foreign, {steal / passed:.0%} stolen; {again}", file=sys.stderr)
@@ -250,6 +249,8 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="measure LitServe and FastAPI too")
     parser.add_argument("--output", type=Path, help="write the table to this file as well")
     given = parser.parse_args()
+    if sys.platform != "linux":
+        sys.exit("bench.py: CPU time and memory are read from /proc: run it on Linux")
     if given.peers and not PEERS_PYTHON.exists():
         sys.exit("bench.py: the peers are not installed: use `make bench-peers`")
     picture = presets()[0].path.read_bytes()
@@ -262,9 +263,9 @@ def main() -> None:
         for candidate in order if round_number % 2 == 0 else reversed(order):
             print(f"round {round_number + 1} of {given.rounds}: {candidate.name}", file=sys.stderr)
             if candidate is limit:
-                figures = undisturbed(lambda: measure_limit(classifier, picture, given.seconds))
+                figures = retry_if_noisy(lambda: measure_limit(classifier, picture, given.seconds))
             else:
-                figures = undisturbed(partial(measure, candidate, picture, given.seconds))
+                figures = retry_if_noisy(partial(measure, candidate, picture, given.seconds))
             for figure, value in figures.items():
                 candidate.figures.setdefault(figure, []).append(value)
     text = table(servers, limit, classifier.model_name)

@@ -1,9 +1,11 @@
 """What PRECISION=auto costs in accuracy: each picture's answer in the fastest precision beside the exact one.
 
-    python benchmarks/precision.py FOLDER_OF_PICTURES
+    python -m benchmarks.precision FOLDER_OF_PICTURES
 
 Where the hardware has bfloat16 or TF32, auto computes in that, and it decodes a large JPEG at a reduced scale.
 """
+
+import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 import os
 import sys
@@ -11,11 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from model import OnnxClassifier  # noqa: E402
-from runtime.errors import InvalidInput  # noqa: E402
+from model import OnnxClassifier
+from runtime.errors import InvalidInput
+from runtime.settings import ROOT
 
 MODEL_PATH = os.environ.get("MODEL_PATH") or str(ROOT / "classifier.onnx")
 
@@ -23,7 +23,7 @@ MODEL_PATH = os.environ.get("MODEL_PATH") or str(ROOT / "classifier.onnx")
 def main() -> None:
     """Compare the two on every picture, and print one line for each measure."""
     if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/precision.py FOLDER_OF_PICTURES")
+        sys.exit("usage: python -m benchmarks.precision FOLDER_OF_PICTURES")
     exact, fast = (OnnxClassifier(MODEL_PATH, "auto", precision) for precision in ("f32", "auto"))
     same, moved, gaps = 0, [], []
     for path in sorted(Path(sys.argv[1]).iterdir()):

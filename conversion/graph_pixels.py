@@ -8,7 +8,7 @@ import onnx
 from onnx import utils
 
 from conversion import ConversionError
-from runtime.providers import import_onnxruntime
+from runtime.backends import import_onnxruntime
 
 PIXELS = "preprocessing/pixels"  # the tensor between preprocessing and network: float32 [batch, channels, *size]
 LEVELS_TOLERANCE = 1.01  # of 255, between the graph's pixels and Pillow's: one is rounding

@@ -10,6 +10,7 @@ from conversion import ConversionError
 from conversion.graph_pixels import compare_pixels, open_preprocessing
 from conversion.trained_model import TrainedModel
 from model import ImagePreprocessor, OnnxClassifier
+from runtime.backends import import_onnxruntime
 from runtime.settings import ROOT
 
 TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels
@@ -37,7 +38,7 @@ def verify(path: Path, trained: TrainedModel) -> str:
         raise ConversionError(f"the file describes {classifier.preprocessor}, the model wants {preprocessor}")
     images = {file.name: preprocessor.decode(file) for file in (ROOT / "images").glob("*.jpeg")} | generated_images()
     resized = np.stack([preprocessor.resize(image) for image in images.values()])
-    in_batch = predict_batch(classifier, resized, len(trained.class_names))
+    in_batch = predict_batch(path, resized, len(trained.class_names))
 
     # Unlike probabilities, pixels show a wrong resize whatever the weights are.
     normalized, preprocess = preprocessor.normalize(resized), open_preprocessing(path)
@@ -60,10 +61,11 @@ def verify(path: Path, trained: TrainedModel) -> str:
     )
 
 
-def predict_batch(classifier: OnnxClassifier, pixels: np.ndarray, classes: int) -> np.ndarray:
+def predict_batch(path: Path, pixels: np.ndarray, classes: int) -> np.ndarray:
     """Return ONNX Runtime's probabilities, [batch, classes], of all images in one run. Raises ConversionError."""
     try:
-        rows = classifier.runner.run_alone(pixels)  # `predict` runs one image at a time
+        session = import_onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
+        rows = session.run(["probabilities"], {"image": pixels})[0]  # `predict` runs one image at a time
     except Exception as error:  # ONNX Runtime's own, which have no base class
         raise ConversionError(f"ONNX Runtime fails on {len(pixels)} images in a batch: {error}") from error
     if rows.shape != (len(pixels), classes):

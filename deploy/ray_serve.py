@@ -14,7 +14,7 @@ from pathlib import Path
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError
 
 import app
 import server
@@ -46,7 +46,6 @@ ENVIRONMENT = vars(app.SETTINGS) | {
         "target_ongoing_requests": SETTINGS.CPUS_PER_REPLICA,
     },
     max_ongoing_requests=WORKERS,
-    max_queued_requests=SETTINGS.MAX_REPLICAS * WORKERS,
     logging_config={"enable_access_log": False},  # the server has one
 )
 class Replica:
@@ -98,7 +97,7 @@ class Replicas:
             raise error.cause from error
         except RayActorError as error:
             raise Unavailable("the machine that was at work on it is gone") from error
-        except (BackPressureError, DeploymentUnavailableError) as error:
+        except DeploymentUnavailableError as error:
             raise Unavailable("every machine has enough to do") from error
         except TimeoutError as error:
             response.cancel()

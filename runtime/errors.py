@@ -11,7 +11,7 @@ class InvalidModel(ValueError):
     """The ONNX file is missing, damaged, or not one that convert_to_onnx.py wrote."""
 
 
-class ProviderUnavailable(Exception):
+class BackendUnavailable(Exception):
     """The execution provider asked for does not work here; the message says why."""
 
 

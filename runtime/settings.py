@@ -7,6 +7,7 @@ docs/configuration.md has a row for each setting, which a test holds to this fil
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,7 +18,11 @@ Group = TypeVar("Group")
 
 
 class BadSetting(SystemExit):
-    """An environment variable holds a value that means nothing; ends the program with exit code 1 unless caught."""
+    """An environment variable has an invalid value. Unless caught, it ends the program with exit code 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = f"{Path(sys.argv[0]).name}: {message}"  # which Python prints
 
 
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sanic import Sanic
 
-from runtime.errors import InvalidModel, ProviderUnavailable, Unavailable
+from runtime.errors import BackendUnavailable, InvalidModel, Unavailable
 from serving.log import logger
 from serving.metrics import MODEL
 from serving.work_queue import WorkQueue
@@ -45,7 +45,7 @@ class Lifecycle:
         def finish(loaded: asyncio.Future) -> None:
             if error := loaded.exception():
                 # A traceback is for what nobody foresaw.
-                known = isinstance(error, InvalidModel | ProviderUnavailable)
+                known = isinstance(error, InvalidModel | BackendUnavailable)
                 logger.error("%s", error if known else "the model cannot be loaded", exc_info=None if known else error)
                 if not self.stopping:
                     self.stop(server)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from client.endpoint import free_port
-from examples.colours import COLOURS, Colours
+from examples.colors import COLORS, Colors
 from model import OnnxClassifier
 from tests import generate_docs
 from tests.server_process import DEADLINE_S, ROOT, wait_until
@@ -74,8 +74,8 @@ ELSEWHERE = {
     "pip install -r requirements/client.txt": ("tests/test_install.py", "pip install -r requirements/client.txt"),
     ".venv-ray/bin/ray start": ("requirements/ray.txt", "ray[serve]=="),
     ".venv-ray/bin/serve shutdown": ("requirements/ray.txt", "ray[serve]=="),
-    "MODEL_PATH=colours.onnx python server.py": ("client/endpoint.py", "[sys.executable, SERVER]"),
-    "python benchmarks/precision.py FOLDER": ("benchmarks/precision.py", "python benchmarks/precision.py FOLDER"),
+    "MODEL_PATH=colors.onnx python server.py": ("client/endpoint.py", "[sys.executable, SERVER]"),
+    "python -m benchmarks.precision FOLDER": ("benchmarks/precision.py", "python -m benchmarks.precision FOLDER"),
 }
 SERVING = ("make serve", "python server.py")
 MAKE = 'make() { command make -o .venv/installed -o classifier.onnx $DRY "$@"; }'  # all of that is there already
@@ -183,7 +183,7 @@ def test_every_block_says_what_it_is():
     [
         pytest.param(block, shown, id=f"{page}: {named(block)}")
         for page, language, block, shown in BLOCKS
-        if language == "sh" and "colours" not in block and "-m venv" not in block  # tests/test_install.py has that
+        if language == "sh" and "colors" not in block and "-m venv" not in block  # tests/test_install.py has that
     ],
 )
 def test_a_block_of_commands_works_and_prints_what_is_shown(block, shown, checkout, served):
@@ -211,17 +211,18 @@ def test_the_code_works_and_prints_what_is_shown(code, shown, checkout, served):
 
 
 def test_ones_own_model_is_deployed_by_the_readmes_commands(checkout):
-    [(block, shown)] = [(block, shown) for _, _, block, shown in BLOCKS if "examples/colours.py" in block]
+    [(block, shown)] = [(block, shown) for _, _, block, shown in BLOCKS if "examples/colors.py" in block]
     printed = [follow(command, checkout, free_port()) for command in commands(block)]
     assert re.fullmatch(as_shown(shown), plain(printed[-1]))
+    assert all(f"examples/trained/{name}" in printed[0] for name in ("colors.pth", "red.png"))
 
-    classifier = OnnxClassifier(checkout / "colours.onnx")
+    classifier = OnnxClassifier(checkout / "colors.onnx")
     assert classifier.class_names == ["red", "green", "blue", "yellow", "grey"]
-    network = Colours().eval()
-    network.load_state_dict(torch.load(checkout / "examples/trained/colours.pth"))
-    for right, left in enumerate(COLOURS):
+    network = Colors().eval()
+    network.load_state_dict(torch.load(checkout / "examples/trained/colors.pth"))
+    for right, left in enumerate(COLORS):
         picture = Image.new("RGB", (128, 96), tuple(int(255 * level) for level in left))
-        picture.paste(tuple(int(255 * level) for level in COLOURS[right - 1]), (64, 0, 128, 96))
+        picture.paste(tuple(int(255 * level) for level in COLORS[right - 1]), (64, 0, 128, 96))
         first, second, third = classifier.top(classifier.predict(classifier.preprocessor(picture)[None])[0], 3)
         assert {first["class_id"], second["class_id"]} == {right, (right - 1) % 5}
         assert second["probability"] > 0.5 > third["probability"]

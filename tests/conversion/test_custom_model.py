@@ -14,7 +14,7 @@ from conversion import ConversionError, custom_model
 from convert_to_onnx import convert
 from model import OnnxClassifier
 from tests import networks
-from tests.runtime.test_providers import needs_openvino
+from tests.runtime.test_backends import needs_openvino
 from tests.server_process import NEWT, TENCH
 
 SIZE = (96, 128)

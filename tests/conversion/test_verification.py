@@ -48,7 +48,7 @@ def test_the_right_graph_is_accepted(small, small_graph, saved):
 @pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__)
 def test_a_broken_graph_is_refused(small, small_graph, saved, break_it):
     path = saved(broken_copy(small_graph, break_it))
-    with pytest.raises((ConversionError, InvalidModel), match=r"from Pillow's|does not give the probabilities"):
+    with pytest.raises((ConversionError, InvalidModel), match=r"from Pillow's|does not return probabilities"):
         verify(path, small)
 
 

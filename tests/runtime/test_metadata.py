@@ -7,7 +7,7 @@ import pytest
 
 from model import OnnxClassifier
 from runtime.metadata import parse
-from tests.runtime.test_providers import needs_openvino
+from tests.runtime.test_backends import needs_openvino
 from tests.server_process import MODEL_PATH
 
 RIGHT = {

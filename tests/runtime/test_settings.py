@@ -1,11 +1,15 @@
 """settings.py: what an environment variable may hold, what happens where it holds something else, and the CPUs."""
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from runtime.settings import BadSetting, available_cpus, choice, integer, read, text
+from tests.server_process import ROOT
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,7 @@ def test_a_whole_number_from_minimum_to_maximum_is_taken(text, number):
 def test_anything_else_ends_the_program_with_a_sentence(text):
     with pytest.raises(BadSetting) as stopped:
         read(Group, {"PORT": text})
-    # SystemExit prints a code that is a string, and exits with 1.
-    assert stopped.value.code == f"PORT={text!r}: expected a whole number from 1 to 65535"
+    assert str(stopped.value) == f"PORT={text!r}: expected a whole number from 1 to 65535"
 
 
 def test_a_choice_is_one_of_those_allowed():
@@ -68,7 +71,18 @@ def test_a_choice_is_one_of_those_allowed():
 def test_a_key_that_could_never_be_sent_is_refused_and_not_shown(secret):
     with pytest.raises(BadSetting) as stopped:
         read(Group, {"WEB_KEY": secret})
-    assert stopped.value.code == "WEB_KEY: expected text without blanks at its ends"
+    assert str(stopped.value) == "WEB_KEY: expected text without blanks at its ends"
+
+
+@pytest.mark.parametrize("script", ["server.py", "benchmarks/bench.py"])
+def test_invalid_setting_names_the_program_and_exits_1(script):
+    code = (
+        "import sys; sys.argv[0] = sys.argv[1]\nfrom runtime.settings import ServerSettings, read; read(ServerSettings)"
+    )
+    command = [sys.executable, "-c", code, f"/some where/{script}"]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | {"PORT": "abc"}, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == f"{Path(script).name}: PORT='abc': expected a whole number from 1 to 65535\n"
 
 
 @pytest.mark.parametrize(
