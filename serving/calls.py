@@ -7,7 +7,8 @@ from sanic import HTTPResponse, Request
 from sanic.response import json
 
 from runtime.errors import InvalidInput, Unavailable
-from serving.bodies import COMPRESSED, inputs_of, turn
+from serving.bodies import turn
+from serving.inputs import COMPRESSED, inputs_of
 
 
 async def run_inference(request: Request) -> HTTPResponse:

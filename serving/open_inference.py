@@ -14,7 +14,8 @@ import numpy as np
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bodies import MAX_TEXTS, NULL, at_most, items
+from serving.bounded_lists import at_most, items
+from serving.inputs import MAX_TEXTS, NULL
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"

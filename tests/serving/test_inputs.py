@@ -1,4 +1,4 @@
-"""bodies.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
+"""inputs.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
 
 import base64
 import gzip
@@ -8,7 +8,7 @@ import re
 import pytest
 
 from runtime.errors import InvalidInput
-from serving.bodies import MAX_FORM_PARTS, MAX_TEXTS, inputs_of
+from serving.inputs import MAX_FORM_PARTS, MAX_TEXTS, inputs_of
 
 PICTURE = bytes(range(256))
 TEXT = base64.b64encode(PICTURE).decode()
