@@ -46,7 +46,7 @@ from serving import middleware, platforms
 from serving.bodies import BodyReader
 from serving.calls import run_inference
 from serving.lifecycle import Lifecycle
-from serving.metrics import IN_WORK, QUEUED
+from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED
 from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
@@ -64,10 +64,10 @@ server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
     MOTD=False,
     REQUEST_TIMEOUT=SETTINGS.REQUEST_TIMEOUT_S,
-    RESPONSE_TIMEOUT=SETTINGS.ANSWER_TIMEOUT_S,  # then Sanic answers 503; every other one is an Unavailable
-    KEEP_ALIVE_TIMEOUT=SETTINGS.IDLE_TIMEOUT_S,
+    RESPONSE_TIMEOUT=SETTINGS.RESPONSE_TIMEOUT_S,  # then Sanic answers 503; every other one is an Unavailable
+    KEEP_ALIVE_TIMEOUT=SETTINGS.KEEP_ALIVE_TIMEOUT_S,
     # BodyReader has the limit: Sanic's own closes the connection on a client that is still sending, which then never
-    # reads the 413. What is left of a refused body is read and dropped, within IDLE_TIMEOUT_S.
+    # reads the 413. What is left of a refused body is read and dropped, within KEEP_ALIVE_TIMEOUT_S.
     REQUEST_MAX_SIZE=sys.maxsize,
     # Bytes that may lie unread before their connection is paused: at 65,536 a picture of 100 KB is, on its way.
     REQUEST_BUFFER_SIZE=262_144,
@@ -139,10 +139,10 @@ async def openapi(request: Request) -> HTTPResponse:
 
 # -- start and end -------------------------------------------------------------------------------------------------
 @server.after_server_start
-async def listening(server: Sanic) -> None:
+async def start_lifecycle(server: Sanic) -> None:
     """Obey signals, wait for the model in the background, and say that the port is open: it answers 503 until then."""
-    server.ctx.lifecycle.obey_signals(server)
-    server.ctx.lifecycle.await_model(server)  # not before: whoever finds it healthy may stop it
+    server.ctx.lifecycle.install_signal_handlers(server)
+    server.ctx.lifecycle.watch_model_load(server)  # not before: whoever finds it healthy may stop it
     if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("whoever reaches this port may call: set BANANA_API_KEY, or HOST=127.0.0.1")
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
@@ -154,12 +154,12 @@ def main(backend: Any, loading: Future) -> None:
     `backend` is app.py, or anything else with its `init`, `inference`, `status`, `warm_up` and `WORKERS`.
     """
     queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
-    lifecycle = Lifecycle(backend, queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.ANSWER_TIMEOUT_S)
+    lifecycle = Lifecycle(backend, queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.RESPONSE_TIMEOUT_S)
     server.ctx.backend, server.ctx.queue, server.ctx.lifecycle = backend, queue, lifecycle
     server.ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
     server.ctx.answered, server.ctx.last_change = 0, monotonic()  # when a call last began or ended
-    IN_WORK.set_function(lambda: queue.in_work)
-    QUEUED.set_function(lambda: queue.queued)
+    REQUESTS_IN_PROGRESS.set_function(lambda: queue.running)
+    REQUESTS_QUEUED.set_function(lambda: queue.queued)
     try:
         server.run(
             SETTINGS.HOST,

@@ -58,16 +58,16 @@ class BodyReader:
         self.held -= len(body)
 
 
-_turn = threading.Lock()
+_one_at_a_time = threading.Lock()
 
 
 @contextmanager
-def turn(body: bytes) -> Iterator[None]:
+def large_body_lock(body: bytes) -> Iterator[None]:
     """Hold this while a body is decoded: large ones take turns, as text may take four times its bytes meanwhile.
 
     They need no longer for it than all at once, which would wait for the GIL.
     """
-    with _turn if len(body) > LARGE else nullcontext():
+    with _one_at_a_time if len(body) > LARGE else nullcontext():
         try:
             yield
         except Exception as error:

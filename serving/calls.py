@@ -7,23 +7,23 @@ from sanic import HTTPResponse, Request
 from sanic.response import json
 
 from runtime.errors import InvalidInput, Unavailable
-from serving.bodies import turn
-from serving.inputs import COMPRESSED, inputs_of
+from serving.bodies import large_body_lock
+from serving.inputs import COMPRESSED, parse_inputs
 
 
 async def run_inference(request: Request) -> HTTPResponse:
     """Classify what the body holds: JSON, an image's own bytes, or a form with the field `image`."""
 
     def work(body: bytes) -> tuple[dict, HTTPResponse]:
-        with turn(body):
-            inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
+        with large_body_lock(body):
+            inputs = parse_inputs(request.headers.get("content-type", ""), body, request.args)
         answer = request.app.ctx.backend.inference(inputs)
         return answer, json(answer)
 
-    return await call(request, work)
+    return await handle(request, work)
 
 
-async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPResponse]]) -> HTTPResponse:
+async def handle(request: Request, work: Callable[[bytes], tuple[dict, HTTPResponse]]) -> HTTPResponse:
     """Read the request's body and return the response that `work` makes of it in a thread.
 
     What it returns first, the backend's answer, is kept in `request.ctx` for the log. Raises what `BodyReader.read`

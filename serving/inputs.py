@@ -8,7 +8,7 @@ import msgspec
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bounded_lists import at_most, items
+from serving.bounded_lists import at_most, list_items
 
 MAX_FORM_PARTS = 16
 MAX_TEXTS = 1024  # texts in a list of a JSON body; the most that MAX_IMAGES in runtime/settings.py may be
@@ -32,7 +32,7 @@ class _Inputs(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Inputs | str).decode
 
 
-def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
+def parse_inputs(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
     """Return a call's inputs as app.inference takes them. Raises InvalidInput.
 
     A picture's own bytes are known by their Content-Type; anything else that is no form is taken for JSON.
@@ -65,7 +65,7 @@ def _json(body: bytes) -> dict:
         fields["image"] = decode_base64(fields["image"])
     if "images" in fields:
         texts = msgspec.json.decode(fields["images"], type=at_most(MAX_TEXTS, str))
-        fields["images"] = [decode_base64(text) for text in items(texts)]
+        fields["images"] = [decode_base64(text) for text in list_items(texts)]
     return fields
 
 

@@ -15,7 +15,7 @@ from serving.log import logger
 from serving.metrics import MODEL
 from serving.work_queue import WorkQueue
 
-LEAVE_S = 0.5  # for callers to see a 503 and go: a socket that is closed while a request is on its way resets that
+DRAIN_DELAY_S = 0.5  # for clients to see a 503 and leave: closing a socket resets a request that is on its way
 POLL_S = 0.02
 
 
@@ -39,10 +39,10 @@ class Lifecycle:
         """How many pieces of work are not done, loading the model among them."""
         return self.queue.pending + (not self.loading.done())
 
-    def await_model(self, server: Sanic) -> None:
+    def watch_model_load(self, server: Sanic) -> None:
         """Be ready when the model is loaded; stop the server if that fails."""
 
-        def finish(loaded: asyncio.Future) -> None:
+        def on_loaded(loaded: asyncio.Future) -> None:
             if error := loaded.exception():
                 # A traceback is for what nobody foresaw.
                 known = isinstance(error, InvalidModel | BackendUnavailable)
@@ -54,9 +54,9 @@ class Lifecycle:
             self.ready = True
             logger.info("ready", extra={"fields": self.backend.status()})
 
-        asyncio.wrap_future(self.loading).add_done_callback(finish)
+        asyncio.wrap_future(self.loading).add_done_callback(on_loaded)
 
-    def obey_signals(self, server: Sanic) -> None:
+    def install_signal_handlers(self, server: Sanic) -> None:
         """Stop on SIGTERM, SIGHUP and Ctrl-C. Not before Sanic has started: until then it has them ignored."""
         loop = asyncio.get_running_loop()
 
@@ -86,8 +86,8 @@ class Lifecycle:
     def require_healthy(self) -> None:
         """Raise Unavailable unless the model answers and no call is stuck. A failing model is checked once more."""
         self.require_ready()
-        if self.queue.longest_s > self.stuck_s:
-            raise Unavailable(f"a call has been in work for {self.queue.longest_s:.0f} s")
+        if self.queue.longest_running_s > self.stuck_s:
+            raise Unavailable(f"a call has been in work for {self.queue.longest_running_s:.0f} s")
         if self.model_failing:
             self.check_model()
             raise Unavailable("the model fails on its own warm-up picture")
@@ -111,7 +111,7 @@ class Lifecycle:
         # Sanic loses a stop that comes before it serves; from then on the port answers 503.
         while not server.state.is_running or (self.unfinished and monotonic() < self.deadline):
             await asyncio.sleep(POLL_S)
-        await asyncio.sleep(LEAVE_S)
+        await asyncio.sleep(DRAIN_DELAY_S)
         # For requests that are still arriving.
         server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())
         server.stop()

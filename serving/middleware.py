@@ -31,7 +31,7 @@ HEADERS = {  # of every answer
     "X-Content-Type-Options": "nosniff",
 }
 # Those who probe have no key, nor has a browser that asks for the page's files.
-OPEN_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", *platforms.PROBES}
+PUBLIC_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", *platforms.PROBES}
 
 
 def install(server: Sanic, settings: ServerSettings) -> None:
@@ -48,13 +48,13 @@ def install(server: Sanic, settings: ServerSettings) -> None:
             "Access-Control-Max-Age": "600",
             "Vary": "Origin",
         }
-    for function in (take_turns, authenticate, drop_body):
+    for function in (yield_to_event_loop, authenticate, drop_body):
         server.on_request(function)
     server.exception(Exception, RequestCancelled)(on_error)  # type: ignore[arg-type]
-    server.on_response(finish)
+    server.on_response(add_headers_and_record)
 
 
-async def take_turns(request: Request) -> None:
+async def yield_to_event_loop(request: Request) -> None:
     """Let other connections have theirs: Sanic works without a pause through all requests that one has sent."""
     await asyncio.sleep(0)
 
@@ -64,7 +64,7 @@ async def authenticate(request: Request) -> None:
     key = request.app.ctx.settings.BANANA_API_KEY
     is_page = request.path == "/" and request.method in ("GET", "HEAD")
     unread = not request.head  # nor a key in it: it is told so
-    if not key or unread or is_page or request.path in OPEN_PATHS or request.method == "OPTIONS":
+    if not key or unread or is_page or request.path in PUBLIC_PATHS or request.method == "OPTIONS":
         return
     sent = request.headers.get("X-Banana-API-Key") or request.token or ""
     if not hmac.compare_digest(sent.encode(errors="replace"), key.encode()):
@@ -94,7 +94,7 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
         lifecycle.check_model()
     if code in (404, 405) and not request.route:
         message = f"{request.method} {request.path} is not served here: "
-        message += platforms.HERE if is_v2 else "POST a picture to /"
+        message += platforms.V2_ROUTES if is_v2 else "POST a picture to /"
     if code == 503:
         message += ": try again"
         headers["Retry-After"] = "1"
@@ -105,7 +105,7 @@ async def on_error(request: Request, error: Exception) -> HTTPResponse:
     return json({"error": message if is_v2 else answer}, code, headers)
 
 
-async def finish(request: Request, response: HTTPResponse) -> None:
+async def add_headers_and_record(request: Request, response: HTTPResponse) -> None:
     """Add the headers that every answer has, count it, and write its line in the log."""
     for name, value in request.app.ctx.headers.items():
         response.headers.setdefault(name, value)  # the page has a policy of its own

@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bounded_lists import at_most, items
+from serving.bounded_lists import at_most, list_items
 from serving.inputs import MAX_TEXTS, NULL
 
 INPUT = "image"  # this and the next as in classifier.onnx
@@ -78,15 +78,15 @@ class Inference:
     id: str | None
 
 
-def read(body: bytes, json_length: str, max_images: int) -> Inference:
+def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
     """Return the request in a body, of which `json_length` bytes are JSON. Raises InvalidInput."""
     if not re.fullmatch("[0-9]{1,19}", json_length) or int(json_length) > len(body):
         raise InvalidInput("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
     view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
-        inputs = items(_decode_inputs(request.inputs))
-        outputs = [] if request.outputs == NULL else items(_decode_outputs(request.outputs))
+        inputs = list_items(_decode_inputs(request.inputs))
+        outputs = [] if request.outputs == NULL else list_items(_decode_outputs(request.outputs))
         if [tensor.name for tensor in inputs] != [INPUT]:
             raise InvalidInput(f'expected one input, with the name "{INPUT}"')
         if [output.name for output in outputs] not in ([], [OUTPUT], [None]):
@@ -100,7 +100,7 @@ def read(body: bytes, json_length: str, max_images: int) -> Inference:
     return Inference(pictures, wanted.classification, bool(binary), request.id)
 
 
-def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, int | None]:
+def encode_response(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, int | None]:
     """Return the response, and how much of it is JSON where that is not all.
 
     `model` has the fields that say which one answers.
@@ -124,7 +124,7 @@ def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes
 
 def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
     try:
-        shape = items(_decode_shape(tensor.shape))
+        shape = list_items(_decode_shape(tensor.shape))
     except msgspec.ValidationError as error:
         raise InvalidInput(f'not a "shape": {error}') from error
     fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1 or shape[1:] == [1]}
@@ -149,8 +149,8 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
 
 def _texts(data: msgspec.Raw) -> list[str]:
     """Return the texts in a list, or in lists of one each, which is how the shape [pictures, 1] is nested."""
-    texts = items(msgspec.json.decode(data, type=at_most(MAX_TEXTS, str | at_most(1, str))))  # type: ignore[arg-type]
-    return [text for each in texts for text in ([each] if isinstance(each, str) else items(each))]
+    texts = list_items(msgspec.json.decode(data, type=at_most(MAX_TEXTS, str | at_most(1, str))))  # type: ignore[arg-type]
+    return [text for each in texts for text in ([each] if isinstance(each, str) else list_items(each))]
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:

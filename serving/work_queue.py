@@ -29,17 +29,17 @@ class WorkQueue:
         return len(self._pending)
 
     @property
-    def in_work(self) -> int:
+    def running(self) -> int:
         """How many pieces of work are being worked on."""
         return len(self._began)
 
     @property
     def queued(self) -> int:
         """How many wait."""
-        return max(0, self.pending - self.in_work)
+        return max(0, self.pending - self.running)
 
     @property
-    def longest_s(self) -> float:
+    def longest_running_s(self) -> float:
         """For how many seconds the oldest piece of work has been worked on; 0 where there is none."""
         return max((monotonic() - began for began in list(self._began.values())), default=0.0)
 

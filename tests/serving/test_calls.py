@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from runtime.errors import InvalidInput, Unavailable
-from serving.calls import call
+from serving.calls import handle
 from serving.work_queue import WorkQueue
 from tests.server_process import DEADLINE_S
 
@@ -40,7 +40,7 @@ def test_the_error_of_a_refused_call_does_not_keep_its_body(kind):
         ctx = SimpleNamespace(lifecycle=lifecycle, queue=WorkQueue(1, 0), bodies=Bodies(), answered=0)
         request = SimpleNamespace(app=SimpleNamespace(ctx=ctx), headers={}, ctx=SimpleNamespace())
         try:
-            await call(request, refuse)
+            await handle(request, refuse)
         except kind as error:
             assert str(error) == "why"
             while ctx.bodies.watched() is not None:  # the thread lets go of it a moment later

@@ -24,7 +24,7 @@ def logs(served: Served, text: str) -> bool:
 def get_stuck(served: Served) -> None:
     """Have the stub's server work on a call that does not end."""
     begin_call(served, b"x")
-    wait_until(lambda: served.metric("classifier_in_work") == 1, "a call is in work")
+    wait_until(lambda: served.metric("classifier_requests_in_progress") == 1, "a call is in work")
 
 
 def classify(served: Served, picture: bytes) -> int:
@@ -96,12 +96,12 @@ def test_it_is_not_ready_before_it_obeys_sigterm(tmp_path):
 import os, signal
 from serving.lifecycle import Lifecycle
 from tests import stub
-await_model = Lifecycle.await_model
+watch_model_load = Lifecycle.watch_model_load
 def await_and_stop(self, server):
     assert callable(signal.getsignal(signal.SIGTERM)) and not self.ready
-    await_model(self, server)
+    watch_model_load(self, server)
     os.kill(os.getpid(), signal.SIGTERM)
-Lifecycle.await_model = await_and_stop
+Lifecycle.watch_model_load = await_and_stop
 stub.server.main(stub, stub.server.load(stub))
 """
     (tmp_path / "loaded").touch()
@@ -181,7 +181,7 @@ def test_health_is_good_after_a_bug_in_one_call(tmp_path):
 
 
 def test_health_is_bad_while_a_call_is_stuck(tmp_path):
-    with ready(tmp_path, stub=True, ANSWER_TIMEOUT_S="1") as served:
+    with ready(tmp_path, stub=True, RESPONSE_TIMEOUT_S="1") as served:
         get_stuck(served)
         wait_until(lambda: not is_ready(served), "the call was found to be stuck")
         assert "in work for" in served.get("/healthcheck").json()["error"]["message"]
@@ -217,8 +217,8 @@ def start(**environment: str) -> str:
         ("MAX_BODY_MB", "1.5"),
         ("MAX_BODY_MB", "20MB"),
         ("REQUEST_TIMEOUT_S", "0"),
-        ("ANSWER_TIMEOUT_S", "never"),
-        ("IDLE_TIMEOUT_S", "1e3"),
+        ("RESPONSE_TIMEOUT_S", "never"),
+        ("KEEP_ALIVE_TIMEOUT_S", "1e3"),
         ("SHUTDOWN_GRACE_S", " 1"),
         ("MAX_IMAGES", "\u0665"),
         ("MAX_PIXELS", "1" * 5000),
