@@ -2,21 +2,20 @@
 
 import asyncio
 import threading
-import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from sanic import Request
 from sanic.exceptions import PayloadTooLarge, RequestTimeout
 
-from runtime.errors import Unavailable
+from runtime.errors import Unavailable, release_frames
 
 BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
-LARGE = 1_000_000  # bytes of a body
+LARGE_BYTES = 1_000_000
 
 
 class BodyReader:
-    """Reads bodies of at most `limit` bytes, and of BODIES_IN_MEMORY times that over all connections."""
+    """Reads bodies of at most `limit` bytes, and BODIES_IN_MEMORY times that over all connections."""
 
     def __init__(self, limit: int, timeout_s: float) -> None:
         self.limit = limit
@@ -24,37 +23,43 @@ class BodyReader:
         self.held = 0  # bytes, over all connections
 
     async def read(self, request: Request) -> bytes:
-        """Return the body; `release` it afterwards.
+        """Return the body; call `release` when it is no longer needed.
 
-        Raises PayloadTooLarge, before a byte is read where the header gives the length, RequestTimeout, or Unavailable
-        where the bodies of all connections are too much.
+        Raises PayloadTooLarge (before reading, if the header gives the length), RequestTimeout, or Unavailable if the
+        bodies of all connections are too large together.
         """
-        too_large = PayloadTooLarge(f"the request is over {self.limit // 1_000_000} MB: send a smaller picture")
-        if request.stream.request_bytes > self.limit:  # type: ignore[attr-defined]
-            raise too_large
-        body = bytearray()  # a list of chunks would be many times as large where each is a byte or two
+        self._check(request.stream.request_bytes)  # type: ignore[attr-defined]
         try:
             async with asyncio.timeout(self.timeout_s):
-                async for chunk in request.stream:
-                    body += chunk
-                    self.held += len(chunk)
-                    if len(body) > self.limit:
-                        raise too_large
-                    if self.held > self.limit * BODIES_IN_MEMORY:
-                        raise Unavailable("too many large requests are arriving")
-        except BaseException as error:
-            self.held -= len(body)
-            body.clear()  # the error's traceback holds it
-            if isinstance(error, TimeoutError):
-                raise RequestTimeout(f"the request took over {self.timeout_s} s to arrive: send it again") from error
-            raise
+                body = await self._receive(request.stream)  # type: ignore[arg-type]
+        except TimeoutError as error:
+            raise RequestTimeout(f"the body did not arrive within {self.timeout_s} s: send it again") from error
         if not request.transport.is_closing():
-            # Sanic may have paused it, and would not see the client go.
+            # Sanic may have paused the connection, and would not notice that the client disconnects.
             request.transport.resume_reading()  # type: ignore[attr-defined]
+        return body
+
+    async def _receive(self, chunks: AsyncIterable[bytes]) -> bytes:
+        """Return the chunks as one; `held` counts them until they are released, or until this fails."""
+        body = bytearray()  # a list of chunks would take many times the memory if each is a byte or two
+        try:
+            async for chunk in chunks:
+                body += chunk
+                self.held += len(chunk)
+                self._check(len(body))
+        except BaseException:  # a client that disconnects cancels this
+            self.held -= len(body)
+            raise
         return bytes(body)
 
+    def _check(self, size: int) -> None:
+        if size > self.limit:
+            raise PayloadTooLarge(f"the body is over {self.limit // 1_000_000} MB: send a smaller image")
+        if self.held > self.limit * BODIES_IN_MEMORY:
+            raise Unavailable("too many large requests are arriving")
+
     def release(self, body: bytes) -> None:
-        """Say that the body is no longer needed."""
+        """Stop counting a body that is no longer needed."""
         self.held -= len(body)
 
 
@@ -63,13 +68,13 @@ _one_at_a_time = threading.Lock()
 
 @contextmanager
 def large_body_lock(body: bytes) -> Iterator[None]:
-    """Hold this while a body is decoded: large ones take turns, as text may take four times its bytes meanwhile.
+    """Hold this while decoding a body: large ones take turns, because decoding may need four times their bytes.
 
-    They need no longer for it than all at once, which would wait for the GIL.
+    Taking turns costs no time, because only one thread at a time can decode (the GIL).
     """
-    with _one_at_a_time if len(body) > LARGE else nullcontext():
+    with _one_at_a_time if len(body) > LARGE_BYTES else nullcontext():
         try:
             yield
         except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # else that text is there during the next one's turn
+            release_frames(error)  # before the next body's turn
             raise

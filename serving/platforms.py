@@ -11,6 +11,7 @@ from runtime.settings import ModelSettings, read
 from serving import open_inference
 from serving.bodies import large_body_lock
 from serving.calls import handle, run_inference
+from serving.lifecycle import State
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST .../infer"
@@ -26,7 +27,7 @@ routes = Blueprint("platforms")
 async def ping(request: Request) -> HTTPResponse:
     """200 while the model answers; 204 while it loads, as RunPod has it and SageMaker does not mind; or 503."""
     lifecycle = request.app.ctx.lifecycle
-    if not lifecycle.ready and not lifecycle.stopping:
+    if lifecycle.state is State.LOADING:
         return HTTPResponse(status=204)
     lifecycle.require_healthy()
     return json({"state": "healthy"})

@@ -94,11 +94,11 @@ def test_sigterm_right_after_it_listens_is_not_lost(tmp_path, attempt):
 def test_it_is_not_ready_before_it_obeys_sigterm(tmp_path):
     code = """
 import os, signal
-from serving.lifecycle import Lifecycle
+from serving.lifecycle import Lifecycle, State
 from tests import stub
 watch_model_load = Lifecycle.watch_model_load
 def await_and_stop(self, server):
-    assert callable(signal.getsignal(signal.SIGTERM)) and not self.ready
+    assert callable(signal.getsignal(signal.SIGTERM)) and self.state is State.LOADING
     watch_model_load(self, server)
     os.kill(os.getpid(), signal.SIGTERM)
 Lifecycle.watch_model_load = await_and_stop
@@ -166,7 +166,7 @@ def test_health_is_bad_while_the_model_fails_on_its_own_picture_and_good_again_a
         assert is_ready(served)  # nothing has failed yet
         assert classify(served, b"fail") == 500
         wait_until(lambda: not is_ready(served), "the model was found to be broken")
-        assert "warm-up picture" in served.get("/healthcheck").json()["error"]["message"]
+        assert "warm-up image" in served.get("/healthcheck").json()["error"]["message"]
         (tmp_path / "broken").unlink()
         wait_until(lambda: is_ready(served), "the model was found to be whole")
         assert classify(served, b"x") == 200
@@ -184,7 +184,7 @@ def test_health_is_bad_while_a_call_is_stuck(tmp_path):
     with ready(tmp_path, stub=True, RESPONSE_TIMEOUT_S="1") as served:
         get_stuck(served)
         wait_until(lambda: not is_ready(served), "the call was found to be stuck")
-        assert "in work for" in served.get("/healthcheck").json()["error"]["message"]
+        assert "running for" in served.get("/healthcheck").json()["error"]["message"]
         [stuck] = served.connections
         assert status_of(stuck) == 503  # its caller was told, and has not waited for ever
         (tmp_path / "release").touch()

@@ -124,7 +124,7 @@ def test_what_cannot_be_read_is_told_so_and_not_that_it_has_no_key(keyed, reques
 def test_a_port_that_everyone_may_reach_without_a_key_is_a_warning(tmp_path, environment, warns):
     with serving(tmp_path, stub=True, HOST="0.0.0.0", **environment) as served:
         wait_until(lambda: " listening " in served.log.read_text(), "it has started")
-        assert (" warning whoever reaches this port may call: " in served.log.read_text()) == warns
+        assert (" warning no API key is set: " in served.log.read_text()) == warns
 
 
 @pytest.mark.parametrize("path", EVERYWHERE)
