@@ -38,8 +38,8 @@ class Lifecycle:
     stuck_s: float  # of running, after which a request is regarded as stuck
     state: State = State.LOADING
     deadline: float = 0.0  # when a server that is stopping gives up what is unfinished; monotonic seconds
-    _check: asyncio.Task | None = None
-    _drain: asyncio.Task | None = None  # kept, because the event loop does not keep a task alive
+    check: asyncio.Task | None = None  # of the model; this and the next are kept, as the event loop does not keep tasks
+    drain: asyncio.Task | None = None
 
     @property
     def is_stopping(self) -> bool:
@@ -93,7 +93,7 @@ class Lifecycle:
         self.deadline = monotonic() + (0 if self.is_stopping else self.grace_s)
         if not self.is_stopping:
             self.state = State.STOPPING
-            self._drain = asyncio.create_task(self._stop_when_drained(server))
+            self.drain = asyncio.create_task(self._stop_when_drained(server))
 
     async def _stop_when_drained(self, server: Sanic) -> None:
         # Sanic loses a stop that comes before it serves; from then on the port answers 503.
@@ -122,8 +122,8 @@ class Lifecycle:
 
     def check_model(self) -> None:
         """Find out, one check at a time, whether the model still works: a bug in one request need not be its fault."""
-        if self.state is not State.LOADING and (not self._check or self._check.done()):
-            self._check = asyncio.create_task(self._check_model())
+        if self.state is not State.LOADING and (not self.check or self.check.done()):
+            self.check = asyncio.create_task(self._check_model())
 
     async def _check_model(self) -> None:
         try:

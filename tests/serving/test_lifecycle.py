@@ -1,17 +1,24 @@
 """The server from its start to its end: bad settings, broken models, health, signals in the middle of work."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from client.endpoint import free_port
+from runtime.errors import Unavailable
+from serving.lifecycle import Lifecycle, State
+from serving.work_queue import WorkQueue
 from tests.clients import IMAGE, begin_call, flooding, status_of
 from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, ready, serving, wait_until
 
@@ -48,15 +55,12 @@ def test_sigterm_in_a_flood_leaves_no_request_without_an_answer(tmp_path):
 
 def test_sigterm_waits_for_a_client_that_is_still_sending_and_answers_it(tmp_path):
     with ready(tmp_path) as served:
-        pieces = [b"x"] * 100  # of which one is sent every 10 ms
-        call = begin_call(served, length=len(pieces))
+        call = served.connect()
+        call.sendall(b"POST / HTTP/1.1\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+        assert call.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"  # the server was ready, and reads the body
         served.process.terminate()
-
-        def sends() -> bool:
-            call.sendall(pieces.pop(0))
-            return not pieces
-
-        wait_until(sends, "all is sent")
+        wait_until(lambda: logs(served, "stopping"), "it has seen the signal")
+        call.sendall(b'{"image":')
         assert status_of(call) == 503
         assert served.process.wait(DEADLINE_S) == 0
 
@@ -170,6 +174,24 @@ def test_health_is_bad_while_the_model_fails_on_its_own_picture_and_good_again_a
         (tmp_path / "broken").unlink()
         wait_until(lambda: is_ready(served), "the model was found to be whole")
         assert classify(served, b"x") == 200
+
+
+def test_a_full_queue_does_not_mark_the_model_as_failing():
+    async def test() -> None:
+        queue, release = WorkQueue(1, 0), threading.Event()
+        lifecycle = Lifecycle(SimpleNamespace(warm_up=int), queue, Future(), grace_s=1, stuck_s=DEADLINE_S)
+        lifecycle.state = State.READY
+        work = asyncio.create_task(queue.run(release.wait, DEADLINE_S))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            queue.require_room()
+        lifecycle.check_model()
+        await lifecycle.check
+        lifecycle.require_healthy()
+        release.set()
+        await work
+
+    asyncio.run(test())
 
 
 def test_health_is_good_after_a_bug_in_one_call(tmp_path):
