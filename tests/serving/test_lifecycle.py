@@ -28,6 +28,15 @@ def logs(served: Served, text: str) -> bool:
     return text in served.log.read_text()
 
 
+def accepts_connections(served: Served) -> bool:
+    """Return whether the server's port is open."""
+    try:
+        served.connect()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 def get_stuck(served: Served) -> None:
     """Have the stub's server work on a call that does not end."""
     begin_call(served, b"x")
@@ -62,6 +71,19 @@ def test_sigterm_waits_for_a_client_that_is_still_sending_and_answers_it(tmp_pat
         wait_until(lambda: logs(served, "stopping"), "it has seen the signal")
         call.sendall(b'{"image":')
         assert status_of(call) == 503
+        assert served.process.wait(DEADLINE_S) == 0
+
+
+def test_sigterm_lets_a_refused_client_finish_sending(tmp_path):
+    with ready(tmp_path) as served:
+        call = served.connect()
+        call.sendall(b"POST /nowhere HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+        wait_until(lambda: logs(served, " status=404 "), "it is refused")
+        served.process.terminate()
+        wait_until(lambda: not accepts_connections(served), "the server has closed its port")
+        for byte in b'{"image":':  # on a closed connection the first would be a reset, which discards the response
+            call.sendall(bytes([byte]))
+        assert status_of(call) == 404
         assert served.process.wait(DEADLINE_S) == 0
 
 
