@@ -23,6 +23,7 @@ LENGTH = struct.Struct("<I")  # of an element, in front of it
 MAX_LIST = 8  # inputs, outputs or dimensions; more are not looked at
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers to read at a time: no other thread runs meanwhile
 
+DIGITS, JSON_BLANKS = b"0123456789", b" \t\r\n"
 MISMATCH = "the data is not as large as its shape says, or not nested as that"
 NOT_WHOLE = "pixels have to be whole numbers from 0 to 255"
 
@@ -156,17 +157,13 @@ def _texts(data: msgspec.Raw) -> list[str]:
 def _pixels(data: bytes, shape: list[int]) -> bytearray:
     """Return the pixels in valid JSON: numbers in one list, or in lists nested as the shape says.
 
-    Never are more than a PIECE of them objects in memory, each of which would be many times as large.
+    Lists of Python take many times the memory of their text, so the brackets are checked as text, and the numbers
+    between them decoded in pieces.
     """
-    text = data.translate(None, b" \t\r\n")
-    if text[:1] == b"[" and text.translate(None, b"0123456789[],"):
+    text = data.translate(None, JSON_BLANKS)
+    if text[:1] == b"[" and text.translate(None, DIGITS + b"[],"):
         raise InvalidInput(NOT_WHOLE)
-    if prod(shape) > len(text):
-        raise InvalidInput(MISMATCH)
-    nested = b""
-    for side in reversed(shape):
-        nested = b"[%b]" % ((nested + b",") * side)[:-1]
-    if text.translate(None, b"0123456789") not in (nested, b"[%b]" % (b"," * (prod(shape) - 1))):
+    if prod(shape) > len(text) or text.translate(None, DIGITS) not in (_brackets(shape), _brackets([prod(shape)])):
         raise InvalidInput(MISMATCH)
     pixels = bytearray()
     try:
@@ -175,6 +172,14 @@ def _pixels(data: bytes, shape: list[int]) -> bytearray:
     except msgspec.ValidationError as error:
         raise InvalidInput(NOT_WHOLE) from error
     return pixels
+
+
+def _brackets(shape: list[int]) -> bytes:
+    """Return what is left of a nested list of this shape without its numbers: of [2, 2], `[[,],[,]]`."""
+    text = b""
+    for side in reversed(shape):
+        text = b"[%b]" % b",".join([text] * side)
+    return text
 
 
 def _unpack(binary: memoryview, count: int) -> list[bytes]:
