@@ -270,7 +270,7 @@ def start(**environment: str) -> str:
 )
 def test_a_bad_setting_is_named_and_ends_it(name, value):
     *_, said = start(**{name: value}).splitlines()
-    assert said.startswith(f"{name}=")
+    assert said.startswith(f"server.py: {name}=")
     assert "expected" in said
 
 
@@ -285,7 +285,7 @@ def test_a_port_that_is_taken_is_named(tmp_path):
 def test_a_model_file_that_is_none_is_named_and_ends_it(tmp_path, damage):
     model = tmp_path / "classifier.onnx"
     model.write_bytes(damage(MODEL_PATH.read_bytes()))
-    assert f"{model} is not a file that convert_to_onnx.py wrote" in start(MODEL_PATH=str(model))
+    assert f"{model} was not written by convert_to_onnx.py" in start(MODEL_PATH=str(model))
 
 
 def test_a_model_file_that_is_not_there_is_said_to_come_from_the_converter():
