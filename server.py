@@ -1,21 +1,25 @@
-"""Serve a classifier over HTTP, on Banana's contract and on those of other platforms.
+"""Serve a classifier over HTTP: the settings, every route, the start.
 
-    python server.py                      # http://127.0.0.1:8000
-    PORT=9000 BANANA_API_KEY=secret python server.py
+    python server.py                                   # listens on port 8000 of every address; open http://127.0.0.1:8000
+    PORT=9000 BANANA_API_KEY=secret python server.py   # settings are environment variables: docs/configuration.md
 
-Settings are environment variables: runtime/settings.py. A call is processed in a thread, so that the event loop always
-answers. A new route goes here, and into serving/openapi.json.
+The path of a request that classifies an image, its limits, and the status of a request that fails there:
+
+1. authenticate  the key, if BANANA_API_KEY is set: 401                                    serving/middleware.py
+2. ready         the model is loaded and the server is not stopping: 503                   serving/lifecycle.py
+3. body          MAX_BODY_MB: 413, REQUEST_TIMEOUT_S: 408, four such bodies at once: 503   serving/bodies.py
+4. queue         MAX_QUEUE requests may wait for a thread: 503                             serving/work_queue.py
+5. inference     in that thread; invalid input: 422, a bug: 500                            app.py
+6. response      within RESPONSE_TIMEOUT_S: 503; then headers, metrics, a line of the log  serving/middleware.py
 """
 
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
-import hmac
 import logging
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from runtime.settings import ServerSettings, read
@@ -25,238 +29,132 @@ SETTINGS = read(ServerSettings)
 
 
 def load(backend: Any) -> Future:
-    """Begin to load the backend's model, in a thread, and to write the log."""
+    """Set up the log, and start to load the backend's model in a thread."""
     logging.basicConfig(handlers=[LineHandler(SETTINGS.LOG_FORMAT == "json")])
     return ThreadPoolExecutor(1, "load").submit(backend.init)
 
 
-if __name__ == "__main__":  # here, because importing what follows takes as long and leaves a CPU idle
-    if sys.argv[1:] not in ([], ["serve"]):  # which is what SageMaker passes
+if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["serve"]):  # SageMaker passes "serve"
         sys.exit("usage: python server.py [serve]; docs/configuration.md has the settings")
     import app
 
-    loading = load(app)
-
-import asyncio
+    loading = load(app)  # while Sanic is imported below: the first response comes after 0.46 s instead of 0.60 s
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sanic import HTTPResponse, Request, Sanic
-from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
 from sanic.response import file, json
 
-from runtime.errors import InvalidInput, Unavailable
-from serving import platforms
+from serving import middleware, platforms
 from serving.bodies import BodyReader
-from serving.calls import run_inference
+from serving.calls import Activity, run_inference
 from serving.lifecycle import Lifecycle
-from serving.metrics import IN_WORK, QUEUED, get_request_id, record
+from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED
 from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
-STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}  # 499 is for the log alone
-ERROR_TYPES = {
-    401: "unauthorized",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "timeout",
-    413: "too_large",
-    422: "invalid_input",
-    500: "internal_error",
-    503: "unavailable",
-}
-HEADERS = {  # of every answer
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-if SETTINGS.CORS_ORIGIN:
-    HEADERS |= {
-        "Access-Control-Allow-Headers": "Authorization, Content-Type, Inference-Header-Content-Length, "
-        "X-Banana-API-Key, X-Banana-Request-ID",
-        "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS, POST",
-        "Access-Control-Expose-Headers": "Inference-Header-Content-Length, Retry-After, X-Request-ID",
-        "Access-Control-Allow-Origin": SETTINGS.CORS_ORIGIN,
-        "Access-Control-Max-Age": "600",
-        "Vary": "Origin",
-    }
-# Nothing but the page's own files runs, and no text ever becomes HTML. Its images are those that were chosen, its icon.
+SERVING = Path(__file__).parent / "serving"
+# The page runs only its own files and never turns text into HTML. It shows the chosen images (blob:), an icon (data:).
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-# Those who probe have no key, nor has a browser that asks for the page's files.
-OPEN_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", *platforms.PROBES}
-SERVING = Path(__file__).parent / "serving"
-# Without `error_format` Sanic looks for one in the source of each route, though on_error writes them all.
+# With error_format, Sanic does not search the source of each route for one when it starts.
 GET: dict[str, Any] = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}
 
 server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
     MOTD=False,
     REQUEST_TIMEOUT=SETTINGS.REQUEST_TIMEOUT_S,
-    RESPONSE_TIMEOUT=SETTINGS.ANSWER_TIMEOUT_S,  # then Sanic answers 503; every other one is an Unavailable
-    KEEP_ALIVE_TIMEOUT=SETTINGS.IDLE_TIMEOUT_S,
-    # BodyReader has the limit: Sanic's own closes the connection on a client that is still sending, which then never
-    # reads the 413. What is left of a refused body is read and dropped, within IDLE_TIMEOUT_S.
+    RESPONSE_TIMEOUT=SETTINGS.RESPONSE_TIMEOUT_S,  # when it is over, Sanic itself answers 503
+    KEEP_ALIVE_TIMEOUT=SETTINGS.KEEP_ALIVE_TIMEOUT_S,
+    # BodyReader has the limit. Sanic's own closes the connection on a client that is still sending, which then never
+    # reads the 413. What is left of a refused body is read and dropped, within KEEP_ALIVE_TIMEOUT_S.
     REQUEST_MAX_SIZE=sys.maxsize,
-    # Bytes that may lie unread before their connection is paused: at 65,536 a picture of 100 KB is, on its way.
+    # Sanic pauses a connection that has this many unread bytes; at its default, 65,536, it would pause most uploads.
     REQUEST_BUFFER_SIZE=262_144,
 )
+middleware.install(server, SETTINGS)
 server.blueprint(platforms.routes)
 
 
 # -- routes --------------------------------------------------------------------------------------------------------
 @server.post("/", stream=True)
 async def classify(request: Request) -> HTTPResponse:
-    """Classify what the body holds: JSON, an image's own bytes, or a form with the field `image`."""
+    """Classify the image in the body: JSON, the bytes of an image file, or a form with the field `image`."""
     return await run_inference(request)
 
 
 @server.route("/", **GET)
 async def show_page(request: Request) -> HTTPResponse:
-    """The page for a browser; it needs no key, and asks for the one that its calls need."""
+    """The page for a browser. It needs no key; it asks for the one that its requests need."""
     return await file(SERVING / "page" / "index.html", headers={"Content-Security-Policy": PAGE_POLICY}, no_store=True)
 
 
 @server.route(r"/page/<name:(style\.css|script\.js)>", **GET)
 async def show_page_file(request: Request, name: str) -> HTTPResponse:
-    """The page's style or script. Not Sanic's static(): it keeps a request's body in memory, however large."""
+    """The page's style or script. Sanic's static() would keep the body of such a request in memory."""
     return await file(SERVING / "page" / name, no_store=True)
 
 
 @server.route("/healthcheck", **GET)
 async def healthcheck(request: Request) -> HTTPResponse:
-    """Banana's probe: 200 with what runs here while the model answers, else 503."""
+    """Banana's health check: 200 with what runs here while the model works, otherwise 503."""
     request.app.ctx.lifecycle.require_healthy()
     return json({"state": "healthy"} | request.app.ctx.backend.status())
 
 
 @server.post("/_k/warmup", ignore_body=True)
 async def warmup(request: Request) -> HTTPResponse:
-    """What banana_dev's Client.warmup() calls: the model is loaded and warm, or this is a 503."""
+    """The route of banana_dev's Client.warmup(): 200 once the model is loaded, otherwise 503."""
     request.app.ctx.lifecycle.require_ready()
     return json({"warm": True})
 
 
 @server.route("/_k/status", **GET)
 async def status(request: Request) -> HTTPResponse:
-    """Potassium's status: whether a call would start at once, how many were answered, and for how long idle or busy."""
-    ctx = request.app.ctx
-    since_ms = int((monotonic() - ctx.last_change) * 1e3)
-    busy = ctx.queue.pending > 0
-    return json(
-        {
-            "gpu_available": ctx.lifecycle.ready and ctx.queue.pending < ctx.backend.WORKERS,
-            "sequence_number": ctx.answered,
-            "idle_time": 0 if busy else since_ms,
-            "inference_time": since_ms if busy else 0,
-        }
-    )
+    """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
+    return json(request.app.ctx.activity.status())
 
 
 @server.route("/metrics", **GET)
 async def metrics(request: Request) -> HTTPResponse:
-    """Prometheus' metrics."""
+    """Metrics for Prometheus."""
     return HTTPResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
 
 @server.route("/openapi.json", **GET)
 async def openapi(request: Request) -> HTTPResponse:
-    """The description of all this for machines."""
+    """The machine-readable description of these routes; a new route must be described there."""
     return HTTPResponse((SERVING / "openapi.json").read_bytes(), content_type="application/json")
-
-
-# -- what every request goes through -------------------------------------------------------------------------------
-@server.on_request
-async def take_turns(request: Request) -> None:
-    """Let other connections have theirs: Sanic works without a pause through all requests that one has sent."""
-    await asyncio.sleep(0)
-
-
-@server.on_request
-async def authenticate(request: Request) -> None:
-    """Refuse a call without the key, where one is set; probes, browsers' preflights and the page's have none."""
-    key = SETTINGS.BANANA_API_KEY
-    is_page = request.path == "/" and request.method in ("GET", "HEAD")
-    unread = not request.head  # nor a key in it: it is told so
-    if not key or unread or is_page or request.path in OPEN_PATHS or request.method == "OPTIONS":
-        return
-    sent = request.headers.get("X-Banana-API-Key") or request.token or ""
-    if not hmac.compare_digest(sent.encode(errors="replace"), key.encode()):
-        raise Unauthorized("send the API key of this endpoint as X-Banana-API-Key", scheme="Bearer")
-
-
-@server.on_request
-async def drop_body(request: Request) -> None:
-    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
-    if request.method == "OPTIONS" or (request.route and request.route.extra.ignore_body):
-        async for _ in request.stream:
-            pass
-
-
-@server.exception(Exception, RequestCancelled)  # type: ignore[arg-type]
-async def on_error(request: Request, error: Exception) -> HTTPResponse:
-    """Answer any error as JSON. Never 400: banana-dev takes that for "over quota" and repeats the call for minutes."""
-    known = (code for kind, code in STATUSES.items() if isinstance(error, kind))
-    code = next(known, getattr(error, "status_code", 500))
-    headers = dict(getattr(error, "headers", {}))
-    if request.method == "OPTIONS" and code == 405:
-        return HTTPResponse(None, 204, headers)
-    lifecycle = request.app.ctx.lifecycle
-    is_v2 = f"{request.path}/".startswith("/v2/")
-    message = str(error)
-    if code == 500:
-        logger.error("failed", exc_info=error, extra={"fields": {"id": get_request_id(request)}})
-        message = "the server failed; its log says why"
-        lifecycle.check_model()
-    if code in (404, 405) and not request.route:
-        message = f"{request.method} {request.path} is not served here: "
-        message += platforms.HERE if is_v2 else "POST a picture to /"
-    if code == 503:
-        message += ": try again"
-        headers["Retry-After"] = "1"
-    if code == 408 or lifecycle.stopping:
-        request.stream.keep_alive = False
-    message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are no text
-    answer = {"type": ERROR_TYPES.get(code, "error"), "message": message}
-    return json({"error": message if is_v2 else answer}, code, headers)
-
-
-@server.on_response
-async def finish(request: Request, response: HTTPResponse) -> None:
-    """Add the headers that every answer has, count it, and write its line in the log."""
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)  # the page has a policy of its own
-    response.headers["X-Request-ID"] = get_request_id(request)
-    record(request, response.status)
 
 
 # -- start and end -------------------------------------------------------------------------------------------------
 @server.after_server_start
-async def listening(server: Sanic) -> None:
-    """Obey signals, wait for the model in the background, and say that the port is open: it answers 503 until then."""
-    server.ctx.lifecycle.obey_signals(server)
-    server.ctx.lifecycle.await_model(server)  # not before: whoever finds it healthy may stop it
+async def start_lifecycle(server: Sanic) -> None:
+    """Handle signals, then wait for the model in the background; until it is loaded, requests get a 503."""
+    server.ctx.lifecycle.install_signal_handlers(server)
+    server.ctx.lifecycle.watch_model_load(server)  # second: a client that sees a healthy server may stop it at once
     if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in ("127.0.0.1", "::1", "localhost"):
-        logger.warning("whoever reaches this port may call: set BANANA_API_KEY, or HOST=127.0.0.1")
+        logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
     logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
 
 
 def main(backend: Any, loading: Future) -> None:
-    """Serve until SIGTERM; exit 1 if `loading` the model fails, or if work was left unfinished.
+    """Serve until SIGTERM; exit 1 if the model cannot be loaded, or if requests were left unfinished.
 
-    `backend` is app.py, or anything else with its `init`, `inference`, `status`, `warm_up` and `WORKERS`.
+    `backend` is app.py, or any other object with its `init`, `inference`, `status`, `warm_up` and `WORKERS`.
     """
-    queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
-    lifecycle = Lifecycle(backend, queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.ANSWER_TIMEOUT_S)
-    server.ctx.backend, server.ctx.queue, server.ctx.lifecycle = backend, queue, lifecycle
-    server.ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
-    server.ctx.answered, server.ctx.last_change = 0, monotonic()  # when a call last began or ended
-    IN_WORK.set_function(lambda: queue.in_work)
-    QUEUED.set_function(lambda: queue.queued)
+    ctx = server.ctx
+    ctx.backend = backend
+    ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
+    ctx.lifecycle = Lifecycle(backend, ctx.queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.RESPONSE_TIMEOUT_S)
+    ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
+    ctx.activity = Activity(ctx.lifecycle, ctx.queue)
+    REQUESTS_IN_PROGRESS.set_function(lambda: ctx.queue.running)
+    REQUESTS_QUEUED.set_function(lambda: ctx.queue.queued)
     try:
         server.run(
             SETTINGS.HOST,
@@ -264,13 +162,13 @@ def main(backend: Any, loading: Future) -> None:
             single_process=True,
             register_sys_signals=False,
             protocol=DeadlineProtocol,
-            backlog=1024,  # connections that may wait; the client's system tries one more again, a second later
+            backlog=1024,  # connections that may wait to be accepted; a client retries any other after a second
         )
     except OSError as error:
         sys.exit(f"server.py: cannot listen on {SETTINGS.HOST}:{SETTINGS.PORT}: {error.strerror}")
-    if pending := lifecycle.unfinished:
+    if pending := ctx.lifecycle.unfinished:
         logger.error("not finished", extra={"fields": {"pending": pending, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}})
-        os._exit(1)  # to return would be to wait for the thread that is still at work
+        os._exit(1)  # a normal exit would wait for the threads that are still running
     sys.exit(1 if loading.exception() else 0)
 
 

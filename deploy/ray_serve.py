@@ -86,13 +86,13 @@ class Replicas:
 
     def warm_up(self) -> None:
         """Raise what Ray raises where no replica answers."""
-        self.handle.status.remote().result(timeout_s=server.SETTINGS.ANSWER_TIMEOUT_S)
+        self.handle.status.remote().result(timeout_s=server.SETTINGS.RESPONSE_TIMEOUT_S)
 
     def inference(self, model_inputs: dict) -> dict:
         """Do what app.inference does. Raises Unavailable where the replica was lost, or all have enough to do."""
         response = self.handle.inference.remote(model_inputs)
         try:
-            return response.result(timeout_s=server.SETTINGS.ANSWER_TIMEOUT_S)
+            return response.result(timeout_s=server.SETTINGS.RESPONSE_TIMEOUT_S)
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
@@ -101,7 +101,7 @@ class Replicas:
             raise Unavailable("every machine has enough to do") from error
         except TimeoutError as error:
             response.cancel()
-            raise Unavailable(f"there was no answer within {server.SETTINGS.ANSWER_TIMEOUT_S} s") from error
+            raise Unavailable(f"there was no answer within {server.SETTINGS.RESPONSE_TIMEOUT_S} s") from error
 
 
 def main() -> None:

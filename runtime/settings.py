@@ -112,8 +112,8 @@ class ServerSettings:
     MAX_QUEUE: int = integer(64, 0, 100_000, "calls that may wait beside those being processed")
     MAX_BODY_MB: int = integer(20, 1, 1024, "size of one request's body, in units of 1,000,000 bytes")
     REQUEST_TIMEOUT_S: int = integer(30, 1, 3600, "seconds that a request's head may take to arrive, and then its body")
-    ANSWER_TIMEOUT_S: int = integer(60, 1, 3600, "seconds from a request's first byte to its answer")
-    IDLE_TIMEOUT_S: int = integer(75, 1, 3600, "seconds that a connection is kept between requests")
+    RESPONSE_TIMEOUT_S: int = integer(60, 1, 3600, "seconds from a request's first byte to its answer")
+    KEEP_ALIVE_TIMEOUT_S: int = integer(75, 1, 3600, "seconds that a connection is kept between requests")
     SHUTDOWN_GRACE_S: int = integer(10, 0, 3600, "seconds that calls may take to finish after SIGTERM")
 
 

@@ -1,32 +1,21 @@
-"""Reading a request: in bounded time and memory, and whichever way the picture was sent."""
+"""Reading a request's body in bounded time and memory."""
 
 import asyncio
-import io
 import threading
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
-from typing import Any
 
-import msgspec
 from sanic import Request
 from sanic.exceptions import PayloadTooLarge, RequestTimeout
 
-from runtime.base64_text import decode_base64
-from runtime.errors import InvalidInput, Unavailable
+from runtime.errors import Unavailable, release_frames
 
-MAX_FORM_PARTS = 16
-MAX_TEXTS = 1024  # texts in a list of a JSON body; the most that MAX_IMAGES in runtime/settings.py may be
-OPTIONS = ("top_k", "probabilities")
 BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
-LARGE = 1_000_000  # bytes of a body
-COMPRESSED = "the request is compressed: send it as it is"
-NULL = msgspec.Raw(b"null")
+LARGE_BYTES = 1_000_000
 
 
 class BodyReader:
-    """Reads bodies of at most `limit` bytes, and of BODIES_IN_MEMORY times that over all connections."""
+    """Reads bodies of at most `limit` bytes, and BODIES_IN_MEMORY times that over all connections."""
 
     def __init__(self, limit: int, timeout_s: float) -> None:
         self.limit = limit
@@ -34,147 +23,58 @@ class BodyReader:
         self.held = 0  # bytes, over all connections
 
     async def read(self, request: Request) -> bytes:
-        """Return the body; `release` it afterwards.
+        """Return the body; call `release` when it is no longer needed.
 
-        Raises PayloadTooLarge, before a byte is read where the header gives the length, RequestTimeout, or Unavailable
-        where the bodies of all connections are too much.
+        Raises PayloadTooLarge (before reading, if the header gives the length), RequestTimeout, or Unavailable if the
+        bodies of all connections are too large together.
         """
-        too_large = PayloadTooLarge(f"the request is over {self.limit // 1_000_000} MB: send a smaller picture")
-        if request.stream.request_bytes > self.limit:  # type: ignore[attr-defined]
-            raise too_large
-        body = bytearray()  # a list of chunks would be many times as large where each is a byte or two
+        self._check(request.stream.request_bytes)  # type: ignore[attr-defined]
         try:
             async with asyncio.timeout(self.timeout_s):
-                async for chunk in request.stream:
-                    body += chunk
-                    self.held += len(chunk)
-                    if len(body) > self.limit:
-                        raise too_large
-                    if self.held > self.limit * BODIES_IN_MEMORY:
-                        raise Unavailable("too many large requests are arriving")
-        except BaseException as error:
-            self.held -= len(body)
-            body.clear()  # the error's traceback holds it
-            if isinstance(error, TimeoutError):
-                raise RequestTimeout(f"the request took over {self.timeout_s} s to arrive: send it again") from error
-            raise
+                body = await self._receive(request.stream)  # type: ignore[arg-type]
+        except TimeoutError as error:
+            raise RequestTimeout(f"the body did not arrive within {self.timeout_s} s: send it again") from error
         if not request.transport.is_closing():
-            # Sanic may have paused it, and would not see the client go.
+            # Sanic may have paused the connection, and would not notice that the client disconnects.
             request.transport.resume_reading()  # type: ignore[attr-defined]
+        return body
+
+    async def _receive(self, chunks: AsyncIterable[bytes]) -> bytes:
+        """Return the chunks as one; `held` counts them until they are released, or until this fails."""
+        body = bytearray()  # a list of chunks would take many times the memory if each is a byte or two
+        try:
+            async for chunk in chunks:
+                body += chunk
+                self.held += len(chunk)
+                self._check(len(body))
+        except BaseException:  # a client that disconnects cancels this
+            self.held -= len(body)
+            raise
         return bytes(body)
 
+    def _check(self, size: int) -> None:
+        if size > self.limit:
+            raise PayloadTooLarge(f"the body is over {self.limit // 1_000_000} MB: send a smaller image")
+        if self.held > self.limit * BODIES_IN_MEMORY:
+            raise Unavailable("too many large requests are arriving")
+
     def release(self, body: bytes) -> None:
-        """Say that the body is no longer needed."""
+        """Stop counting a body that is no longer needed."""
         self.held -= len(body)
 
 
-_turn = threading.Lock()
+_one_at_a_time = threading.Lock()
 
 
 @contextmanager
-def turn(body: bytes) -> Iterator[None]:
-    """Hold this while a body is decoded: large ones take turns, as text may take four times its bytes meanwhile.
+def large_body_lock(body: bytes) -> Iterator[None]:
+    """Hold this while decoding a body: large ones take turns, because decoding may need four times their bytes.
 
-    They need no longer for it than all at once, which would wait for the GIL.
+    Taking turns costs no time, because only one thread at a time can decode (the GIL).
     """
-    with _turn if len(body) > LARGE else nullcontext():
+    with _one_at_a_time if len(body) > LARGE_BYTES else nullcontext():
         try:
             yield
         except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # else that text is there during the next one's turn
+            release_frames(error)  # before the next body's turn
             raise
-
-
-@cache  # and not made before it is used: of a thousand items it takes long to make
-def at_most(count: int, item: type) -> type[msgspec.Struct]:
-    """Return the type of a JSON list of at most `count` items; `items` returns them.
-
-    Decoding stops at the first item too many; with Meta(max_length=...) 20 MB of `{}` would become 700 MB first.
-    """
-    fields = [(f"item{n}", item, msgspec.UNSET) for n in range(count)]
-    return msgspec.defstruct(f"AtMost{count}", fields, array_like=True, forbid_unknown_fields=True)
-
-
-def items(bounded: msgspec.Struct) -> list:
-    """Return the items of a list that was decoded as `at_most`."""
-    return [item for item in msgspec.structs.astuple(bounded) if item is not msgspec.UNSET]
-
-
-class _Inputs(msgspec.Struct):
-    """The fields of a JSON body that are read; any other is skipped without being built in memory.
-
-    Null is as if the field were not there: so clients write what was not set.
-    """
-
-    image: str | None = None
-    images: msgspec.Raw = NULL  # may be there a million times: only the last is decoded
-    top_k: int | None = None
-    probabilities: bool | None = None
-
-
-_decode = msgspec.json.Decoder(_Inputs | str).decode
-
-
-def inputs_of(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
-    """Return a call's inputs as app.inference takes them. Raises InvalidInput.
-
-    A picture's own bytes are known by their Content-Type; anything else that is no form is taken for JSON.
-    """
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind.startswith("image/") or kind in ("application/octet-stream", "application/x-image"):
-        return {"image": body} | _options(query)
-    if kind == "multipart/form-data":
-        return _options(query) | _form(content_type, body)
-    if body.startswith(b"\x1f\x8b"):  # gzip, of a client that does not say so
-        raise InvalidInput(COMPRESSED)
-    try:
-        return _options(query) | _json(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
-        why = str(error).replace(" | null", "").replace("Expected `str`", "Expected base64")
-        hint = 'send {"image": "<base64>"}, or the bytes of the picture with its Content-Type'
-        raise InvalidInput(f"{what} ({why}): {hint}") from error
-
-
-def _json(body: bytes) -> dict:
-    inputs = _decode(body)
-    if isinstance(inputs, str):  # some of Banana's callers encode twice
-        inputs = inputs.encode(errors="replace")  # in place of the text, which may be four times as large
-        inputs = _decode(inputs)
-    if isinstance(inputs, str):
-        raise msgspec.ValidationError("a text")
-    fields = {name: value for name, value in msgspec.structs.asdict(inputs).items() if value not in (None, NULL)}
-    if "image" in fields:
-        fields["image"] = decode_base64(fields["image"])
-    if "images" in fields:
-        texts = msgspec.json.decode(fields["images"], type=at_most(MAX_TEXTS, str))
-        fields["images"] = [decode_base64(text) for text in items(texts)]
-    return fields
-
-
-def _form(content_type: str, body: bytes) -> dict:
-    from multipart import MultipartError, MultipartParser, parse_options_header
-
-    boundary = parse_options_header(content_type)[1].get("boundary", "")
-    limits = {"part_limit": MAX_FORM_PARTS, "spool_limit": len(body) + 1, "memory_limit": len(body) + 1}  # no disk
-    try:
-        parts = list(MultipartParser(io.BytesIO(body), boundary, **limits))
-        pictures = [part.raw for part in parts if part.name == "image"]
-        # Not part.value, which heeds a charset that the caller names: of Punycode a megabyte takes minutes.
-        fields = {part.name: part.raw.decode(errors="replace") for part in parts if part.name in OPTIONS}
-    except (MultipartError, ValueError) as error:
-        raise InvalidInput(f"not a form that can be read: {error}") from error
-    if len(pictures) != 1:
-        raise InvalidInput("expected a form with one file in the field `image`")
-    return {"image": pictures[0]} | _options(fields)
-
-
-def _options(fields: Mapping[str, Any]) -> dict:
-    """Return the options among a query's or a form's fields, which are all text, as JSON would have them."""
-    options: dict[str, Any] = {}
-    for name in OPTIONS:
-        if name in fields:
-            text = str(fields.get(name))
-            is_number = text.isascii() and text.isdigit() and len(text) < 10
-            options[name] = int(text) if is_number else {"true": True, "false": False}.get(text, text)
-    return options

@@ -1,49 +1,70 @@
-"""What every call goes through on whichever route it came: readiness, the body's limits, the queue."""
+"""What a request that classifies passes through, on whichever route it arrives: readiness, body, queue."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from time import monotonic
 
 from sanic import HTTPResponse, Request
 from sanic.response import json
 
-from runtime.errors import InvalidInput, Unavailable
-from serving.bodies import COMPRESSED, inputs_of, turn
+from runtime.errors import InvalidInput
+from serving.bodies import large_body_lock
+from serving.inputs import COMPRESSED, parse_inputs
+from serving.lifecycle import Lifecycle, State
+from serving.work_queue import WorkQueue
+
+
+@dataclass
+class Activity:
+    """Counts the requests that `handle` processes, for Potassium's status."""
+
+    lifecycle: Lifecycle
+    queue: WorkQueue
+    processed: int = 0
+    last_change: float = field(default_factory=monotonic)  # when a request last began or ended
+
+    def status(self) -> dict:
+        """Return the status: whether a request would start at once, how many were processed, ms of idleness or work."""
+        since_ms = int((monotonic() - self.last_change) * 1e3)
+        is_busy = self.queue.pending > 0
+        return {
+            "gpu_available": self.lifecycle.state is State.READY and self.queue.pending < self.queue.threads,
+            "sequence_number": self.processed,
+            "idle_time": 0 if is_busy else since_ms,
+            "inference_time": since_ms if is_busy else 0,
+        }
 
 
 async def run_inference(request: Request) -> HTTPResponse:
-    """Classify what the body holds: JSON, an image's own bytes, or a form with the field `image`."""
+    """Classify the image in the body: JSON, the bytes of an image file, or a form with the field `image`."""
 
     def work(body: bytes) -> tuple[dict, HTTPResponse]:
-        with turn(body):
-            inputs = inputs_of(request.headers.get("content-type", ""), body, request.args)
+        with large_body_lock(body):
+            inputs = parse_inputs(request.headers.get("content-type", ""), body, request.args)
         answer = request.app.ctx.backend.inference(inputs)
         return answer, json(answer)
 
-    return await call(request, work)
+    return await handle(request, work)
 
 
-async def call(request: Request, work: Callable[[bytes], tuple[dict, HTTPResponse]]) -> HTTPResponse:
-    """Read the request's body and return the response that `work` makes of it in a thread.
+async def handle(request: Request, work: Callable[[bytes], tuple[dict, HTTPResponse]]) -> HTTPResponse:
+    """Read the request's body, run `work` on it in a thread, and return the response that `work` makes.
 
-    What it returns first, the backend's answer, is kept in `request.ctx` for the log. Raises what `BodyReader.read`
-    raises, Unavailable, or what the work raises.
+    The other thing that `work` returns, the backend's answer, is kept in `request.ctx` for the log. Raises what
+    `BodyReader.read` raises, Unavailable, or what `work` raises.
     """
     ctx = request.app.ctx
     ctx.lifecycle.require_ready()
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise InvalidInput(COMPRESSED)
-    ctx.queue.require_room()
+    ctx.queue.require_room()  # before the body is read
     body = await ctx.bodies.read(request)
     try:
-        ctx.lifecycle.require_ready()
-        ctx.last_change = monotonic()
+        ctx.lifecycle.require_ready()  # the server may have been stopped while the body arrived
+        ctx.activity.last_change = monotonic()
         (request.ctx.answer, response), request.ctx.queued_s = await ctx.queue.run(work, body)
         return response
-    except (InvalidInput, Unavailable) as error:
-        refusal = type(error)(str(error))
     finally:
         ctx.bodies.release(body)
-        del body
-        ctx.answered += 1
-        ctx.last_change = monotonic()
-    raise refusal  # in place of the error, whose traceback holds the body and all that was made of it
+        ctx.activity.processed += 1
+        ctx.activity.last_change = monotonic()

@@ -1,9 +1,11 @@
-"""The states of a server: loading, ready, failing, stopping; and so whether a call can be taken."""
+"""The states of the server, and whether it can process a request in them."""
 
 import asyncio
 import signal
 from concurrent.futures import Future
 from dataclasses import dataclass
+from enum import Enum
+from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -15,49 +17,64 @@ from serving.log import logger
 from serving.metrics import MODEL
 from serving.work_queue import WorkQueue
 
-LEAVE_S = 0.5  # for callers to see a 503 and go: a socket that is closed while a request is on its way resets that
+DRAIN_DELAY_S = 0.5  # for clients to see a 503 and leave: closing a socket resets a request that is on its way
 POLL_S = 0.02
+State = Enum("State", ["LOADING", "READY", "FAILING", "STOPPING"])
 
 
 @dataclass
 class Lifecycle:
-    """What state the server is in, and what brings it into the next; touched in the event loop only."""
+    """The server's state, and what moves it to the next; to be used in the event loop only.
+
+    LOADING → READY when the model has processed its warm-up image. READY → FAILING when a request was a 500 and the
+    model fails on that image too; FAILING → READY when it no longer does. Any → STOPPING at a signal, or if the model
+    cannot be loaded; that state is the last.
+    """
 
     backend: Any  # see server.main
     queue: WorkQueue
     loading: Future  # of the model
-    grace_s: float  # that work may take to finish once the server is to stop
-    stuck_s: float  # in work, after which a call is taken to be stuck
-    ready: bool = False  # the model has answered its first picture
-    model_failing: bool = False  # the model was loaded, and fails on its warm-up image now
-    stopping: asyncio.Task | None = None  # new work is refused
-    deadline: float = 0.0  # monotonic seconds at which a server that is stopping gives up what is not finished
-    checking: asyncio.Task | None = None  # whether the model still answers
+    grace_s: float  # for work to finish once the server is stopping
+    stuck_s: float  # of running, after which a request is regarded as stuck
+    state: State = State.LOADING
+    deadline: float = 0.0  # when a server that is stopping gives up what is unfinished; monotonic seconds
+    check: asyncio.Task | None = None  # of the model; this and the next are kept, as the event loop does not keep tasks
+    drain: asyncio.Task | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the server refuses new work for good."""
+        return self.state is State.STOPPING
 
     @property
     def unfinished(self) -> int:
-        """How many pieces of work are not done, loading the model among them."""
+        """The number of pieces of work that are not done, including loading the model."""
         return self.queue.pending + (not self.loading.done())
 
-    def await_model(self, server: Sanic) -> None:
-        """Be ready when the model is loaded; stop the server if that fails."""
+    def watch_model_load(self, server: Sanic) -> None:
+        """Be ready when the model is loaded; stop the server if it cannot be."""
+        asyncio.wrap_future(self.loading).add_done_callback(partial(self._on_loaded, server))
 
-        def finish(loaded: asyncio.Future) -> None:
-            if error := loaded.exception():
-                # A traceback is for what nobody foresaw.
-                known = isinstance(error, InvalidModel | BackendUnavailable)
-                logger.error("%s", error if known else "the model cannot be loaded", exc_info=None if known else error)
-                if not self.stopping:
-                    self.stop(server)
-                return
-            MODEL.info({name: str(value) for name, value in self.backend.status().items()})
-            self.ready = True
-            logger.info("ready", extra={"fields": self.backend.status()})
+    def _on_loaded(self, server: Sanic, loaded: asyncio.Future) -> None:
+        if error := loaded.exception():
+            is_expected = isinstance(error, InvalidModel | BackendUnavailable)
+            if is_expected:
+                logger.error("%s", error)
+            else:
+                logger.error("the model cannot be loaded", exc_info=error)
+            if not self.is_stopping:
+                self.stop(server)
+            return
+        MODEL.info({name: str(value) for name, value in self.backend.status().items()})
+        self._enter(State.READY)
+        logger.info("ready", extra={"fields": self.backend.status()})
 
-        asyncio.wrap_future(self.loading).add_done_callback(finish)
+    def _enter(self, state: State) -> None:
+        if not self.is_stopping:
+            self.state = state
 
-    def obey_signals(self, server: Sanic) -> None:
-        """Stop on SIGTERM, SIGHUP and Ctrl-C. Not before Sanic has started: until then it has them ignored."""
+    def install_signal_handlers(self, server: Sanic) -> None:
+        """Stop on SIGTERM, SIGHUP and Ctrl-C. Call this after Sanic has started: until then it ignores them."""
         loop = asyncio.get_running_loop()
 
         def on_signal(number: int, frame: FrameType | None) -> None:
@@ -67,51 +84,53 @@ class Lifecycle:
         # Not loop.add_signal_handler: uvloop loses a signal between two of its runs, and Sanic begins the second now.
         signal.signal(signal.SIGTERM, on_signal)
         signal.signal(signal.SIGINT, on_signal)
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(signal.SIGHUP, on_signal)
 
     def stop(self, server: Sanic) -> None:
-        """Stop when all work is done; when told so again, give it up."""
+        """Stop when all work is done; called again, do not wait for it."""
         logger.info("stopping", extra={"fields": {"pending": self.unfinished}})
-        self.deadline = monotonic() + (0 if self.stopping else self.grace_s)
-        self.stopping = self.stopping or asyncio.create_task(self._drain(server))
+        self.deadline = monotonic() + (0 if self.is_stopping else self.grace_s)
+        if not self.is_stopping:
+            self.state = State.STOPPING
+            self.drain = asyncio.create_task(self._stop_when_drained(server))
+
+    async def _stop_when_drained(self, server: Sanic) -> None:
+        # Sanic loses a stop that comes before it serves; from then on the port answers 503.
+        while not server.state.is_running or (self.unfinished and monotonic() < self.deadline):
+            await asyncio.sleep(POLL_S)
+        await asyncio.sleep(DRAIN_DELAY_S)
+        # For requests that are still arriving.
+        server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())
+        server.stop()
 
     def require_ready(self) -> None:
-        """Raise Unavailable before the model has answered its first image, and once the server is to stop."""
-        if self.stopping:
+        """Raise Unavailable unless requests are processed: while the model loads, and when the server is stopping."""
+        if self.is_stopping:
             raise Unavailable("the server is stopping")
-        if not self.ready:
+        if self.state is State.LOADING:
             raise Unavailable("the model is loading")
 
     def require_healthy(self) -> None:
-        """Raise Unavailable unless the model answers and no call is stuck. A failing model is checked once more."""
+        """Raise Unavailable also if a request is stuck or the model is failing; a failing model is checked again."""
         self.require_ready()
-        if self.queue.longest_s > self.stuck_s:
-            raise Unavailable(f"a call has been in work for {self.queue.longest_s:.0f} s")
-        if self.model_failing:
+        if self.queue.longest_running_s > self.stuck_s:
+            raise Unavailable(f"a request has been running for {self.queue.longest_running_s:.0f} s")
+        if self.state is State.FAILING:
             self.check_model()
-            raise Unavailable("the model fails on its own warm-up picture")
+            raise Unavailable("the model fails on its own warm-up image")
 
     def check_model(self) -> None:
-        """Find out, once at a time, whether the model still answers: a bug in one call need not be its failure."""
-        if not self.checking or self.checking.done():
-            self.checking = asyncio.create_task(self._check_model())
+        """Find out, one check at a time, whether the model still works: a bug in one request need not be its fault."""
+        if self.state is not State.LOADING and (not self.check or self.check.done()):
+            self.check = asyncio.create_task(self._check_model())
 
     async def _check_model(self) -> None:
         try:
             await self.queue.run(self.backend.warm_up)
-            self.model_failing = False
+            self._enter(State.READY)
         except Unavailable:
-            pass  # others are being answered, or will be found to be stuck
-        except Exception:  # whatever the execution provider raises
-            self.model_failing = True
-            logger.exception("the model fails on its warm-up picture")
-
-    async def _drain(self, server: Sanic) -> None:
-        # Sanic loses a stop that comes before it serves; from then on the port answers 503.
-        while not server.state.is_running or (self.unfinished and monotonic() < self.deadline):
-            await asyncio.sleep(POLL_S)
-        await asyncio.sleep(LEAVE_S)
-        # For requests that are still arriving.
-        server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())
-        server.stop()
+            pass  # the queue is full: other requests are being processed, or will be found to be stuck
+        except Exception:  # any error of the execution provider
+            self._enter(State.FAILING)
+            logger.exception("the model fails on its warm-up image")

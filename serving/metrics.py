@@ -19,8 +19,8 @@ QUEUE_SECONDS = Histogram("classifier_queue_seconds", "Time that a call waited f
 DECODE_SECONDS = Histogram("classifier_decode_seconds", "Time to decode and resize a call's images", buckets=SECONDS)
 MODEL_SECONDS = Histogram("classifier_model_seconds", "Time that the model took for a call", buckets=SECONDS)
 PHASES = {"queue": QUEUE_SECONDS, "decode": DECODE_SECONDS, "model": MODEL_SECONDS}  # by their names in timing_ms
-IN_WORK = Gauge("classifier_in_work", "Calls being worked on")
-QUEUED = Gauge("classifier_queued", "Calls waiting for a thread")
+REQUESTS_IN_PROGRESS = Gauge("classifier_requests_in_progress", "Calls being worked on")
+REQUESTS_QUEUED = Gauge("classifier_requests_queued", "Calls waiting for a thread")
 MODEL = Info("classifier_model", "The model and the execution provider in use")
 
 
@@ -45,7 +45,7 @@ def record(request: Request, status: int) -> None:
         answer = request.ctx.answer
         images = [result["image"] for result in answer.get("results", [answer]) if "image" in result]
         if images:
-            fields["pictures"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
+            fields["images"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
         timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer.get("timing_ms", {})
         for name, histogram in PHASES.items():
             if name in timing:

@@ -14,7 +14,8 @@ import numpy as np
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bodies import MAX_TEXTS, NULL, at_most, items
+from serving.bounded_lists import at_most, list_items
+from serving.inputs import MAX_TEXTS, NULL
 
 INPUT = "image"  # this and the next as in classifier.onnx
 OUTPUT = "probabilities"
@@ -22,6 +23,7 @@ LENGTH = struct.Struct("<I")  # of an element, in front of it
 MAX_LIST = 8  # inputs, outputs or dimensions; more are not looked at
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers to read at a time: no other thread runs meanwhile
 
+DIGITS, JSON_BLANKS = b"0123456789", b" \t\r\n"
 MISMATCH = "the data is not as large as its shape says, or not nested as that"
 NOT_WHOLE = "pixels have to be whole numbers from 0 to 255"
 
@@ -77,15 +79,15 @@ class Inference:
     id: str | None
 
 
-def read(body: bytes, json_length: str, max_images: int) -> Inference:
+def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
     """Return the request in a body, of which `json_length` bytes are JSON. Raises InvalidInput."""
     if not re.fullmatch("[0-9]{1,19}", json_length) or int(json_length) > len(body):
         raise InvalidInput("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
     view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
-        inputs = items(_decode_inputs(request.inputs))
-        outputs = [] if request.outputs == NULL else items(_decode_outputs(request.outputs))
+        inputs = list_items(_decode_inputs(request.inputs))
+        outputs = [] if request.outputs == NULL else list_items(_decode_outputs(request.outputs))
         if [tensor.name for tensor in inputs] != [INPUT]:
             raise InvalidInput(f'expected one input, with the name "{INPUT}"')
         if [output.name for output in outputs] not in ([], [OUTPUT], [None]):
@@ -99,7 +101,7 @@ def read(body: bytes, json_length: str, max_images: int) -> Inference:
     return Inference(pictures, wanted.classification, bool(binary), request.id)
 
 
-def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, int | None]:
+def encode_response(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, int | None]:
     """Return the response, and how much of it is JSON where that is not all.
 
     `model` has the fields that say which one answers.
@@ -123,7 +125,7 @@ def write(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes
 
 def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
     try:
-        shape = items(_decode_shape(tensor.shape))
+        shape = list_items(_decode_shape(tensor.shape))
     except msgspec.ValidationError as error:
         raise InvalidInput(f'not a "shape": {error}') from error
     fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1 or shape[1:] == [1]}
@@ -148,24 +150,20 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
 
 def _texts(data: msgspec.Raw) -> list[str]:
     """Return the texts in a list, or in lists of one each, which is how the shape [pictures, 1] is nested."""
-    texts = items(msgspec.json.decode(data, type=at_most(MAX_TEXTS, str | at_most(1, str))))  # type: ignore[arg-type]
-    return [text for each in texts for text in ([each] if isinstance(each, str) else items(each))]
+    texts = list_items(msgspec.json.decode(data, type=at_most(MAX_TEXTS, str | at_most(1, str))))  # type: ignore[arg-type]
+    return [text for each in texts for text in ([each] if isinstance(each, str) else list_items(each))]
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:
     """Return the pixels in valid JSON: numbers in one list, or in lists nested as the shape says.
 
-    Never are more than a PIECE of them objects in memory, each of which would be many times as large.
+    Lists of Python take many times the memory of their text, so the brackets are checked as text, and the numbers
+    between them decoded in pieces.
     """
-    text = data.translate(None, b" \t\r\n")
-    if text[:1] == b"[" and text.translate(None, b"0123456789[],"):
+    text = data.translate(None, JSON_BLANKS)
+    if text[:1] == b"[" and text.translate(None, DIGITS + b"[],"):
         raise InvalidInput(NOT_WHOLE)
-    if prod(shape) > len(text):
-        raise InvalidInput(MISMATCH)
-    nested = b""
-    for side in reversed(shape):
-        nested = b"[%b]" % ((nested + b",") * side)[:-1]
-    if text.translate(None, b"0123456789") not in (nested, b"[%b]" % (b"," * (prod(shape) - 1))):
+    if prod(shape) > len(text) or text.translate(None, DIGITS) not in (_brackets(shape), _brackets([prod(shape)])):
         raise InvalidInput(MISMATCH)
     pixels = bytearray()
     try:
@@ -174,6 +172,14 @@ def _pixels(data: bytes, shape: list[int]) -> bytearray:
     except msgspec.ValidationError as error:
         raise InvalidInput(NOT_WHOLE) from error
     return pixels
+
+
+def _brackets(shape: list[int]) -> bytes:
+    """Return what is left of a nested list of this shape without its numbers: of [2, 2], `[[,],[,]]`."""
+    text = b""
+    for side in reversed(shape):
+        text = b"[%b]" % b",".join([text] * side)
+    return text
 
 
 def _unpack(binary: memoryview, count: int) -> list[bytes]:

@@ -9,11 +9,12 @@ from sanic.response import json
 
 from runtime.settings import ModelSettings, read
 from serving import open_inference
-from serving.bodies import turn
-from serving.calls import call, run_inference
+from serving.bodies import large_body_lock
+from serving.calls import handle, run_inference
+from serving.lifecycle import State
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
-HERE = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST to .../infer there"
+V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST .../infer"
 GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True, "error_format": "json"}
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 VERSION = "1"  # the only one of the model
@@ -26,7 +27,7 @@ routes = Blueprint("platforms")
 async def ping(request: Request) -> HTTPResponse:
     """200 while the model answers; 204 while it loads, as RunPod has it and SageMaker does not mind; or 503."""
     lifecycle = request.app.ctx.lifecycle
-    if not lifecycle.ready and not lifecycle.stopping:
+    if lifecycle.state is State.LOADING:
         return HTTPResponse(status=204)
     lifecycle.require_healthy()
     return json({"state": "healthy"})
@@ -92,18 +93,18 @@ async def infer(request: Request, name: str, version: str | None = None) -> HTTP
     model = {"model_name": name} | ({"model_version": version} if version else {})
 
     def work(body: bytes) -> tuple[dict, HTTPResponse]:
-        with turn(body):
+        with large_body_lock(body):
             json_length = request.headers.get(JSON_LENGTH, str(len(body)))
-            inference = open_inference.read(body, json_length, MAX_IMAGES)
+            inference = open_inference.decode_request(body, json_length, MAX_IMAGES)
         inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}
         answer = request.app.ctx.backend.inference(inputs)
-        response, json_length = open_inference.write(inference, model, answer["results"])
+        response, json_length = open_inference.encode_response(inference, model, answer["results"])
         if json_length is None:
             return answer, HTTPResponse(response, content_type="application/json")
         headers = {JSON_LENGTH: str(json_length)}
         return answer, HTTPResponse(response, 200, headers, "application/octet-stream")
 
-    return await call(request, work)
+    return await handle(request, work)
 
 
 def require_model(request: Request, name: str, version: str | None) -> dict:

@@ -1,4 +1,7 @@
-"""What Sanic's HTTP does not do: without each part a slow client was never dropped, or a body was kept in memory."""
+"""Corrections of Sanic's HTTP/1.1, each for a fault seen in Sanic 25.12.1 and with the test that holds it.
+
+The tests are in tests/serving. If one passes without its correction, Sanic has mended the fault.
+"""
 
 import re
 
@@ -6,43 +9,59 @@ from sanic.exceptions import BadRequest, BadURL
 from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
-# A line that is no header of HTTP: its name is no token, or its value begins with a blank that only Python knows.
-NO_HEADER = re.compile(r"\r\n(?![!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*(?=\S|\r\n|\Z))")
+# A line that is not a header: its name is not a token, or its value begins with a blank that only Python knows.
+NOT_A_HEADER = re.compile(r"\r\n(?![!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*(?=\S|\r\n|\Z))")
 
 
-class AnsweringHttp(Http):
-    """Reads what Sanic would take for another request, and answers what Sanic would leave without an answer or end."""
+class StrictHttp(Http):
+    """Reads a request as any proxy does, and responds to requests that Sanic would leave without a response or end."""
 
-    # There are no WebSockets here, and Sanic sets no time-out for a request that only says it wants one.
+    # Sanic sets no timeout for a request that merely claims to want a WebSocket; there are none here.
+    # test_overload.py: test_200_slow_connections_stop_nobody_and_are_dropped
     upgrade_websocket = property(lambda self: False, lambda self, value: None)
 
     def init_for_request(self) -> None:
-        """Begin with a request, past the empty line that some clients send after a body: RFC 9112, 2.2."""
+        """Skip the empty line that some clients send after a body (RFC 9112, 2.2); Sanic reads it as a request.
+
+        test_protocol.py: test_an_empty_line_between_requests_is_no_request
+        """
         super().init_for_request()
         del self.recv_buffer[: len(self.recv_buffer) - len(self.recv_buffer.lstrip(b"\r\n"))]
 
     async def http1_request_header(self) -> None:
-        """Read a request's head. Where a proxy may read another header, it may find another end of the body."""
-        await super().http1_request_header()
-        if NO_HEADER.search(self.request.head.decode(errors="surrogateescape")):
-            raise BadRequest("a header is not one: its name has an odd character, or its value an odd blank")
+        """Refuse headers that a proxy may read differently, and so find another end of the body; Sanic accepts them.
 
-    async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
-        """Answer. Who asked whether to send a body, and is refused, gets that alone: Sanic says to send it first."""
-        if self.expecting_continue:
-            self.expecting_continue = self.keep_alive = False
-        await super().http1_response_header(data, end_stream)
+        test_protocol.py: test_headers_that_another_would_read_otherwise_are_refused_and_the_connection_closed
+        """
+        await super().http1_request_header()
+        if NOT_A_HEADER.search(self.request.head.decode(errors="surrogateescape")):
+            raise BadRequest("malformed header: an invalid character in its name, or an invalid blank before its value")
 
     @staticmethod
     def _safe_int(value: str, base: int = 10) -> int:
-        """Return a length. Sanic takes what Python does: 0x5, digits of any script, blanks of any kind."""
+        """Return a length; Sanic accepts what Python does: 0x5, digits of any script, blanks of any kind.
+
+        test_protocol.py: test_a_size_of_a_chunk_that_another_would_read_otherwise_is_refused_and_the_connection_closed
+        """
         value = value.rstrip(" \t")
         if not re.fullmatch(r"[0-9a-fA-F]+", value):
             raise ValueError
         return int(value, base)
 
+    async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
+        """Refuse a request with Expect: 100-continue without inviting its body; Sanic sends 100 and the refusal.
+
+        test_protocol.py: test_who_asks_whether_to_send_a_body_is_refused_at_once
+        """
+        if self.expecting_continue:
+            self.expecting_continue = self.keep_alive = False
+        await super().http1_response_header(data, end_stream)
+
     def create_empty_request(self) -> None:
-        """Make the request that an error is answered to; Sanic fails once more over a URL that cannot be read."""
+        """Respond to a URL that cannot be parsed; Sanic fails again while it makes the request for its error.
+
+        test_metrics.py: test_a_caller_cannot_forge_a_line_of_the_log
+        """
         try:
             super().create_empty_request()
         except BadURL:
@@ -51,15 +70,15 @@ class AnsweringHttp(Http):
 
 
 class DeadlineProtocol(HttpProtocol):
-    """Has time-outs that a trickle of bytes does not put off, as with Sanic every byte does.
+    """Has timeouts that run from a request's first byte, and from its response; in Sanic every byte restarts them.
 
-    They run from the first byte of a request, and, once it is answered, from the answer.
+    test_overload.py: test_200_slow_connections_stop_nobody_and_are_dropped
     """
 
-    HTTP_CLASS = AnsweringHttp
+    HTTP_CLASS = StrictHttp
 
     def data_received(self, data: bytes) -> None:
-        """Take in what the client has sent."""
+        """Accept bytes without restarting the timeout of a request that is under way."""
         if self.under_way:
             started = self._time
             super().data_received(data)
@@ -68,17 +87,23 @@ class DeadlineProtocol(HttpProtocol):
             super().data_received(data)
 
     def check_timeouts(self) -> None:
-        """End what takes too long. Sanic looks no more once it has answered 503, though a body may trickle on."""
+        """Keep checking after a 503 for a timeout; Sanic stops, and the rest of a body may trickle in forever.
+
+        test_overload.py: test_200_slow_connections_stop_nobody_and_are_dropped
+        """
         scheduled = self._callback_check_timeouts
         super().check_timeouts()
         if self._task and self._callback_check_timeouts is scheduled:
             self._callback_check_timeouts = self.loop.call_later(1, self.check_timeouts)
 
     def close_if_idle(self) -> bool:
-        """Close a connection without a request, when the server ends. To Sanic one is over that has been answered."""
+        """Close a connection without a request, when the server stops; Sanic also closes one whose body still arrives.
+
+        test_lifecycle.py: test_sigterm_lets_a_refused_client_finish_sending
+        """
         return not self.under_way and super().close_if_idle()
 
     @property
     def under_way(self) -> bool:
-        """Whether a request is arriving, even if it has been answered, or is being worked on."""
+        """Whether a request is arriving, even one that has its response already, or is being processed."""
         return self.http is not None and (self.http.stage is not Stage.IDLE or bool(self.http.request_body))

@@ -1,4 +1,4 @@
-"""A bounded queue in front of a few threads: past the bound there is an error at once, not a longer wait."""
+"""A bounded queue in front of a few threads: when it is full, the next piece of work is refused at once."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from runtime.errors import Unavailable
 class WorkQueue:
     """Runs at most `threads` pieces of work at a time, and keeps at most `capacity` waiting.
 
-    Its methods belong to one event loop; the work itself runs in the threads.
+    Its methods must be called in one event loop; the work itself runs in the threads.
     """
 
     def __init__(self, threads: int, capacity: int) -> None:
@@ -25,34 +25,35 @@ class WorkQueue:
 
     @property
     def pending(self) -> int:
-        """How many pieces of work wait or are being worked on."""
+        """The number of pieces of work that are waiting or running."""
         return len(self._pending)
 
     @property
-    def in_work(self) -> int:
-        """How many pieces of work are being worked on."""
+    def running(self) -> int:
+        """The number of pieces of work that are running."""
         return len(self._began)
 
     @property
     def queued(self) -> int:
-        """How many wait."""
-        return max(0, self.pending - self.in_work)
+        """The number of pieces of work that are waiting."""
+        return max(0, self.pending - self.running)
 
     @property
-    def longest_s(self) -> float:
-        """For how many seconds the oldest piece of work has been worked on; 0 where there is none."""
+    def longest_running_s(self) -> float:
+        """The seconds for which the oldest piece of work has been running; 0 if none is."""
         return max((monotonic() - began for began in list(self._began.values())), default=0.0)
 
     def require_room(self) -> None:
-        """Raise Unavailable where one more piece of work could not even wait."""
+        """Raise Unavailable if another piece of work could not even wait."""
         if self.pending >= self.threads + self.capacity:
-            raise Unavailable(f"{self.capacity} calls are waiting already" if self.capacity else "all threads are busy")
+            raise Unavailable(
+                f"{self.capacity} requests are already waiting" if self.capacity else "all threads are busy"
+            )
 
     async def run(self, work: Callable, *arguments: Any) -> tuple[Any, float]:
-        """Return what `work(*arguments)` returns in a thread, and the seconds that it waited for the thread.
+        """Return what `work(*arguments)` returns in a thread, and the seconds for which it waited for the thread.
 
-        Raises Unavailable, or what the work raises. Where the caller is cancelled while it waits, its place is free at
-        once.
+        If the caller is cancelled while it waits, its place is free at once. Raises Unavailable, or what `work` raises.
         """
         self.require_room()
         job = [work, arguments]
@@ -63,8 +64,7 @@ class WorkQueue:
             return await asyncio.wrap_future(future)
         finally:
             if future.cancelled():
-                job.clear()  # the pool keeps it until a thread is free, and it may be large
-            del future, job  # an error's traceback has this frame: with these in it, neither would be freed
+                job.clear()  # the pool keeps it until a thread is free, and its arguments may be large
 
     def _work(self, submitted: float, job: list) -> tuple[Any, float]:
         began = self._began[get_ident()] = monotonic()

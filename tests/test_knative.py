@@ -73,4 +73,4 @@ def test_the_server_starts_with_these_settings_and_the_probes_see_it_load(tmp_pa
 
 
 def test_the_servers_own_answer_comes_before_knative_gives_up():
-    assert SPEC["timeoutSeconds"] > max(SETTINGS.ANSWER_TIMEOUT_S, SETTINGS.SHUTDOWN_GRACE_S)
+    assert SPEC["timeoutSeconds"] > max(SETTINGS.RESPONSE_TIMEOUT_S, SETTINGS.SHUTDOWN_GRACE_S)

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from runtime.errors import InvalidInput, Unavailable
-from serving.calls import call
+from serving.calls import handle
+from serving.middleware import respond_to_error
 from serving.work_queue import WorkQueue
 from tests.server_process import DEADLINE_S
 
@@ -30,21 +31,24 @@ class Bodies:
         """Do nothing."""
 
 
-@pytest.mark.parametrize("kind", [InvalidInput, Unavailable])
+@pytest.mark.parametrize("kind", [InvalidInput, Unavailable, RuntimeError])
 def test_the_error_of_a_refused_call_does_not_keep_its_body(kind):
     def refuse(body: Body) -> None:
         raise kind("why") from ValueError("the cause")
 
     async def test() -> None:
-        lifecycle = SimpleNamespace(require_ready=lambda: None)
-        ctx = SimpleNamespace(lifecycle=lifecycle, queue=WorkQueue(1, 0), bodies=Bodies(), answered=0)
-        request = SimpleNamespace(app=SimpleNamespace(ctx=ctx), headers={}, ctx=SimpleNamespace())
+        lifecycle = SimpleNamespace(require_ready=lambda: None, check_model=lambda: None, is_stopping=False)
+        ctx = SimpleNamespace(lifecycle=lifecycle, queue=WorkQueue(1, 0), bodies=Bodies())
+        ctx.activity = SimpleNamespace(processed=0)
+        request = SimpleNamespace(app=SimpleNamespace(ctx=ctx), headers={}, ctx=SimpleNamespace(), method="POST")
+        request.path, request.route = "/", None
         try:
-            await call(request, refuse)
+            await handle(request, refuse)
         except kind as error:
-            assert str(error) == "why"
+            await respond_to_error(request, error)
             while ctx.bodies.watched() is not None:  # the thread lets go of it a moment later
                 await asyncio.sleep(0.001)
+            assert str(error) == "why"
         else:
             raise AssertionError("it was not refused")
 

@@ -1,17 +1,24 @@
 """The server from its start to its end: bad settings, broken models, health, signals in the middle of work."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from client.endpoint import free_port
+from runtime.errors import Unavailable
+from serving.lifecycle import Lifecycle, State
+from serving.work_queue import WorkQueue
 from tests.clients import IMAGE, begin_call, flooding, status_of
 from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, ready, serving, wait_until
 
@@ -21,10 +28,19 @@ def logs(served: Served, text: str) -> bool:
     return text in served.log.read_text()
 
 
+def accepts_connections(served: Served) -> bool:
+    """Return whether the server's port is open."""
+    try:
+        served.connect()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 def get_stuck(served: Served) -> None:
     """Have the stub's server work on a call that does not end."""
     begin_call(served, b"x")
-    wait_until(lambda: served.metric("classifier_in_work") == 1, "a call is in work")
+    wait_until(lambda: served.metric("classifier_requests_in_progress") == 1, "a call is in work")
 
 
 def classify(served: Served, picture: bytes) -> int:
@@ -48,16 +64,26 @@ def test_sigterm_in_a_flood_leaves_no_request_without_an_answer(tmp_path):
 
 def test_sigterm_waits_for_a_client_that_is_still_sending_and_answers_it(tmp_path):
     with ready(tmp_path) as served:
-        pieces = [b"x"] * 100  # of which one is sent every 10 ms
-        call = begin_call(served, length=len(pieces))
+        call = served.connect()
+        call.sendall(b"POST / HTTP/1.1\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+        assert call.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"  # the server was ready, and reads the body
         served.process.terminate()
-
-        def sends() -> bool:
-            call.sendall(pieces.pop(0))
-            return not pieces
-
-        wait_until(sends, "all is sent")
+        wait_until(lambda: logs(served, "stopping"), "it has seen the signal")
+        call.sendall(b'{"image":')
         assert status_of(call) == 503
+        assert served.process.wait(DEADLINE_S) == 0
+
+
+def test_sigterm_lets_a_refused_client_finish_sending(tmp_path):
+    with ready(tmp_path) as served:
+        call = served.connect()
+        call.sendall(b"POST /nowhere HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+        wait_until(lambda: logs(served, " status=404 "), "it is refused")
+        served.process.terminate()
+        wait_until(lambda: not accepts_connections(served), "the server has closed its port")
+        for byte in b'{"image":':  # on a closed connection the first would be a reset, which discards the response
+            call.sendall(bytes([byte]))
+        assert status_of(call) == 404
         assert served.process.wait(DEADLINE_S) == 0
 
 
@@ -94,14 +120,14 @@ def test_sigterm_right_after_it_listens_is_not_lost(tmp_path, attempt):
 def test_it_is_not_ready_before_it_obeys_sigterm(tmp_path):
     code = """
 import os, signal
-from serving.lifecycle import Lifecycle
+from serving.lifecycle import Lifecycle, State
 from tests import stub
-await_model = Lifecycle.await_model
+watch_model_load = Lifecycle.watch_model_load
 def await_and_stop(self, server):
-    assert callable(signal.getsignal(signal.SIGTERM)) and not self.ready
-    await_model(self, server)
+    assert callable(signal.getsignal(signal.SIGTERM)) and self.state is State.LOADING
+    watch_model_load(self, server)
     os.kill(os.getpid(), signal.SIGTERM)
-Lifecycle.await_model = await_and_stop
+Lifecycle.watch_model_load = await_and_stop
 stub.server.main(stub, stub.server.load(stub))
 """
     (tmp_path / "loaded").touch()
@@ -166,10 +192,28 @@ def test_health_is_bad_while_the_model_fails_on_its_own_picture_and_good_again_a
         assert is_ready(served)  # nothing has failed yet
         assert classify(served, b"fail") == 500
         wait_until(lambda: not is_ready(served), "the model was found to be broken")
-        assert "warm-up picture" in served.get("/healthcheck").json()["error"]["message"]
+        assert "warm-up image" in served.get("/healthcheck").json()["error"]["message"]
         (tmp_path / "broken").unlink()
         wait_until(lambda: is_ready(served), "the model was found to be whole")
         assert classify(served, b"x") == 200
+
+
+def test_a_full_queue_does_not_mark_the_model_as_failing():
+    async def test() -> None:
+        queue, release = WorkQueue(1, 0), threading.Event()
+        lifecycle = Lifecycle(SimpleNamespace(warm_up=int), queue, Future(), grace_s=1, stuck_s=DEADLINE_S)
+        lifecycle.state = State.READY
+        work = asyncio.create_task(queue.run(release.wait, DEADLINE_S))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            queue.require_room()
+        lifecycle.check_model()
+        await lifecycle.check
+        lifecycle.require_healthy()
+        release.set()
+        await work
+
+    asyncio.run(test())
 
 
 def test_health_is_good_after_a_bug_in_one_call(tmp_path):
@@ -181,10 +225,10 @@ def test_health_is_good_after_a_bug_in_one_call(tmp_path):
 
 
 def test_health_is_bad_while_a_call_is_stuck(tmp_path):
-    with ready(tmp_path, stub=True, ANSWER_TIMEOUT_S="1") as served:
+    with ready(tmp_path, stub=True, RESPONSE_TIMEOUT_S="1") as served:
         get_stuck(served)
         wait_until(lambda: not is_ready(served), "the call was found to be stuck")
-        assert "in work for" in served.get("/healthcheck").json()["error"]["message"]
+        assert "running for" in served.get("/healthcheck").json()["error"]["message"]
         [stuck] = served.connections
         assert status_of(stuck) == 503  # its caller was told, and has not waited for ever
         (tmp_path / "release").touch()
@@ -217,8 +261,8 @@ def start(**environment: str) -> str:
         ("MAX_BODY_MB", "1.5"),
         ("MAX_BODY_MB", "20MB"),
         ("REQUEST_TIMEOUT_S", "0"),
-        ("ANSWER_TIMEOUT_S", "never"),
-        ("IDLE_TIMEOUT_S", "1e3"),
+        ("RESPONSE_TIMEOUT_S", "never"),
+        ("KEEP_ALIVE_TIMEOUT_S", "1e3"),
         ("SHUTDOWN_GRACE_S", " 1"),
         ("MAX_IMAGES", "\u0665"),
         ("MAX_PIXELS", "1" * 5000),
@@ -226,7 +270,7 @@ def start(**environment: str) -> str:
 )
 def test_a_bad_setting_is_named_and_ends_it(name, value):
     *_, said = start(**{name: value}).splitlines()
-    assert said.startswith(f"{name}=")
+    assert said.startswith(f"server.py: {name}=")
     assert "expected" in said
 
 
@@ -241,7 +285,7 @@ def test_a_port_that_is_taken_is_named(tmp_path):
 def test_a_model_file_that_is_none_is_named_and_ends_it(tmp_path, damage):
     model = tmp_path / "classifier.onnx"
     model.write_bytes(damage(MODEL_PATH.read_bytes()))
-    assert f"{model} is not a file that convert_to_onnx.py wrote" in start(MODEL_PATH=str(model))
+    assert f"{model} was not written by convert_to_onnx.py" in start(MODEL_PATH=str(model))
 
 
 def test_a_model_file_that_is_not_there_is_said_to_come_from_the_converter():

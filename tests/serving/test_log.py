@@ -20,3 +20,9 @@ def test_what_is_not_printable_is_escaped(as_json):
         assert json.loads(line)["event"] == NASTY
     else:
         assert r"a\nb\r\x1b[31mred" in line
+
+
+def test_quotes_text_that_could_pass_for_another_field():
+    record = logging.LogRecord("server", logging.INFO, __file__, 1, "request", None, None)
+    record.fields = {"path": "/x status=200", "status": 404}
+    assert LineHandler(as_json=False).format(record).endswith(' request path="/x status=200" status=404')

@@ -124,7 +124,7 @@ def test_what_cannot_be_read_is_told_so_and_not_that_it_has_no_key(keyed, reques
 def test_a_port_that_everyone_may_reach_without_a_key_is_a_warning(tmp_path, environment, warns):
     with serving(tmp_path, stub=True, HOST="0.0.0.0", **environment) as served:
         wait_until(lambda: " listening " in served.log.read_text(), "it has started")
-        assert (" warning whoever reaches this port may call: " in served.log.read_text()) == warns
+        assert (" warning no API key is set: " in served.log.read_text()) == warns
 
 
 @pytest.mark.parametrize("path", EVERYWHERE)
@@ -223,7 +223,7 @@ def test_a_call_is_one_line_of_json_with_all_that_is_known_of_it_but_the_picture
         [good] = [line for line in lines if line.get("id") == "good"]
         assert (good["method"], good["path"], good["status"], good["level"]) == ("POST", "/", 200, "info")
         assert len(IMAGE) < good["bytes"] < len(IMAGE) + 1000
-        assert [re.fullmatch(r"JPEG \d+x\d+", picture) is not None for picture in good["pictures"]] == [True]
+        assert [re.fullmatch(r"JPEG \d+x\d+", picture) is not None for picture in good["images"]] == [True]
         assert (good["decode_ms"], good["model_ms"]) == (call["timing_ms"]["decode"], call["timing_ms"]["model"])
         assert good["queue_ms"] >= 0 and good["total_ms"] >= call["timing_ms"]["total"] - 1
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", good["time"])

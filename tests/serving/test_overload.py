@@ -27,7 +27,7 @@ def classify(served: Served, picture: bytes = b"x") -> int:
 
 def gauges(served: Served) -> tuple[float, float]:
     """Return how many calls are in work and how many wait."""
-    return served.metric("classifier_in_work"), served.metric("classifier_queued")
+    return served.metric("classifier_requests_in_progress"), served.metric("classifier_requests_queued")
 
 
 def is_closed(connection: socket.socket, send: bytes = b"") -> bool:
@@ -90,7 +90,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with short time-outs that answers calls at once."""
     folder = tmp_path_factory.mktemp("slow")
     (folder / "release").touch()
-    with ready(folder, stub=True, REQUEST_TIMEOUT_S="1", ANSWER_TIMEOUT_S="2", IDLE_TIMEOUT_S="1") as served:
+    with ready(folder, stub=True, REQUEST_TIMEOUT_S="1", RESPONSE_TIMEOUT_S="2", KEEP_ALIVE_TIMEOUT_S="1") as served:
         yield served
 
 

@@ -83,7 +83,7 @@ def test_v2_is_not_ready_while_the_model_fails_on_its_own_picture(tmp_path):
         assert served.post(data=b"fail", headers=JPEG).status_code == 500
         for path in ("/v2/health/ready", "/v2/models/stub/ready"):
             wait_until(lambda path=path: not served.get(path).ok, "the model was found to be broken")
-            assert "warm-up picture" in error_of(served.get(path), 503)
+            assert "warm-up image" in error_of(served.get(path), 503)
         assert served.get("/v2/health/live").ok
 
 

@@ -161,8 +161,8 @@ def test_422_for_other_bodies_that_hold_no_picture(served, arguments):
 def test_404_and_405_say_where_to_post(served):
     refuse(served, "/predict", {})
     refuse(served, "/healthcheck", {})
-    assert "POST a picture to /" in error_of(served.post("/predict", json={}), 404, "not_found")
-    assert "POST a picture to /" in error_of(served.post("/healthcheck", json={}), 405, "method_not_allowed")
+    assert "POST an image to /" in error_of(served.post("/predict", json={}), 404, "not_found")
+    assert "POST an image to /" in error_of(served.post("/healthcheck", json={}), 405, "method_not_allowed")
     assert set(requests.put(served.url).headers["Allow"].split(", ")) == {"GET", "HEAD", "POST"}
 
 

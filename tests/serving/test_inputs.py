@@ -1,4 +1,4 @@
-"""bodies.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
+"""inputs.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
 
 import base64
 import gzip
@@ -8,7 +8,7 @@ import re
 import pytest
 
 from runtime.errors import InvalidInput
-from serving.bodies import MAX_FORM_PARTS, MAX_TEXTS, inputs_of
+from serving.inputs import MAX_FORM_PARTS, MAX_TEXTS, parse_inputs
 
 PICTURE = bytes(range(256))
 TEXT = base64.b64encode(PICTURE).decode()
@@ -28,7 +28,7 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--x--\r\n") -> bytes:
 def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
     """Return the message of the refusal."""
     with pytest.raises(InvalidInput) as raised:
-        inputs_of(content_type, body, query or {})
+        parse_inputs(content_type, body, query or {})
     return str(raised.value)
 
 
@@ -59,11 +59,13 @@ def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
     ],
 )
 def test_every_way_to_send_a_picture_comes_to_the_same(content_type, body, query):
-    assert inputs_of(content_type, body, query) == {"image": PICTURE, "top_k": 2, "probabilities": True}
+    assert parse_inputs(content_type, body, query) == {"image": PICTURE, "top_k": 2, "probabilities": True}
 
 
 def test_several_pictures_come_in_their_order():
-    assert inputs_of(JSON, json.dumps({"images": [TEXT, "aGk=", ""]}).encode(), {}) == {"images": [PICTURE, b"hi", b""]}
+    assert parse_inputs(JSON, json.dumps({"images": [TEXT, "aGk=", ""]}).encode(), {}) == {
+        "images": [PICTURE, b"hi", b""]
+    }
 
 
 @pytest.mark.parametrize(
@@ -71,29 +73,32 @@ def test_several_pictures_come_in_their_order():
     [f"data:image/png;base64,{TEXT}", "\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76)), f" {TEXT}\r\n"],
 )
 def test_data_urls_and_line_breaks_are_read(text):
-    assert inputs_of(JSON, json.dumps({"image": text}).encode(), {}) == {"image": PICTURE}
-    assert inputs_of(JSON, json.dumps({"images": [TEXT, text]}).encode(), {}) == {"images": [PICTURE, PICTURE]}
+    assert parse_inputs(JSON, json.dumps({"image": text}).encode(), {}) == {"image": PICTURE}
+    assert parse_inputs(JSON, json.dumps({"images": [TEXT, text]}).encode(), {}) == {"images": [PICTURE, PICTURE]}
 
 
 def test_null_is_as_if_the_field_were_not_there():
     nothing = {"images": None, "top_k": None, "probabilities": None}
-    assert inputs_of(JSON, json.dumps(nothing | {"image": TEXT}).encode(), {}) == {"image": PICTURE}
-    assert inputs_of(JSON, json.dumps(nothing | {"image": None}).encode(), {}) == {}
+    assert parse_inputs(JSON, json.dumps(nothing | {"image": TEXT}).encode(), {}) == {"image": PICTURE}
+    assert parse_inputs(JSON, json.dumps(nothing | {"image": None}).encode(), {}) == {}
 
 
 def test_only_the_fields_that_count_are_taken():
     body = {"image": TEXT, "other": {"image": [1.5, None]}, "Image": 1, "top_K": 2, "": [], "\u00e9": "\u2028"}
-    assert inputs_of(JSON, json.dumps(body).encode(), {"image": "aGk=", "other": "4"}) == {"image": PICTURE}
-    assert inputs_of("image/png", PICTURE, {"other": "4", "image": TEXT}) == {"image": PICTURE}
-    assert inputs_of(FORM, form(("image", PICTURE), ("other", b"4"), ("images", b"5")), {}) == {"image": PICTURE}
+    assert parse_inputs(JSON, json.dumps(body).encode(), {"image": "aGk=", "other": "4"}) == {"image": PICTURE}
+    assert parse_inputs("image/png", PICTURE, {"other": "4", "image": TEXT}) == {"image": PICTURE}
+    assert parse_inputs(FORM, form(("image", PICTURE), ("other", b"4"), ("images", b"5")), {}) == {"image": PICTURE}
 
 
 def test_of_a_field_that_is_there_twice_the_last_counts():
-    assert inputs_of(JSON, b'{"image": "", "top_k": 1, "image": "aGk=", "top_k": 2}', {}) == {
+    assert parse_inputs(JSON, b'{"image": "", "top_k": 1, "image": "aGk=", "top_k": 2}', {}) == {
         "image": b"hi",
         "top_k": 2,
     }
-    assert inputs_of(FORM, form(("image", b"hi"), ("top_k", b"1"), ("top_k", b"2")), {}) == {"image": b"hi", "top_k": 2}
+    assert parse_inputs(FORM, form(("image", b"hi"), ("top_k", b"1"), ("top_k", b"2")), {}) == {
+        "image": b"hi",
+        "top_k": 2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -129,12 +134,12 @@ def test_json_that_holds_no_inputs_is_refused_with_what_to_send(body, says):
 def test_json_that_is_compressed_is_said_to_be(content_type):
     body = gzip.compress(json.dumps({"image": TEXT}).encode())
     assert refusal(content_type, body) == "the request is compressed: send it as it is"
-    assert inputs_of("image/x", body, {}) == {"image": body}
+    assert parse_inputs("image/x", body, {}) == {"image": body}
 
 
 def test_a_list_is_read_as_far_as_it_may_be_long_and_no_further():
     texts = b'{"images": ["aGk="' + b',"aGk="' * (MAX_TEXTS - 1)
-    assert inputs_of(JSON, texts + b"]}", {}) == {"images": [b"hi"] * MAX_TEXTS}
+    assert parse_inputs(JSON, texts + b"]}", {}) == {"images": [b"hi"] * MAX_TEXTS}
     assert f"at most length {MAX_TEXTS}" in refusal(JSON, texts + b",7]}")  # not even looked at
 
 
@@ -148,7 +153,7 @@ def test_json_nested_without_end_is_refused(opening, depth):
 @pytest.mark.parametrize("number", [b"9" * 1_000_000, b"1e999999999", b"0." + b"3" * 1_000_000, b"-" + b"9" * 5_000])
 def test_huge_numbers_cost_nothing(number):
     assert "top_k" in refusal(JSON, b'{"image": "aGk=", "top_k": ' + number + b"}")
-    assert inputs_of("image/png", b"hi", {"top_k": number.decode()}) == {"image": b"hi", "top_k": number.decode()}
+    assert parse_inputs("image/png", b"hi", {"top_k": number.decode()}) == {"image": b"hi", "top_k": number.decode()}
 
 
 @pytest.mark.parametrize(
@@ -168,8 +173,8 @@ def test_huge_numbers_cost_nothing(number):
 )
 def test_options_that_came_as_text_are_read_as_json_would_have_them(text, value):
     for inputs in (
-        inputs_of("image/x", b"", {"top_k": text}),
-        inputs_of(FORM, form(("image", b""), ("top_k", text.encode())), {}),
+        parse_inputs("image/x", b"", {"top_k": text}),
+        parse_inputs(FORM, form(("image", b""), ("top_k", text.encode())), {}),
     ):
         assert inputs == {"image": b"", "top_k": value}
         assert type(inputs["top_k"]) is type(value)
@@ -203,7 +208,7 @@ def test_forms_that_hold_no_picture_are_refused(content_type, body, says):
 
 def test_a_form_may_have_as_many_parts_as_the_limit():
     parts = [("other", b"")] * (MAX_FORM_PARTS - 1)
-    assert inputs_of(FORM, form(*parts, ("image", PICTURE)), {}) == {"image": PICTURE}
+    assert parse_inputs(FORM, form(*parts, ("image", PICTURE)), {}) == {"image": PICTURE}
 
 
 @pytest.mark.parametrize("charset", ["punycode", "utf-16", "rot13", "nonsense"])
@@ -211,4 +216,4 @@ def test_the_charset_that_a_part_claims_is_not_believed(charset):
     # Of Punycode, decoding takes time in proportion to the square of the length.
     part = f'--x\r\nContent-Disposition: form-data; name="top_k"\r\nContent-Type: text/plain; charset={charset}\r\n\r\n'
     body = form(("image", b"hi"), end=part.encode() + b"a-" + b"b" * 2_000_000 + b"\r\n--x--")
-    assert inputs_of(FORM, body, {})["top_k"].startswith("a-b")
+    assert parse_inputs(FORM, body, {})["top_k"].startswith("a-b")

@@ -1,0 +1,121 @@
+"""What every request passes through: the key, errors as JSON, headers, the log."""
+
+import asyncio
+import hmac
+
+from sanic import HTTPResponse, Request, Sanic
+from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
+from sanic.response import json
+
+from runtime.errors import InvalidInput, Unavailable, release_frames
+from runtime.settings import ServerSettings
+from serving import platforms
+from serving.log import logger
+from serving.metrics import get_request_id, record
+
+# No error is a 400, which Banana's client reads as "over quota" and retries for minutes. 499 is for the log only.
+STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}
+ERROR_TYPES = {
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "too_large",
+    422: "invalid_input",
+    500: "internal_error",
+    503: "unavailable",
+}
+HEADERS = {  # of every response
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+CORS_HEADERS = {  # of every response if CORS_ORIGIN is set
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Inference-Header-Content-Length, "
+    "X-Banana-API-Key, X-Banana-Request-ID",
+    "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS, POST",
+    "Access-Control-Expose-Headers": "Inference-Header-Content-Length, Retry-After, X-Request-ID",
+    "Access-Control-Max-Age": "600",
+    "Vary": "Origin",
+}
+PUBLIC_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", *platforms.PROBES}  # probes and pages send no key
+
+
+def install(server: Sanic, settings: ServerSettings) -> None:
+    """Have every request to the server pass through the functions below, in this order."""
+    server.ctx.api_key = settings.BANANA_API_KEY
+    server.ctx.headers = HEADERS
+    if settings.CORS_ORIGIN:
+        server.ctx.headers = HEADERS | CORS_HEADERS | {"Access-Control-Allow-Origin": settings.CORS_ORIGIN}
+    for function in (yield_to_event_loop, authenticate, drop_body):
+        server.on_request(function)
+    server.exception(Exception, RequestCancelled)(respond_to_error)  # type: ignore[arg-type]
+    server.on_response(add_headers_and_record)
+
+
+async def yield_to_event_loop(request: Request) -> None:
+    """Let other connections proceed: Sanic processes all requests that one client has sent without a pause."""
+    await asyncio.sleep(0)
+
+
+async def authenticate(request: Request) -> None:
+    """Raise Unauthorized unless the request has the key, or needs none."""
+    key = request.app.ctx.api_key
+    is_public = request.path in PUBLIC_PATHS or (request.path == "/" and request.method in ("GET", "HEAD"))
+    is_preflight = request.method == "OPTIONS"  # browsers send those without a key
+    is_malformed = not request.head  # Sanic could not parse it, nor its key: the response says so
+    if not key or is_public or is_preflight or is_malformed:
+        return
+    sent = request.headers.get("X-Banana-API-Key") or request.token or ""
+    if not hmac.compare_digest(sent.encode(errors="replace"), key.encode()):
+        raise Unauthorized("send the API key of this endpoint as X-Banana-API-Key", scheme="Bearer")
+
+
+async def drop_body(request: Request) -> None:
+    """Read past the body of a request that needs none: Sanic would keep it in memory, or log an error."""
+    if request.method == "OPTIONS" or (request.route and request.route.extra.ignore_body):
+        async for _ in request.stream:
+            pass
+
+
+async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
+    """Return any error as JSON."""
+    known = (status for kind, status in STATUSES.items() if isinstance(error, kind))
+    status = next(known, getattr(error, "status_code", 500))
+    headers = dict(getattr(error, "headers", {}))
+    if request.method == "OPTIONS" and status == 405:
+        return HTTPResponse(None, 204, headers)  # Sanic names the methods in the header Allow
+    if status == 500:
+        logger.error("failed", exc_info=error, extra={"fields": {"id": get_request_id(request)}})
+        request.app.ctx.lifecycle.check_model()
+    if status == 503:
+        headers["Retry-After"] = "1"
+    if status == 408 or request.app.ctx.lifecycle.is_stopping:
+        request.stream.keep_alive = False
+    is_v2 = f"{request.path}/".startswith("/v2/")  # where errors must have the Open Inference Protocol's form
+    message = describe_error(request, error, status, is_v2)
+    release_frames(error)  # now that it is logged, and before a client takes its time to read the response
+    body = {"error": message if is_v2 else {"type": ERROR_TYPES.get(status, "error"), "message": message}}
+    return json(body, status, headers)
+
+
+def describe_error(request: Request, error: Exception, status: int, is_v2: bool) -> str:
+    """Return what the client is told of an error; of a bug, nothing."""
+    message = str(error)
+    if status == 500:
+        message = "internal server error; see the server log"
+    if status == 503:
+        message += ": try again"
+    if status in (404, 405) and not request.route:
+        message = f"{request.method} {request.path} is not served here: "
+        message += platforms.V2_ROUTES if is_v2 else "POST an image to /"
+    return message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are not text
+
+
+async def add_headers_and_record(request: Request, response: HTTPResponse) -> None:
+    """Add the headers of every response, count the response, and write its line of the log."""
+    for name, value in request.app.ctx.headers.items():
+        response.headers.setdefault(name, value)  # the page has a Content-Security-Policy of its own
+    response.headers["X-Request-ID"] = get_request_id(request)
+    record(request, response.status)
