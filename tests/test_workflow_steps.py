@@ -82,6 +82,18 @@ def test_the_last_lines_of_the_tests_are_in_the_summary_and_all_in_the_log(tmp_p
     assert b"\n123\n" in result.stderr
 
 
+def test_each_failed_test_is_one_line_at_the_end(tmp_path):
+    """With CI set, pytest would repeat whole messages there, and push names out of the summary's last lines."""
+    (tmp_path / "test_it.py").write_text("def test_it(): assert list(range(99)) == []\n")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    command = [sys.executable, "-m", "pytest", "test_it.py"]
+    result = subprocess.run(command, env=os.environ | {"CI": "true"}, cwd=tmp_path, capture_output=True, text=True)
+    header, failed, count = result.stdout.splitlines()[-3:]
+    assert "short test summary" in header
+    assert failed.startswith("FAILED test_it.py::test_it - ")
+    assert "1 failed" in count
+
+
 def test_without_a_container_there_is_no_log_and_no_further_failure(tmp_path):
     (tmp_path / "docker").write_text('#!/bin/sh\ntest "$1" = ps\n')  # which lists none
     (tmp_path / "docker").chmod(0o755)
