@@ -84,8 +84,8 @@ def test_onnx_runtime_is_the_same_version_with_and_without_a_gpu():
 
 
 @pytest.mark.parametrize("path", PINS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_list_says_what_it_is_for_and_names_exact_versions_and_other_lists(path):
-    assert PINS[path][0].startswith("# What ")
+def test_a_list_says_what_it_is_for_and_pins_exact_versions(path):
+    assert re.match(r"# (For|To|What) ", PINS[path][0])
     lines = [line for line in PINS[path] if not line.startswith("#")]
     assert lines
     for line in lines:
