@@ -1,8 +1,11 @@
 # Every target sets up what it needs; nothing is done twice. `make` alone lists them.
 
 PYTHON ?= python3
-# resnet18 (the assignment's), efficientnet-lite0, or auto: resnet18 if its weights are there or can be had, else the other
+# resnet18 (the assignment's), efficientnet-lite0, or auto: what is converted already, otherwise resnet18 if its weights
+# are available, otherwise efficientnet-lite0
 MODEL ?= auto
+# PyTorch's index of builds for CPUs; PyPI's builds for Linux are for GPUs and 3 GB larger: TORCH_INDEX= installs those
+TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
 # the picture of `make run`; none: the two in images/
 IMAGE ?=
 # what `make docker` builds and `make docker-run` runs: cpu or gpu; PORT is where it listens
@@ -17,6 +20,8 @@ GPUS ?= all
 HOST ?= 127.0.0.1
 
 bin := .venv/bin
+# Shows its progress on a terminal, and otherwise only what goes wrong.
+pip_install = pip install $$(test ! -t 2 && echo --quiet) --disable-pip-version-check
 PHOTOS_URL ?= https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/1a3464dd1125008f9e1545b34a0b0f0d06247b43
 photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg)
 
@@ -86,33 +91,39 @@ clean:  ## remove everything that make has made
 .venv/installed: requirements.txt $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(bin)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@index='$(TORCH_INDEX)'; \
+	if [ -n "$$index" ] && ! $(PYTHON) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1] + "/torch/", timeout=5)' \
+	    "$$index" 2>/dev/null; then \
+	    echo "$$index cannot be reached: PyTorch comes from PyPI, whose build for Linux is 3 GB larger" >&2; index=; \
+	fi; \
+	$(bin)/$(pip_install) $${index:+--extra-index-url "$$index"} -r requirements/dev.txt
 	@touch $@
 
 .venv/fuzz: .venv/installed
-	$(bin)/pip install --quiet --disable-pip-version-check -r requirements/fuzz.txt
+	$(bin)/$(pip_install) -r requirements/fuzz.txt
 	@touch $@
 
 .venv-peers/installed: benchmarks/peers/requirements.txt
 .venv-ray/installed: requirements/ray.txt $(wildcard requirements/*.txt)
 .venv-peers/installed .venv-ray/installed:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(@D)/bin/$(pip_install) -r $<
 	@touch $@
 
-# Changes only when MODEL does, so that another model is converted and the same one is not.
+# The model converted last. Newer than classifier.onnx if MODEL names another; `auto` accepts any.
 .make/model: FORCE
 	@mkdir -p .make
-	@echo '$(MODEL)' | cmp -s - $@ || echo '$(MODEL)' > $@
+	@[ '$(MODEL)' = auto ] && [ -s $@ ] || echo '$(MODEL)' | cmp -s - $@ || echo '$(MODEL)' > $@
 
 classifier.onnx: .venv/installed .make/model convert_to_onnx.py model.py pytorch_model.py $(wildcard conversion/*.* runtime/*.py pytorch_model_weights.pth)
 	$(bin)/python convert_to_onnx.py --model $(MODEL) --output $@
+	@$(bin)/python -c 'from model import OnnxClassifier; print(OnnxClassifier("$@").model_name)' > .make/model
 	@touch $@
 
 images/photos/n01440764_tench.jpeg: SHA256 := 98f7e89b26142f7bdb61f3a627dee89729b0bb07a29e9e7f3be9d394c00c6f01
 images/photos/n01632777_axolotl.jpeg: SHA256 := 04c86fd7c01c8383c04ff088a65a0e8692e8e4a8fa3169026249607252bc299f
 $(photos):
-	@mkdir -p $(@D)
-	curl --fail --no-progress-meter --connect-timeout 5 --max-time 60 --output $@.part $(PHOTOS_URL)/$(@F)
-	echo "$(SHA256)  $@.part" | sha256sum --check
-	@mv $@.part $@
+	@mkdir -p .make
+	curl --fail --no-progress-meter --connect-timeout 5 --max-time 60 --output .make/$(@F) $(PHOTOS_URL)/$(@F)
+	echo "$(SHA256)  .make/$(@F)" | sha256sum --check
+	@mkdir -p $(@D) && mv .make/$(@F) $@

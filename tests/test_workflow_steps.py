@@ -82,6 +82,26 @@ def test_the_last_lines_of_the_tests_are_in_the_summary_and_all_in_the_log(tmp_p
     assert b"\n123\n" in result.stderr
 
 
+def test_each_failed_test_is_one_line_at_the_end(tmp_path):
+    """With CI set, pytest would repeat whole messages there, and push names out of the summary's last lines."""
+    (tmp_path / "test_it.py").write_text("def test_it(): assert list(range(99)) == []\n")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    command = [sys.executable, "-m", "pytest", "test_it.py"]
+    result = subprocess.run(command, env=os.environ | {"CI": "true"}, cwd=tmp_path, capture_output=True, text=True)
+    header, failed, count = result.stdout.splitlines()[-3:]
+    assert "short test summary" in header
+    assert failed.startswith("FAILED test_it.py::test_it - ")
+    assert "1 failed" in count
+
+
+def test_without_a_container_there_is_no_log_and_no_further_failure(tmp_path):
+    (tmp_path / "docker").write_text('#!/bin/sh\ntest "$1" = ps\n')  # which lists none
+    (tmp_path / "docker").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    result = run("pre", "image", "Show the log of the container", PATH=path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
 @pytest.mark.parametrize("status", [401, 500])
 def test_nothing_that_an_endpoint_says_is_markdown_or_a_command(tmp_path, status):
     summary = tmp_path / "summary"
@@ -89,7 +109,7 @@ def test_nothing_that_an_endpoint_says_is_markdown_or_a_command(tmp_path, status
     health = json.dumps({"state": "healthy", HOSTILE: HOSTILE}).encode()
     with fake_endpoint(status, body, health=health) as (url, _):
         given = {"BANANA_MODEL_URL": url, "BANANA_API_KEY": "key", "GITHUB_STEP_SUMMARY": str(summary)}
-        result = run("post", "watch", "Call the deployed model", **given)
+        result = run("post", "test", "Call the deployed model", **given)
     assert result.returncode == {401: 1, 500: 3}[status]
     escaped = {401: b"::error::b", 500: rb":\:error::b"}[status]  # by the tester, where it would begin a line
     assert escaped in code(summary.read_bytes())
@@ -121,15 +141,21 @@ def ask(github, workflow, job, name, **environment):
 
 
 MAIN, HEAD, TESTED, OTHER = ("1" * 40, "2" * 40, "3" * 40, "4" * 40)
+MERGE = ("pre", "merge", "Merge the commit that was tested")
+COMPARE = ("pre", "current", "Compare what is tested with main")
 
 
-def merge(github, main=MAIN, parents=(MAIN, HEAD), **fields):
-    pull = {"state": "OPEN", "isDraft": False, "labels": [{"name": "documentation"}]} | fields
+def merge(github, step=MERGE, main=MAIN, parents=(MAIN, HEAD), author="write", sender="admin", **fields):
+    """Run the step while GitHub gives these answers."""
+    pull = {"state": "OPEN", "isDraft": False, "labels": [{"name": "documentation"}], "baseRefName": "main"} | fields
     (github / "pr-view").write_text(json.dumps(pull))
+    for user, permission in {"author": author, "sender": sender}.items():
+        name = f"api-repos-owner-name-collaborators-{user}-permission"
+        (github / name).write_text(json.dumps({"permission": permission}))
     tested = {"parents": [{"sha": sha} for sha in parents]}
     (github / f"api-repos-owner-name-commits-{TESTED}").write_text(json.dumps(tested))
     (github / "api-repos-owner-name-git-ref-heads-main").write_text(json.dumps({"object": {"sha": main}}))
-    return ask(github, "pre", "merge", "Merge the commit that was tested", GITHUB_SHA=TESTED, HEAD=HEAD, NUMBER="7")
+    return ask(github, *step, GITHUB_SHA=TESTED, HEAD=HEAD, NUMBER="7", AUTHOR="author", SENDER="sender")
 
 
 def test_what_was_tested_is_merged_and_main_is_tested_next(github):
@@ -141,43 +167,71 @@ def test_what_was_tested_is_merged_and_main_is_tested_next(github):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"isDraft": True}, {"state": "MERGED"}, {"labels": [{"name": "a"}, {"name": "no-auto-merge"}]}]
+    "fields",
+    [
+        {"isDraft": True},
+        {"state": "MERGED"},
+        {"labels": [{"name": "a"}, {"name": "no-auto-merge"}]},
+        {"baseRefName": "production"},
+    ],
 )
-def test_what_is_held_back_since_the_tests_is_left_alone_and_the_reason_is_said(github, fields):
+def test_a_pull_request_held_back_during_the_tests_is_not_merged(github, fields):
     returncode, output, [call] = merge(github, **fields)
     assert returncode == 0
-    assert "::notice title=Not merged::it is closed, a draft or labeled no-auto-merge by now" in output
+    assert "::notice title=Not merged::" in output
     assert call[:2] == ["pr", "view"]
 
 
+@pytest.mark.parametrize("user", ["author", "sender"])
+@pytest.mark.parametrize("permission", ["read", "none"])
+def test_a_user_who_may_not_write_sets_off_no_merge(github, user, permission):
+    returncode, output, asked = merge(github, **{user: permission})
+    assert returncode == 0
+    assert f"::notice title=Not merged::{user} may not write" in output
+    assert ["pr", "merge"] not in [call[:2] for call in asked]
+
+
+@pytest.mark.parametrize("step", [COMPARE, MERGE], ids=lambda step: step[1])
 @pytest.mark.parametrize("moved", [{"main": OTHER}, {"parents": (MAIN, OTHER)}, {"parents": (OTHER, HEAD)}])
-def test_what_has_moved_since_the_tests_is_not_merged(github, moved):
-    returncode, output, asked = merge(github, **moved)
+def test_a_pull_request_that_is_out_of_date_fails(github, step, moved):
+    returncode, output, asked = merge(github, step, **moved)
     assert returncode == 1
     assert "update the branch" in output
     assert ["pr", "merge"] not in [call[:2] for call in asked]
 
 
+def test_a_pull_request_that_is_up_to_date_is_tested(github):
+    assert merge(github, COMPARE)[0] == 0
+
+
 @pytest.mark.parametrize(
-    "failing",
-    ["pr-view", f"api-repos-owner-name-commits-{TESTED}", "api-repos-owner-name-git-ref-heads-main", "pr-merge"],
+    ("step", "failing"),
+    [
+        (MERGE, "pr-view"),
+        (MERGE, "api-repos-owner-name-collaborators-sender-permission"),
+        (MERGE, f"api-repos-owner-name-commits-{TESTED}"),
+        (MERGE, "api-repos-owner-name-git-ref-heads-main"),
+        (MERGE, "pr-merge"),
+        (COMPARE, f"api-repos-owner-name-commits-{TESTED}"),
+        (COMPARE, "api-repos-owner-name-git-ref-heads-main"),
+    ],
 )
-def test_a_failure_of_githubs_own_ends_the_merge(github, failing):
+def test_a_failure_of_github_ends_the_step(github, step, failing):
     (github / "fail").write_text(failing)
-    returncode, _, asked = merge(github)
+    returncode, _, asked = merge(github, step)
     assert returncode == 1
     assert "-".join(asked[-1][:2]).replace("/", "-") == failing  # and nothing after it
 
 
-def tell(github, name, open_issues):
+def report(github, name, open_issues):
     (github / "issue-list").write_text(json.dumps([{"number": number} for number in open_issues]))
-    returncode, _, asked = ask(github, "post", "tell", name, RUN="https://example.com/run")
+    returncode, _, asked = ask(github, "post", "report", name, RUN="https://example.com/run")
     assert returncode == 0
     return [call for call in asked if call[:2] != ["issue", "list"]]
 
 
 def test_a_failure_opens_an_issue_that_names_the_run(github):
-    label, issue = tell(github, "Open an issue, or add to the one that is open", [])
+    label, issue = report(github, "Open an issue, or add to the one that is open", [])
     assert label[:2] == ["label", "create"]
     assert issue[:2] == ["issue", "create"]
     assert issue[issue.index("--label") + 1] == label[2]
@@ -185,22 +239,22 @@ def test_a_failure_opens_an_issue_that_names_the_run(github):
 
 
 def test_another_failure_adds_to_the_issue_that_is_open(github):
-    [comment] = tell(github, "Open an issue, or add to the one that is open", [5])
+    [comment] = report(github, "Open an issue, or add to the one that is open", [5])
     assert comment[:3] == ["issue", "comment", "5"]
     assert "https://example.com/run" in comment[-1]
 
 
 def test_recovery_closes_the_issue(github):
-    [close] = tell(github, "Close the issue", [5])
+    [close] = report(github, "Close the issue", [5])
     assert close[:3] == ["issue", "close", "5"]
 
 
 def test_without_an_issue_there_is_none_to_close(github):
-    assert tell(github, "Close the issue", []) == []
+    assert report(github, "Close the issue", []) == []
 
 
 @pytest.mark.parametrize("name", ["Open an issue, or add to the one that is open", "Close the issue"])
-def test_a_failure_of_githubs_own_ends_the_telling(github, name):
+def test_a_failure_of_github_ends_the_report(github, name):
     (github / "fail").write_text("issue-list")
-    returncode, _, asked = ask(github, "post", "tell", name, RUN="https://example.com/run")
+    returncode, _, asked = ask(github, "post", "report", name, RUN="https://example.com/run")
     assert (returncode, len(asked)) == (1, 1)

@@ -1,6 +1,8 @@
 """The Dockerfile and .dockerignore: each stage is given every file that its scripts import, and no other script."""
 
+import os
 import re
+import subprocess
 import tomllib
 
 import pytest
@@ -77,6 +79,17 @@ def test_the_base_image_is_named_once_for_dependabot():
     assert len(named) == 1
 
 
+def test_a_failed_conversion_fails_the_build_and_says_what_to_do(tmp_path):
+    [command] = re.findall(r"^RUN (python convert_to_onnx.py .*)$", stages()["convert"], re.MULTILINE)
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(["sh", "-c", command], env={"PATH": path}, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "--build-arg MODEL=auto" in result.stderr
+    assert "pytorch_model_weights.pth beside the Dockerfile" in result.stderr
+
+
 def test_onnx_runtime_is_the_same_version_with_and_without_a_gpu():
     pins = {line for lines in PINS.values() for line in lines}
     [version] = [pin.removeprefix("onnxruntime==") for pin in pins if pin.startswith("onnxruntime==")]
@@ -84,8 +97,8 @@ def test_onnx_runtime_is_the_same_version_with_and_without_a_gpu():
 
 
 @pytest.mark.parametrize("path", PINS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_list_says_what_it_is_for_and_names_exact_versions_and_other_lists(path):
-    assert PINS[path][0].startswith("# What ")
+def test_a_list_says_what_it_is_for_and_pins_exact_versions(path):
+    assert re.match(r"# (For|To|What) ", PINS[path][0])
     lines = [line for line in PINS[path] if not line.startswith("#")]
     assert lines
     for line in lines:

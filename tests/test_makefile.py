@@ -1,0 +1,95 @@
+"""The Makefile's rules, with stand-ins for Python and pip: what is installed, and that nothing is converted twice."""
+
+import os
+import platform
+import shutil
+import subprocess
+
+import pytest
+
+from tests.server_process import ROOT
+
+# Stands for `python3` and, in the environment that it makes, for `python` and `pip`. It notes its arguments in `calls`.
+TOOL = """#!/bin/sh
+echo "$(basename "$0") $*" >> calls
+case "$*" in
+-m\\ venv*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/pip" ;;
+convert_to_onnx.py*) echo "$3" | sed s/auto/efficientnet-lite0/ > "$5" ;;
+*model_name*) cat classifier.onnx ;;
+*urlopen*) test -e index-answers ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A folder with the Makefile, and with what its rules depend on."""
+    for name in ("Makefile", "convert_to_onnx.py", "model.py", "pytorch_model.py", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "python3").write_text(TOOL)
+    (tmp_path / "python3").chmod(0o755)
+    return tmp_path
+
+
+def make(clone, *arguments):
+    """Run make; return its exit code, and the calls of Python and pip."""
+    (clone / "calls").write_text("")
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name and name != "MODEL"}
+    command = ["make", "--no-print-directory", "PYTHON=./python3", *arguments]
+    result = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+    return result.returncode, (clone / "calls").read_text().splitlines()
+
+
+def conversions(clone, *arguments):
+    """Return which models are converted."""
+    returncode, calls = make(clone, "classifier.onnx", *arguments)
+    assert returncode == 0
+    return [call.split()[3] for call in calls if " convert_to_onnx.py " in call]
+
+
+def test_the_same_model_is_not_converted_twice(clone):
+    assert conversions(clone, "MODEL=efficientnet-lite0") == ["efficientnet-lite0"]
+    assert conversions(clone) == []
+    assert conversions(clone, "MODEL=efficientnet-lite0") == []
+    assert conversions(clone, "MODEL=resnet18") == ["resnet18"]
+    assert conversions(clone) == []
+    (clone / "pytorch_model_weights.pth").touch()
+    assert conversions(clone) == ["auto"]  # which is efficientnet-lite0 here
+    assert conversions(clone, "MODEL=efficientnet-lite0") == []
+
+
+def installed(clone, *arguments):
+    """Return the arguments of `pip install`."""
+    returncode, calls = make(clone, ".venv/installed", *arguments)
+    assert returncode == 0
+    [install] = [call.split() for call in calls if call.startswith("pip install ")]
+    return install
+
+
+def test_pytorch_for_cpus_is_installed_if_its_index_answers(clone):
+    (clone / "index-answers").touch()
+    install = installed(clone)
+    if platform.system() == "Linux":
+        assert install[install.index("--extra-index-url") + 1] == "https://download.pytorch.org/whl/cpu"
+    else:
+        assert "--extra-index-url" not in install
+
+
+def test_an_index_that_does_not_answer_is_not_asked_again(clone):
+    assert "--extra-index-url" not in installed(clone)
+
+
+def test_the_index_can_be_turned_off(clone):
+    (clone / "index-answers").touch()
+    assert "--extra-index-url" not in installed(clone, "TORCH_INDEX=")
+
+
+def test_photographs_that_do_not_arrive_leave_no_folder(clone):
+    assert make(clone, "photos", "PHOTOS_URL=http://127.0.0.1:1")[0] != 0
+    assert not (clone / "images" / "photos").exists()
+
+
+def test_a_file_that_is_not_the_photograph_is_not_kept(clone):
+    (clone / "n01440764_tench.jpeg").write_text("not the photograph")
+    assert make(clone, "photos", f"PHOTOS_URL=file://{clone}")[0] != 0
+    assert not (clone / "images" / "photos").exists()
