@@ -15,7 +15,7 @@ from tests.browsing import CHROMIUM, NO_CHROMIUM, browsing, wait_for_answers
 from tests.server_process import NEWT, ROOT, TENCH
 
 SHOTS = {
-    "page.png": {"viewport": {"width": 1280, "height": 1290}, "color_scheme": "light"},
+    "page.png": {"viewport": {"width": 1280, "height": 1400}, "color_scheme": "light"},
     "page-phone.png": {
         "viewport": {"width": 390, "height": 844},
         "color_scheme": "dark",
@@ -38,7 +38,7 @@ def main() -> int:
                 for _ in ("to warm up", "for the picture"):
                     page.goto(endpoint.url)
                     for shown, image in enumerate((NEWT, TENCH), 1):  # one by one: each has its own time
-                        page.get_by_label("Choose pictures").set_input_files(image)
+                        page.get_by_label("Choose images").set_input_files(image)
                         wait_for_answers(page, shown)
                         page.wait_for_load_state("networkidle")
                 shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")

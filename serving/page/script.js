@@ -1,220 +1,254 @@
-const AT_ONCE = 4; // requests in flight; a browser opens six connections at most
-const TRIES = 5; // of a picture that the server has no room for
-const LONGEST_WAIT_S = 30; // between two tries, whatever Retry-After says
-const ANSWER_TIMEOUT_S = 120; // from the start of the upload to the answer
-const HEALTH_EVERY_S = 2; // while the server is not healthy
+const MAX_IN_FLIGHT = 4; // requests; a browser opens at most six connections
+const MAX_TRIES = 5; // of an image that the server has no room for
+const MAX_RETRY_AFTER_S = 30; // whatever the server says
+const RESPONSE_TIMEOUT_S = 120; // from the start of the upload
+const HEALTH_INTERVAL_S = 2; // while the server is not healthy
 const KEY = "BANANA_API_KEY"; // its name in sessionStorage
 
-const at = id => document.getElementById(id);
-const here = new URL(".", location.href);
+const byId = id => document.getElementById(id);
+const base = new URL(".", location.href);
+const storage = (() => {
+  try {
+    return sessionStorage;
+  } catch {
+    return {}; // in a browser that refuses to store anything
+  }
+})();
+const heldKey = () => storage[KEY];
 const sleep = seconds => new Promise(done => setTimeout(done, seconds * 1000));
 
 /* -- the server ----------------------------------------------------------------------------------------------- */
 
-/** What the server says is the matter; `retryAfter` in seconds where it says to come again. */
-class Refusal extends Error {
+/** An error response of the server; `retryAfter` in seconds if the request may be sent again. */
+class ErrorResponse extends Error {
   constructor(status, message, retryAfter) {
     super(message);
     Object.assign(this, { status, retryAfter });
   }
 }
 
-/** Return the server's JSON. Throws a Refusal, or an Error where there is no answer. */
-async function ask(path, options = {}) {
+/** Return the JSON of a response. Throws an ErrorResponse, or an Error if the server cannot be reached. */
+async function request(path, options = {}) {
   const key = heldKey();
-  // A header holds bytes, and fetch takes them as Latin-1.
-  const headers = {
-    ...options.headers,
-    ...(key && { "X-Banana-API-Key": String.fromCharCode(...new TextEncoder().encode(key)) }),
-  };
-  let response, body;
+  const headers = { ...options.headers };
+  if (key) headers["X-Banana-API-Key"] = String.fromCharCode(...new TextEncoder().encode(key)); // sent as Latin-1
+  const signal = AbortSignal.timeout(RESPONSE_TIMEOUT_S * 1000);
+  let response, text;
   try {
-    response = await fetch(new URL(path, here), {
-      ...options,
-      headers,
-      signal: AbortSignal.timeout(ANSWER_TIMEOUT_S * 1000),
-    });
-    body = await response.text();
+    response = await fetch(new URL(path, base), { ...options, headers, signal });
+    text = await response.text();
   } catch (error) {
-    const late = error.name === "TimeoutError";
-    throw new Error(
-      late
-        ? `The server has not answered within ${ANSWER_TIMEOUT_S} s.`
-        : "The server cannot be reached. Is it running, and is there a network?",
-    );
+    if (error.name === "TimeoutError") throw new Error(`No response within ${RESPONSE_TIMEOUT_S} s.`);
+    throw new Error("The server cannot be reached. Is it running, and are you online?");
   }
-  let answer = null;
+  let body = null;
   try {
-    answer = JSON.parse(body);
+    body = JSON.parse(text);
   } catch {
-    // Something between here and the server has answered, in its own words.
+    // A proxy in front of the server responds in its own words.
   }
-  if (response.ok && answer) return answer;
-  const message =
-    answer?.error?.message ??
-    `The answer is no JSON, but ${response.status} ${response.statusText}: is something else in front of the server?`;
-  const retryAfter = Math.min(Math.max(Number(response.headers.get("Retry-After")) || 1, 1), LONGEST_WAIT_S);
-  throw new Refusal(response.status, message, response.status === 503 ? retryAfter : undefined);
+  if (response.ok) return body;
+  const message = body?.error?.message;
+  const retryAfter = Math.min(Math.max(Number(response.headers.get("Retry-After")) || 1, 1), MAX_RETRY_AFTER_S);
+  throw new ErrorResponse(
+    response.status,
+    typeof message === "string" && message ? message : unexpected(response.status),
+    response.status === 503 ? retryAfter : undefined,
+  );
 }
 
-let runs = ""; // the model and the execution provider, where known
-let looked; // a promise, kept when the last look is over
-let nextLook;
+const unexpected = status => `Unexpected response${status ? ` (${status})` : ""}. Is this URL the classifier's?`;
 
-function lookAtHealth() {
-  looked = showHealth();
+/** Return whether a response to an image is what this server documents. */
+function isClassification(body) {
+  const { predictions, timing_ms } = body ?? {};
+  return (
+    Array.isArray(predictions) &&
+    predictions.length > 0 &&
+    predictions.every(each => typeof each?.class_name === "string" && Number.isFinite(each.probability)) &&
+    ["total", "decode", "model"].every(name => Number.isFinite(timing_ms?.[name]))
+  );
 }
 
-/** Show what runs here; where the server is not healthy, look again until it is. */
+// What the model, the execution provider and the precision in the header mean.
+const TITLES = {
+  OpenVINO: "Intel's OpenVINO runs the ONNX file, on the CPU",
+  CPU: "ONNX Runtime runs the ONNX file, on the CPU",
+  CUDA: "ONNX Runtime runs the ONNX file, on an NVIDIA GPU",
+  f32: "32-bit floating point: exact",
+  bf16: "bfloat16, 16-bit floating point: faster than f32, and probabilities may differ by some hundredths",
+  tf32: "TensorFloat-32, 19-bit floating point: faster than f32, and nearly as exact",
+};
+
+let nextHealthCheck;
+
+/** Show in the header what runs on the server, or what is wrong; then check again until it is healthy. */
 async function showHealth() {
+  clearTimeout(nextHealthCheck);
   try {
-    const health = await ask("healthcheck");
-    runs = [health.model, health.execution_provider?.replace(/ExecutionProvider$/, ""), health.precision]
-      .filter(Boolean)
-      .join(" · ");
-    sayHealth("good", runs);
+    const { model, execution_provider, precision } = (await request("healthcheck")) ?? {};
+    const parts = [model, execution_provider?.replace(/ExecutionProvider$/, ""), precision].filter(Boolean);
+    if (!parts.length) throw new Error(unexpected());
+    setHealth("good", parts.flatMap(part => [" · ", withTitle(part)]).slice(1));
   } catch (error) {
-    runs = "";
-    sayHealth("bad", sentence(error.message));
-    clearTimeout(nextLook);
-    nextLook = setTimeout(lookAtHealth, HEALTH_EVERY_S * 1000);
+    setHealth("bad", [asSentence(error.message)]);
+    clearTimeout(nextHealthCheck); // of a check at the same time
+    nextHealthCheck = setTimeout(showHealth, HEALTH_INTERVAL_S * 1000);
   }
 }
 
-function sayHealth(health, text) {
-  at("runs").dataset.health = health;
-  if (at("runs").textContent !== text) at("runs").textContent = text;
+function withTitle(text) {
+  return TITLES[text] ? Object.assign(element("abbr", text), { title: TITLES[text] }) : text;
+}
+
+function setHealth(health, parts) {
+  const shown = element("span", "", ...parts);
+  byId("runs").dataset.health = health;
+  if (byId("runs").textContent !== shown.textContent) byId("runs").replaceChildren(shown);
 }
 
 /* -- the key -------------------------------------------------------------------------------------------------- */
 
-const WRONG_KEY = "The server does not take this key. Is it complete?";
-let unstoredKey = null; // for a browser that refuses to store anything
+const WRONG_KEY = "The server rejected this key. Is it complete?";
 let askingForKey = false;
 
-function heldKey() {
-  try {
-    return sessionStorage.getItem(KEY) ?? unstoredKey;
-  } catch {
-    return unstoredKey;
-  }
-}
-
-function holdKey(given) {
-  unstoredKey = given;
-  try {
-    sessionStorage.setItem(KEY, given);
-  } catch {
-    // It is kept until the page is left, then.
-  }
-}
-
 function askForKey(wrong) {
-  at("key-wrong").textContent = wrong;
-  at("key").setAttribute("aria-invalid", String(wrong !== ""));
+  byId("key-wrong").textContent = wrong;
+  byId("key").setAttribute("aria-invalid", String(wrong !== ""));
   if (askingForKey && !wrong) return;
   askingForKey = true;
-  at("key-form").hidden = false;
-  at("key").focus();
+  byId("key-form").hidden = false;
+  byId("key").focus();
 }
 
-/** Ask for the key where the one that is held, if any, is not the server's; go on where it is. */
+/** Ask for a key unless the one held, if any, is the server's; then go on. */
 async function tryKey() {
   try {
-    await ask("_k/status");
+    await request("_k/status");
   } catch (error) {
     if (error.status === 401) return askForKey(heldKey() ? WRONG_KEY : "");
     if (askingForKey && !error.status) return askForKey(error.message);
   }
   askingForKey = false;
-  if (at("key-form").contains(document.activeElement)) at("pick").focus(); // what is hidden loses it to the body
-  at("key-form").hidden = true;
-  at("key").value = "";
-  startWaiting();
+  if (byId("key-form").contains(document.activeElement)) byId("pick").focus(); // hiding the form would lose the focus
+  byId("key-form").hidden = true;
+  byId("key").value = "";
+  classifyWaiting();
 }
 
-at("key-form").addEventListener("submit", event => {
+byId("key-form").addEventListener("submit", event => {
   event.preventDefault();
-  holdKey(at("key").value);
+  storage[KEY] = byId("key").value;
   tryKey();
 });
 
-/* -- pictures in ---------------------------------------------------------------------------------------------- */
+/* -- images in ------------------------------------------------------------------------------------------------ */
 
-for (const input of [at("pick"), at("photograph")]) {
+for (const input of [byId("pick"), byId("photograph")]) {
   input.addEventListener("change", () => {
-    take(input.files, "");
-    input.value = ""; // so that the same picture can be chosen again
+    add(input.files, "");
+    input.value = ""; // so that the same image can be chosen again
   });
 }
 
 document.addEventListener("paste", event => {
-  if (event.target === at("key")) return;
+  if (event.target === byId("key")) return;
   event.preventDefault();
-  take(event.clipboardData.files, "There is no picture in what was pasted.");
+  add(event.clipboardData.files, "The clipboard holds no image.");
 });
 
-let depth = 0; // dragenter and dragleave come for every element that the pointer crosses
-const dragged = change => {
-  depth = Math.max(0, depth + change);
-  document.body.classList.toggle("dragging", depth > 0);
-};
-document.addEventListener("dragenter", () => dragged(1));
-document.addEventListener("dragleave", () => dragged(-1));
+const setDragging = dragging => document.body.classList.toggle("dragging", dragging);
+document.addEventListener("dragenter", () => setDragging(true));
+document.addEventListener("dragleave", event => setDragging(Boolean(event.relatedTarget)));
 document.addEventListener("dragover", event => event.preventDefault());
 document.addEventListener("drop", event => {
   event.preventDefault();
-  dragged(-depth);
-  take(event.dataTransfer.files, "There is no file in what was dropped. Save the picture first, then drop its file.");
+  setDragging(false);
+  add(event.dataTransfer.files, "That is not a file. Save the image first, then drop its file.");
 });
 
-/** Show a card for every file, and classify them; say `none` where there are none. */
-function take(files, none) {
-  at("note").textContent = none;
-  at("note").hidden = files.length > 0 || !none;
+/** Add a card for every file, and classify them; show `none` if there are no files. */
+function add(files, none) {
+  byId("note").textContent = none;
+  byId("note").hidden = files.length > 0 || !none;
   if (!files.length) return;
-  document.body.classList.add("used");
-  const cards = [...files].map(file => new Card(file));
-  at("answers").prepend(...cards.map(card => card.element));
-  lookAtHealth();
-  waiting.push(...cards);
-  startWaiting();
+  const added = [...files].map(file => new Card(file));
+  byId("answers").prepend(...added.map(card => card.element));
+  cards.push(...added);
+  retry(added);
 }
 
-const waiting = []; // cards
+/* -- all images ----------------------------------------------------------------------------------------------- */
+
+let cards = [];
+let waiting = []; // cards
 let inFlight = 0;
 
-function startWaiting() {
-  while (!askingForKey && inFlight < AT_ONCE && waiting.length) {
+/** Classify the cards, as soon as there is room. */
+function retry(some) {
+  showHealth();
+  for (const card of some) card.wait("Waiting.");
+  waiting.push(...some);
+  showButtons();
+  classifyWaiting();
+}
+
+function classifyWaiting() {
+  while (!askingForKey && inFlight < MAX_IN_FLIGHT && waiting.length) {
     inFlight += 1;
     waiting
       .shift()
       .classify()
       .finally(() => {
         inFlight -= 1;
-        startWaiting();
+        showButtons();
+        classifyWaiting();
       });
   }
   if (askingForKey) for (const card of waiting) card.wait("Waiting for the API key.");
 }
 
-/* -- a picture and its answer --------------------------------------------------------------------------------- */
+const failed = () => cards.filter(card => card.canRetry);
+
+function showButtons() {
+  document.body.classList.toggle("used", cards.length > 0);
+  byId("all").hidden = !cards.length;
+  byId("retry-all").hidden = failed().length < 2;
+}
+
+byId("retry-all").addEventListener("click", () => {
+  byId("clear").focus();
+  retry(failed());
+});
+
+byId("clear").addEventListener("click", () => {
+  for (const card of cards) card.remove();
+  cards = [];
+  waiting = [];
+  showButtons();
+  byId("pick").focus();
+});
+
+/* -- one image ------------------------------------------------------------------------------------------------ */
 
 class Card {
   constructor(file) {
     this.file = file;
-    this.element = at("card").content.firstElementChild.cloneNode(true);
+    this.canRetry = false;
+    this.element = byId("card").content.firstElementChild.cloneNode(true);
     this.in("h2").textContent = this.describe();
-    this.wait("Waiting.");
     this.in(".again").addEventListener("click", () => {
       this.in("h2").focus();
-      this.in(".again").hidden = true;
-      this.wait("Waiting.");
-      lookAtHealth();
-      waiting.push(this);
-      startWaiting();
+      retry([this]);
     });
-    this.showPicture();
+    this.preview = URL.createObjectURL(file);
+    const image = this.in("img");
+    image.alt = file.name;
+    image.addEventListener("load", () => {
+      this.in("h2").textContent = this.describe(`${image.naturalWidth} × ${image.naturalHeight}`);
+    });
+    image.addEventListener("error", () => this.in(".preview").remove());
+    image.src = this.preview;
   }
 
   in(selector) {
@@ -222,20 +256,15 @@ class Card {
   }
 
   describe(...more) {
-    return [this.file.name, ...more, size(this.file.size)].join(" · ");
+    return [this.file.name, ...more, formatSize(this.file.size)].join(" · ");
   }
 
-  showPicture() {
-    const image = this.in("img");
-    image.alt = this.file.name;
-    image.addEventListener("load", () => {
-      this.in("h2").textContent = this.describe(`${image.naturalWidth} × ${image.naturalHeight}`);
-    });
-    image.addEventListener("error", () => image.replaceWith("No preview"));
-    image.src = URL.createObjectURL(this.file);
+  remove() {
+    this.element.remove();
+    URL.revokeObjectURL(this.preview);
   }
 
-  /** Get and show the answer; what goes wrong is shown as well. */
+  /** Classify the image and show its classes, or the error. */
   async classify() {
     this.wait("Classifying …");
     try {
@@ -244,49 +273,51 @@ class Card {
       return this.fail("This cannot be read. Is it a folder?", false);
     }
     const sentKey = heldKey();
-    let answer;
     try {
-      answer = await this.answer();
+      this.show(await this.send());
     } catch (error) {
-      if (error.status !== 401) return this.fail(sentence(error.message), !(error.status < 500));
-      waiting.unshift(this);
+      if (error.status !== 401) return this.fail(asSentence(error.message), !(error.status < 500));
+      if (this.element.isConnected) waiting.unshift(this);
       if (sentKey === heldKey()) askForKey(sentKey ? WRONG_KEY : "");
-      return;
     }
-    await looked; // which was asked first
-    this.show(answer);
   }
 
-  /** Return the server's answer with the round trip's milliseconds. Where there is no room, try again some times. */
-  async answer() {
+  /** Return the response with the milliseconds of the round trip; try again some times if the server has no room. */
+  async send() {
     for (let tries = 1; ; tries += 1) {
       const started = performance.now();
       try {
-        const answer = await ask("", { method: "POST", body: this.file, headers: { "Content-Type": kind(this.file) } });
-        return { ...answer, roundTrip: performance.now() - started };
+        const headers = { "Content-Type": "application/octet-stream" }; // the server recognizes images by their bytes
+        const body = await request("", { method: "POST", body: this.file, headers });
+        if (!isClassification(body)) throw new Error(unexpected());
+        return { ...body, roundTrip: performance.now() - started };
       } catch (error) {
-        if (!error.retryAfter || tries === TRIES) throw error;
-        this.wait(`${sentence(error.message)} Next try in ${error.retryAfter} s.`);
+        if (!error.retryAfter || tries === MAX_TRIES || !this.element.isConnected) throw error;
+        this.wait(`${asSentence(error.message)} Next try in ${error.retryAfter} s.`);
         await sleep(error.retryAfter);
       }
     }
   }
 
   wait(text) {
+    this.canRetry = false;
+    this.in(".again").hidden = true;
     this.element.setAttribute("aria-busy", "true");
-    this.state("waiting", text);
+    this.setState("waiting", text);
   }
 
-  fail(text, worthTrying) {
+  fail(text, canRetry) {
+    this.canRetry = canRetry;
+    this.in(".again").hidden = !canRetry;
     this.element.setAttribute("aria-busy", "false");
-    this.state("bad", text);
-    this.in(".again").hidden = !worthTrying;
-    if (worthTrying) lookAtHealth();
-    say(`${this.file.name}: ${text}`);
+    this.setState("bad", text);
+    if (canRetry) showHealth();
+    this.say(text);
   }
 
-  state(look, text) {
-    this.in(".state").className = `state ${look}`;
+  setState(state, text) {
+    this.element.classList.toggle("failed", state === "bad");
+    this.in(".state").className = `state ${state}`;
     this.in(".state").textContent = text;
   }
 
@@ -294,106 +325,45 @@ class Card {
     this.element.setAttribute("aria-busy", "false");
     this.in(".state").hidden = true;
     this.in("tbody").replaceChildren(
-      ...predictions.map(({ class_name, probability }) => {
-        const row = element("tr", "", element("th", class_name), element("td", percent(probability)));
-        row.firstChild.scope = "row";
+      ...predictions.map(({ class_id, class_name, probability }) => {
+        const name = element("th", class_name, " ", element("small", `class ${class_id}`));
+        const row = element("tr", "", name, element("td", formatPercent(probability)));
+        name.scope = "row";
         row.style.setProperty("--share", Math.min(Math.max(probability, 0), 1));
         return row;
       }),
     );
-    const facts = [
-      ["Round trip", milliseconds(roundTrip)],
-      ["In the server", milliseconds(timing_ms.total)],
-      ["Decoding", milliseconds(timing_ms.decode)],
-      ["Model", milliseconds(timing_ms.model)],
-      ["Answered by", runs || "not known"],
-    ];
+    const facts = { "Round trip": roundTrip, Server: timing_ms.total, Decoding: timing_ms.decode, Model: timing_ms.model };
     this.in(".facts").replaceChildren(
-      ...facts.map(([name, value]) => element("div", "", element("dt", name), element("dd", value))),
+      ...Object.entries(facts).map(([name, ms]) => element("div", "", element("dt", name), element("dd", formatMs(ms)))),
     );
-    this.in(".facts").lastChild.className = "by";
-    for (const snippet of this.element.querySelectorAll(".snippet")) {
-      const code = snippet.querySelector("code");
-      code.textContent = { curl: curl(this.file), Python: python(this.file) }[snippet.querySelector("h3").textContent];
-      const button = snippet.querySelector("button");
-      button.setAttribute("aria-label", `Copy the ${snippet.querySelector("h3").textContent} code`);
-      button.onclick = () => copy(code, button);
-    }
-    for (const part of this.element.querySelectorAll("table, dl, details")) part.hidden = false;
-    say(`${this.file.name}: ${predictions[0].class_name}, ${percent(predictions[0].probability)}`);
+    this.in("table").hidden = this.in(".facts").hidden = false;
+    this.say(`${predictions[0].class_name}, ${formatPercent(predictions[0].probability)}`);
   }
-}
 
-/** Have a screen reader say it. */
-function say(text) {
-  at("said").append(element("p", text));
+  /** Have screen readers announce it, unless the card has been cleared. */
+  say(text) {
+    if (this.element.isConnected) byId("said").append(element("p", `${this.file.name}: ${text}`));
+  }
 }
 
 function element(name, text, ...children) {
   const made = document.createElement(name);
-  made.textContent = text;
-  made.append(...children);
+  made.append(text, ...children);
   return made;
-}
-
-/* -- the same from a program ---------------------------------------------------------------------------------- */
-
-// What does not show, or turns the direction of what does, is written as an escape: a name must not hide what is run.
-const UNSEEN = /[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
-const escaped = character => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
-
-/** Quote for bash and zsh. */
-function inShell(text) {
-  if (text.search(UNSEEN) < 0) return `'${text.replaceAll("'", "'\\''")}'`;
-  return `$'${text.replace(/[\\']/g, "\\$&").replace(UNSEEN, escaped)}'`;
-}
-
-/** Quote for Python. */
-const inPython = text => JSON.stringify(text).replace(UNSEEN, escaped);
-
-function curl(file) {
-  const header = heldKey() ? ' \\\n    -H "X-Banana-API-Key: $BANANA_API_KEY"' : "";
-  return `curl -H ${inShell(`Content-Type: ${kind(file)}`)}${header} \\
-    --data-binary @${inShell(file.name)} ${inShell(here.href)}`;
-}
-
-function python(file) {
-  const header = heldKey() ? ', "X-Banana-API-Key": os.environ["BANANA_API_KEY"]' : "";
-  return `${heldKey() ? "import os\n\n" : ""}import requests
-
-with open(${inPython(file.name)}, "rb") as picture:
-    headers = {"Content-Type": ${inPython(kind(file))}${header}}
-    answer = requests.post(${inPython(here.href)}, data=picture, headers=headers, timeout=60)
-answer.raise_for_status()
-print(answer.json()["class_name"])`;
-}
-
-async function copy(code, button) {
-  let copied = true;
-  try {
-    await navigator.clipboard.writeText(code.textContent);
-  } catch {
-    // Without HTTPS there is no navigator.clipboard, but this.
-    getSelection().selectAllChildren(code);
-    copied = document.execCommand("copy");
-  }
-  button.textContent = copied ? "Copied" : "Selected: copy it";
-  await sleep(2);
-  button.textContent = "Copy";
 }
 
 /* -- words and numbers ---------------------------------------------------------------------------------------- */
 
-// What the server takes for a picture's own bytes. What is none, it refuses in better words than a file's type allows.
-const kind = file => (/^image\/[\w.+-]+$/.test(file.type) ? file.type : "application/octet-stream");
-const sentence = text => text.charAt(0).toUpperCase() + text.slice(1) + (/[.?!]$/.test(text) ? "" : ".");
-const percent = share => (share > 0 && share < 0.001 ? "< 0.1 %" : `${(share * 100).toFixed(1)} %`);
-const milliseconds = ms => `${ms < 100 ? ms.toFixed(1) : Math.round(ms)} ms`;
-const size = bytes =>
+const asSentence = text => text.charAt(0).toUpperCase() + text.slice(1) + (/[.?!]$/.test(text) ? "" : ".");
+const formatPercent = share => (share > 0 && share < 0.001 ? "< 0.1 %" : `${(share * 100).toFixed(1)} %`);
+const formatMs = ms => `${ms < 100 ? ms.toFixed(1) : Math.round(ms)} ms`;
+const formatSize = bytes =>
   bytes < 1e3 ? `${bytes} bytes` : bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 
-at("paste-keys").textContent = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘ V" : "Ctrl V";
-at("drop").hidden = false;
-at("runs").textContent = "Asking the server …";
-lookAtHealth();
+byId("paste-keys").textContent = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘ V" : "Ctrl V";
+byId("url").textContent = `'${base.href.replaceAll("'", "%27")}'`;
+byId("drop").hidden = false;
+setHealth("", ["Contacting the server …"]);
+showHealth();
 tryKey();

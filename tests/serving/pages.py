@@ -14,12 +14,12 @@ Open = Callable[..., AbstractContextManager[Page]]
 expect.set_options(timeout=DEADLINE_S * 1000)
 
 
-def choose(page: Page, *pictures: Path | dict) -> None:
-    """Choose files as with the button, and wait until each has its answer."""
+def choose(page: Page, *images: Path | dict) -> None:
+    """Choose files as with the button, and wait until each is classified or refused."""
     shown = page.locator(".card").count()
-    files = [file(each.name, each.read_bytes()) if isinstance(each, Path) else each for each in pictures]
-    page.get_by_label("Choose pictures").set_input_files(files)
-    wait_for_answers(page, shown + len(pictures))
+    files = [file(each.name, each.read_bytes()) if isinstance(each, Path) else each for each in images]
+    page.get_by_label("Choose images").set_input_files(files)
+    wait_for_answers(page, shown + len(images))
 
 
 def file(name: str, content: bytes, kind: str = "image/jpeg") -> dict:
@@ -28,9 +28,9 @@ def file(name: str, content: bytes, kind: str = "image/jpeg") -> dict:
 
 
 def rows(page: Page, card: int = 0) -> list[list[str]]:
-    """Return a picture's classes and probabilities as the page shows them."""
+    """Return an image's class names and probabilities as the page shows them."""
     return [
-        [row.locator("th").inner_text(), row.locator("td").inner_text()]
+        [row.locator("th").evaluate("cell => cell.firstChild.data"), row.locator("td").inner_text()]
         for row in page.locator(".card").nth(card).locator("tbody tr").all()
     ]
 
