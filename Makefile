@@ -79,7 +79,7 @@ ray: classifier.onnx .venv-ray/installed  ## serve like `make serve`, on the mac
 	@HOST=$(HOST) exec .venv-ray/bin/python -m deploy.ray_serve
 
 test-ray: classifier.onnx .venv-ray/installed  ## test that with two nodes on this machine, one of which is lost
-	.venv-ray/bin/python -m pytest --noconftest tests/deploy
+	.venv-ray/bin/python -m pytest -W error --noconftest tests/deploy
 
 docker-run: docker  ## serve from the image on http://127.0.0.1:8000, read-only, until Ctrl-C
 	docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges --env BANANA_API_KEY \
