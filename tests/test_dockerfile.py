@@ -1,4 +1,4 @@
-"""The Dockerfile and .dockerignore: each stage is given every file that its scripts import, and no other script."""
+"""The Dockerfile, .dockerignore and the lists of requirements."""
 
 import os
 import re
@@ -17,19 +17,19 @@ PINS = {path: path.read_text(encoding="utf-8").splitlines() for path in LISTS}
 
 
 def stages():
-    """Return the instructions of each stage by its name, in order; a line that is continued is one line."""
+    """Return the instructions of each stage by its name, in order, with continued lines joined."""
     _, *parts = re.split(r"^FROM ", DOCKERFILE.replace("\\\n", " "), flags=re.MULTILINE)
     return {part.splitlines()[0].split()[-1]: part for part in parts}
 
 
 def copied(stage):
-    """Return the files and folders that a stage takes from the repository."""
+    """Return the files and folders that a stage copies from the repository."""
     lines = re.findall(r"^COPY (?!--from)(?:--\S+ )?(.*) \S+$", stages()[stage], re.MULTILINE)
     return {name.rstrip("/").replace("[h]", "h") for line in lines for name in line.split()}
 
 
 def allowed():
-    """Return what .dockerignore lets in."""
+    """Return the paths that .dockerignore allows."""
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     everything, *names = [line for line in lines if line and not line.startswith("#") and line != "**/__pycache__"]
     assert everything == "*"
@@ -40,33 +40,33 @@ def allowed():
 @pytest.mark.parametrize(
     ("stage", "scripts"), [("app", ["server.py"]), ("converter", ["convert_to_onnx.py", "test_onnx.py"])]
 )
-def test_a_stage_gets_the_files_that_its_scripts_import_and_no_other_script(stage, scripts):
+def test_a_stage_has_exactly_the_scripts_it_needs(stage, scripts):
     files, names = set().union(*map(needed, scripts)), copied(stage)
     assert {file for file in files if file not in names and file.partition("/")[0] not in names} == set()
     assert {name for name in names if name.endswith(".py")} <= files
 
 
 @pytest.mark.parametrize("file", sorted(needed("server.py")))
-def test_a_file_that_the_server_reads_beside_itself_is_in_the_image(file):
+def test_files_that_the_server_reads_are_in_the_image(file):
     beside = r'Path\(__file__\)(?:\.parent|\.with_name)[ /(]+"([^"]+)"'
     for name in re.findall(beside, (ROOT / file).read_text(encoding="utf-8")):
         assert {name, file.rpartition("/")[0]} & copied("app")
 
 
-def test_what_is_copied_is_let_in_and_nothing_else_is():
+def test_dockerignore_allows_exactly_what_is_copied():
     names = set().union(*map(copied, stages()))
     folders = {name for name in names if (ROOT / name).is_dir()}
     assert {name for name in allowed() if name.partition("/")[0] not in folders} == names - folders
     assert {name.partition("/")[0] for name in allowed() if "/" in name} == folders
 
 
-def test_nothing_in_it_needs_buildkit():
-    """Some platforms that deploy from GitHub have another builder, which knows neither mounts nor heredocs."""
+def test_the_dockerfile_needs_no_buildkit():
+    """Some platforms that deploy from GitHub have a builder without mounts and heredocs."""
     assert not re.search(r"^# *syntax=|--mount|--link|--chmod|<<", DOCKERFILE, re.MULTILINE)
 
 
 def test_target_names_the_last_stage_and_cpu_is_the_default():
-    """Most platforms that build from GitHub pass build arguments, but cannot name a stage."""
+    """Most platforms that deploy from GitHub pass build arguments, but cannot name a stage."""
     assert re.findall(r"^ARG TARGET=(.*)$", DOCKERFILE.partition("FROM ")[0], re.MULTILINE) == ["cpu"]
     assert DOCKERFILE.endswith("\nFROM ${TARGET}\n")
     for target in ("cpu", "gpu"):
@@ -79,7 +79,7 @@ def test_the_base_image_is_named_once_for_dependabot():
     assert len(named) == 1
 
 
-def test_a_failed_conversion_fails_the_build_and_says_what_to_do(tmp_path):
+def test_a_failed_conversion_says_what_to_do(tmp_path):
     [command] = re.findall(r"^RUN (python convert_to_onnx.py .*)$", stages()["convert"], re.MULTILINE)
     (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "python").chmod(0o755)
@@ -87,17 +87,17 @@ def test_a_failed_conversion_fails_the_build_and_says_what_to_do(tmp_path):
     result = subprocess.run(["sh", "-c", command], env={"PATH": path}, capture_output=True, text=True)
     assert result.returncode == 1
     assert "--build-arg MODEL=auto" in result.stderr
-    assert "pytorch_model_weights.pth beside the Dockerfile" in result.stderr
+    assert "pytorch_model_weights.pth next to the Dockerfile" in result.stderr
 
 
-def test_onnx_runtime_is_the_same_version_with_and_without_a_gpu():
+def test_onnx_runtime_has_one_version_for_cpu_and_gpu():
     pins = {line for lines in PINS.values() for line in lines}
     [version] = [pin.removeprefix("onnxruntime==") for pin in pins if pin.startswith("onnxruntime==")]
     assert f"onnxruntime-gpu[cuda,cudnn]=={version}" in pins
 
 
 @pytest.mark.parametrize("path", PINS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_list_says_what_it_is_for_and_pins_exact_versions(path):
+def test_a_list_says_what_it_is_for_and_pins_versions(path):
     assert re.match(r"# (For|To|What) ", PINS[path][0])
     lines = [line for line in PINS[path] if not line.startswith("#")]
     assert lines
@@ -107,14 +107,14 @@ def test_a_list_says_what_it_is_for_and_pins_exact_versions(path):
         assert named in PINS if file else re.fullmatch(r"[a-z0-9.-]+(\[[a-z,]+\])?==[\w.]+(; .+)?", line), line
 
 
-def test_a_package_is_in_one_list_and_the_peers_have_it_in_the_same_version():
+def test_a_package_has_one_version_in_all_lists():
     peers, others = set(PINS[LISTS[-1]]), [line for path in LISTS[:-1] for line in PINS[path] if "==" in line]
     names = [pin.partition("==")[0] for pin in others]
     assert len(set(names)) == len(names)
     assert {pin for pin in peers if pin.partition("==")[0] in names} <= set(others)
 
 
-def test_the_platforms_files_in_the_docs_name_the_images_port_and_route():
+def test_platform_files_in_the_docs_match_the_image():
     page = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
     fly, cerebrium = map(tomllib.loads, re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
     [space] = re.findall(r"^```yaml\n---\n(.*?)^---\n```$", page, re.MULTILINE | re.DOTALL)

@@ -1,7 +1,6 @@
-"""What the Makefile hands to Docker and the server, and the README's section "Without make".
+"""The README's section "Without make", and what the Makefile passes to Docker and the server.
 
-That is followed in the environment of these tests; where NEW_ENVIRONMENT is set, in a new one, as a job of the
-pipeline does.
+The section is followed in the environment of these tests or, with NEW_ENVIRONMENT set as in the pipeline, in a new one.
 """
 
 import os
@@ -33,7 +32,7 @@ THERE = () if NEW else (*INSTALLING, "python convert_to_onnx.py")  # in the envi
     ],
     ids=" ".join,
 )
-def test_each_flag_is_given_to_the_command_of_docker_that_knows_it(variables, build, run):
+def test_each_flag_is_passed_to_the_right_docker_command(variables, build, run):
     command = ["make", "--dry-run", "docker-run", *variables]
     printed = subprocess.check_output(command, cwd=ROOT, text=True).replace("\\\n", " ").splitlines()
     flags = {"--network=host", "--env=THREADS=1", "--gpus=all"}
@@ -41,9 +40,9 @@ def test_each_flag_is_given_to_the_command_of_docker_that_knows_it(variables, bu
 
 
 @pytest.mark.parametrize(("variables", "host"), [([], "127.0.0.1"), (["HOST=0.0.0.0"], "0.0.0.0")])
-def test_without_a_container_the_server_listens_on_this_machine_alone(variables, host):
+def test_make_serve_listens_on_localhost(variables, host):
     command = ["make", "--dry-run", "--assume-old=.venv/installed", "--assume-old=classifier.onnx", "serve", *variables]
-    # Within `make test`, make would say which folder it enters and leaves.
+    # Under `make test`, make would print which folder it enters and leaves.
     environment = {name: value for name, value in os.environ.items() if name != "HOST" and "MAKE" not in name}
     printed = subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
     assert printed.splitlines()[-1].startswith(f"HOST={host} exec ")
@@ -51,7 +50,7 @@ def test_without_a_container_the_server_listens_on_this_machine_alone(variables,
 
 @pytest.fixture
 def clone(tmp_path):
-    """A fresh clone; it has the environment of these tests, unless a new one is asked for."""
+    """A new clone. It has the environment of these tests, unless NEW_ENVIRONMENT is set."""
     clone = tmp_path / "clone"
     made = shutil.ignore_patterns(".git", ".venv*", ".make", "*cache*", ".hypothesis", "*.onnx", "*.pth", "photos")
     shutil.copytree(ROOT, clone, ignore=made)
@@ -62,12 +61,12 @@ def clone(tmp_path):
 
 
 def environment(**more):
-    """Return a newcomer's environment, in which nothing is set for this repository."""
+    """Return the environment variables without any that are set for this repository."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("BANANA_", "MODEL"))} | more
 
 
 def follow(commands, folder):
-    """Run the commands in a shell that ends with the first that fails; return what they print."""
+    """Run the commands in a shell that stops at the first failure; return what they print."""
     command = ["bash", "-eo", "pipefail", "-c", "\n".join(commands)]
     result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -75,7 +74,7 @@ def follow(commands, folder):
 
 
 def answers(process, port):
-    """Return whether the server takes connections; fail where it has ended instead."""
+    """Return whether the server accepts connections; fail if it has exited."""
     assert process.poll() is None
     try:
         return bool(requests.get(f"http://127.0.0.1:{port}/_k/status"))
@@ -83,7 +82,7 @@ def answers(process, port):
         return False
 
 
-def test_the_commands_without_make_work_in_the_clone_and_with_absolute_paths_anywhere(clone):
+def test_the_commands_without_make_work_in_any_folder(clone):
     *setup, serve = [line for line in SETUP.splitlines() if not line.startswith(THERE)]
     follow(setup, clone)
     port = free_port()
@@ -99,7 +98,7 @@ def test_the_commands_without_make_work_in_the_clone_and_with_absolute_paths_any
             create = ["python3 -m venv .venv-client", ".venv-client/bin/pip install -r requirements/client.txt"]
             follow([*create, ask[-1].replace("python", ".venv-client/bin/python")], clone)
             oracle = ".venv/bin/python -m pytest -rs tests/test_torchvision.py"
-            # 5: all are skipped, and it says why. The pipeline has both from PyTorch's index, and no reason to.
+            # 5: every test is skipped, with its reason. In the pipeline, none may be skipped.
             print(follow([f'{oracle} || test "$?$GITHUB_ACTIONS" = 5'], clone))
     finally:
         process.terminate()

@@ -1,4 +1,4 @@
-"""The Makefile's rules, with stand-ins for Python and pip: what is installed, and that nothing is converted twice."""
+"""The Makefile's rules, with stand-ins for Python and pip."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import pytest
 
 from tests.server_process import ROOT
 
-# Stands for `python3` and, in the environment that it makes, for `python` and `pip`. It notes its arguments in `calls`.
+# Stands in for `python3` and, in the environment that it creates, for `python` and `pip`. It logs its calls.
 TOOL = """#!/bin/sh
 echo "$(basename "$0") $*" >> calls
 case "$*" in
@@ -23,7 +23,7 @@ esac
 
 @pytest.fixture
 def clone(tmp_path):
-    """A folder with the Makefile, and with what its rules depend on."""
+    """A folder with the Makefile and the files that its rules depend on."""
     for name in ("Makefile", "convert_to_onnx.py", "model.py", "pytorch_model.py", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "python3").write_text(TOOL)
@@ -66,7 +66,7 @@ def installed(clone, *arguments):
     return install
 
 
-def test_pytorch_for_cpus_is_installed_if_its_index_answers(clone):
+def test_pytorch_for_cpus_is_installed_on_linux(clone):
     (clone / "index-answers").touch()
     install = installed(clone)
     if platform.system() == "Linux":
@@ -75,7 +75,7 @@ def test_pytorch_for_cpus_is_installed_if_its_index_answers(clone):
         assert "--extra-index-url" not in install
 
 
-def test_an_index_that_does_not_answer_is_not_asked_again(clone):
+def test_an_unreachable_index_is_tried_once(clone):
     assert "--extra-index-url" not in installed(clone)
 
 
@@ -84,12 +84,12 @@ def test_the_index_can_be_turned_off(clone):
     assert "--extra-index-url" not in installed(clone, "TORCH_INDEX=")
 
 
-def test_photographs_that_do_not_arrive_leave_no_folder(clone):
+def test_make_photos_offline_creates_no_folder(clone):
     assert make(clone, "photos", "PHOTOS_URL=http://127.0.0.1:1")[0] != 0
     assert not (clone / "images" / "photos").exists()
 
 
-def test_a_file_that_is_not_the_photograph_is_not_kept(clone):
+def test_make_photos_keeps_no_file_with_another_digest(clone):
     (clone / "n01440764_tench.jpeg").write_text("not the photograph")
     assert make(clone, "photos", f"PHOTOS_URL=file://{clone}")[0] != 0
     assert not (clone / "images" / "photos").exists()

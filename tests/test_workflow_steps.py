@@ -1,4 +1,4 @@
-"""The workflows' steps, run as GitHub runs them: what they do with what fails, is hostile or has moved."""
+"""The workflows' steps, run as GitHub runs them: failures, hostile responses, and branches that moved."""
 
 import json
 import os
@@ -33,7 +33,7 @@ sys.exit((folder / "fail").exists() and name in (folder / "fail").read_text().sp
 
 
 def run(workflow, job, name, folder=ROOT, **environment):
-    """Run the step of that name as GitHub does under `shell: bash`."""
+    """Run the step with this name as GitHub does with `shell: bash`."""
     jobs = YAML(typ="safe").load(ROOT / ".github" / "workflows" / f"{workflow}-deployment.yml")["jobs"]
     [script] = [step["run"] for step in jobs[job]["steps"] if step.get("name") == name]
     command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
@@ -44,14 +44,14 @@ def run(workflow, job, name, folder=ROOT, **environment):
 
 
 def code(text):
-    """Return what Markdown shows as code: every line. A carriage return ends one, too."""
+    """Return what Markdown shows as code, which must be every line. A carriage return also ends a line."""
     lines = text.splitlines()
     assert all(line.startswith(b"    ") for line in lines)
     return b"\n".join(line[4:] for line in lines)
 
 
 # -- reports ---------------------------------------------------------------------------------------------------------
-def test_the_failed_cases_of_the_onnx_file_are_in_the_summary_and_fail_the_step(tmp_path):
+def test_failed_checks_of_the_onnx_file_are_in_the_summary(tmp_path):
     onnx.save(broken_copy(onnx.load(MODEL_PATH), swap_channels), tmp_path / "broken.onnx")
     summary = tmp_path / "summary"
     files = {"MODEL_PATH": str(tmp_path / "broken.onnx"), "GITHUB_STEP_SUMMARY": str(summary)}
@@ -61,14 +61,14 @@ def test_the_failed_cases_of_the_onnx_file_are_in_the_summary_and_fail_the_step(
     assert result.stdout == summary.read_bytes()
 
 
-def test_why_a_conversion_fails_is_in_the_summary(tmp_path):
+def test_a_failed_conversion_is_in_the_summary(tmp_path):
     summary = tmp_path / "summary"
     result = run("pre", "image", "Run the ONNX converter", MODEL="unknown", GITHUB_STEP_SUMMARY=str(summary))
     assert result.returncode == 2
     assert b"--model 'unknown' is none of " in code(summary.read_bytes())
 
 
-def test_the_last_lines_of_the_tests_are_in_the_summary_and_all_in_the_log(tmp_path):
+def test_the_last_lines_are_in_the_summary_and_all_in_the_log(tmp_path):
     (tmp_path / ".ci").mkdir()
     script = tmp_path / ".ci" / "run"
     script.write_text("#!/bin/sh\nseq 1000\necho 'FAILED test_it.py - expected 1, got 2'\nexit 3\n")
@@ -83,7 +83,7 @@ def test_the_last_lines_of_the_tests_are_in_the_summary_and_all_in_the_log(tmp_p
 
 
 def test_each_failed_test_is_one_line_at_the_end(tmp_path):
-    """With CI set, pytest would repeat whole messages there, and push names out of the summary's last lines."""
+    """With CI set, pytest would otherwise print whole messages there, and the summary would lose names."""
     (tmp_path / "test_it.py").write_text("def test_it(): assert list(range(99)) == []\n")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     command = [sys.executable, "-m", "pytest", "test_it.py"]
@@ -94,8 +94,8 @@ def test_each_failed_test_is_one_line_at_the_end(tmp_path):
     assert "1 failed" in count
 
 
-def test_without_a_container_there_is_no_log_and_no_further_failure(tmp_path):
-    (tmp_path / "docker").write_text('#!/bin/sh\ntest "$1" = ps\n')  # which lists none
+def test_without_a_container_showing_its_log_is_no_failure(tmp_path):
+    (tmp_path / "docker").write_text('#!/bin/sh\ntest "$1" = ps\n')  # lists no container
     (tmp_path / "docker").chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     result = run("pre", "image", "Show the log of the container", PATH=path)
@@ -103,7 +103,7 @@ def test_without_a_container_there_is_no_log_and_no_further_failure(tmp_path):
 
 
 @pytest.mark.parametrize("status", [401, 500])
-def test_nothing_that_an_endpoint_says_is_markdown_or_a_command(tmp_path, status):
+def test_an_endpoints_text_is_neither_markdown_nor_a_command(tmp_path, status):
     summary = tmp_path / "summary"
     body = json.dumps({"error": {"message": HOSTILE}}).encode()
     health = json.dumps({"state": "healthy", HOSTILE: HOSTILE}).encode()
@@ -111,7 +111,7 @@ def test_nothing_that_an_endpoint_says_is_markdown_or_a_command(tmp_path, status
         given = {"BANANA_MODEL_URL": url, "BANANA_API_KEY": "key", "GITHUB_STEP_SUMMARY": str(summary)}
         result = run("post", "test", "Call the deployed model", **given)
     assert result.returncode == {401: 1, 500: 3}[status]
-    escaped = {401: b"::error::b", 500: rb":\:error::b"}[status]  # by the tester, where it would begin a line
+    escaped = {401: b"::error::b", 500: rb":\:error::b"}[status]  # the tester escapes it at the start of a line
     assert escaped in code(summary.read_bytes())
     stop, said = result.stdout.split(b"\n", 1)
     assert said == summary.read_bytes()
@@ -122,18 +122,18 @@ def test_nothing_that_an_endpoint_says_is_markdown_or_a_command(tmp_path, status
 # -- GitHub, with a stand-in for its command ---------------------------------------------------------------------------
 @pytest.fixture
 def github(tmp_path):
-    """Give a folder in which a file `pr-view` holds what `gh pr view` answers, and in `calls` is what was asked for."""
+    """A folder with a stand-in for `gh`: the file `pr-view` holds what `gh pr view` prints; `calls` lists all calls."""
     if not shutil.which("jq"):
         pytest.skip("jq is not installed: it stands in for that of GitHub's command")
     (tmp_path / "gh.py").write_text(GH)
-    # Not the interpreter itself in the first line: its path may have a space or be too long for one.
+    # The interpreter cannot be in the first line: its path may contain a space or be too long.
     (tmp_path / "gh").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/gh.py" "$@"\n')
     (tmp_path / "gh").chmod(0o755)
     return tmp_path
 
 
 def ask(github, workflow, job, name, **environment):
-    """Run a step with the stand-in; return its exit code, its output and what it asked GitHub for."""
+    """Run a step with the stand-in; return its exit code, its output and its calls of `gh`."""
     path = f"{github}{os.pathsep}{os.environ['PATH']}"
     result = run(workflow, job, name, folder=github, GH_REPO="owner/name", PATH=path, **environment)
     calls = (github / "calls").read_text().splitlines()
@@ -142,11 +142,11 @@ def ask(github, workflow, job, name, **environment):
 
 MAIN, HEAD, TESTED, OTHER = ("1" * 40, "2" * 40, "3" * 40, "4" * 40)
 MERGE = ("pre", "merge", "Merge the commit that was tested")
-COMPARE = ("pre", "current", "Compare what is tested with main")
+COMPARE = ("pre", "current", "Compare the tested commit with main")
 
 
 def merge(github, step=MERGE, main=MAIN, parents=(MAIN, HEAD), author="write", sender="admin", **fields):
-    """Run the step while GitHub gives these answers."""
+    """Run the step of the job `merge`, or `step`, with these responses from GitHub."""
     pull = {"state": "OPEN", "isDraft": False, "labels": [{"name": "documentation"}], "baseRefName": "main"} | fields
     (github / "pr-view").write_text(json.dumps(pull))
     for user, permission in {"author": author, "sender": sender}.items():
@@ -158,10 +158,10 @@ def merge(github, step=MERGE, main=MAIN, parents=(MAIN, HEAD), author="write", s
     return ask(github, *step, GITHUB_SHA=TESTED, HEAD=HEAD, NUMBER="7", AUTHOR="author", SENDER="sender")
 
 
-def test_what_was_tested_is_merged_and_main_is_tested_next(github):
+def test_the_tested_commit_is_merged_and_main_is_tested_next(github):
     returncode, _, [*_, merging, testing] = merge(github)
     assert returncode == 0
-    assert merging == ["pr", "merge", "7", "--merge", "--match-head-commit", HEAD]  # and keeps the branch
+    assert merging == ["pr", "merge", "7", "--merge", "--match-head-commit", HEAD]  # without deleting the branch
     assert testing == ["workflow", "run", "pre-deployment.yml", "--ref", "main"]
     assert "workflow_dispatch:" in (ROOT / ".github" / "workflows" / testing[2]).read_text()
 
@@ -175,7 +175,7 @@ def test_what_was_tested_is_merged_and_main_is_tested_next(github):
         {"baseRefName": "production"},
     ],
 )
-def test_a_pull_request_held_back_during_the_tests_is_not_merged(github, fields):
+def test_a_pull_request_held_back_meanwhile_is_not_merged(github, fields):
     returncode, output, [call] = merge(github, **fields)
     assert returncode == 0
     assert "::notice title=Not merged::" in output
@@ -184,7 +184,7 @@ def test_a_pull_request_held_back_during_the_tests_is_not_merged(github, fields)
 
 @pytest.mark.parametrize("user", ["author", "sender"])
 @pytest.mark.parametrize("permission", ["read", "none"])
-def test_a_user_who_may_not_write_sets_off_no_merge(github, user, permission):
+def test_a_user_without_write_permission_merges_nothing(github, user, permission):
     returncode, output, asked = merge(github, **{user: permission})
     assert returncode == 0
     assert f"::notice title=Not merged::{user} may not write" in output
@@ -193,14 +193,14 @@ def test_a_user_who_may_not_write_sets_off_no_merge(github, user, permission):
 
 @pytest.mark.parametrize("step", [COMPARE, MERGE], ids=lambda step: step[1])
 @pytest.mark.parametrize("moved", [{"main": OTHER}, {"parents": (MAIN, OTHER)}, {"parents": (OTHER, HEAD)}])
-def test_a_pull_request_that_is_out_of_date_fails(github, step, moved):
+def test_an_outdated_pull_request_fails(github, step, moved):
     returncode, output, asked = merge(github, step, **moved)
     assert returncode == 1
     assert "update the branch" in output
     assert ["pr", "merge"] not in [call[:2] for call in asked]
 
 
-def test_a_pull_request_that_is_up_to_date_is_tested(github):
+def test_a_current_pull_request_is_tested(github):
     assert merge(github, COMPARE)[0] == 0
 
 
@@ -220,7 +220,7 @@ def test_a_failure_of_github_ends_the_step(github, step, failing):
     (github / "fail").write_text(failing)
     returncode, _, asked = merge(github, step)
     assert returncode == 1
-    assert "-".join(asked[-1][:2]).replace("/", "-") == failing  # and nothing after it
+    assert "-".join(asked[-1][:2]).replace("/", "-") == failing  # no call after it
 
 
 def report(github, name, open_issues):
@@ -231,15 +231,15 @@ def report(github, name, open_issues):
 
 
 def test_a_failure_opens_an_issue_that_names_the_run(github):
-    label, issue = report(github, "Open an issue, or add to the one that is open", [])
+    label, issue = report(github, "Open an issue, or comment on the open one", [])
     assert label[:2] == ["label", "create"]
     assert issue[:2] == ["issue", "create"]
     assert issue[issue.index("--label") + 1] == label[2]
     assert "https://example.com/run" in issue[-1]
 
 
-def test_another_failure_adds_to_the_issue_that_is_open(github):
-    [comment] = report(github, "Open an issue, or add to the one that is open", [5])
+def test_another_failure_comments_on_the_open_issue(github):
+    [comment] = report(github, "Open an issue, or comment on the open one", [5])
     assert comment[:3] == ["issue", "comment", "5"]
     assert "https://example.com/run" in comment[-1]
 
@@ -253,7 +253,7 @@ def test_without_an_issue_there_is_none_to_close(github):
     assert report(github, "Close the issue", []) == []
 
 
-@pytest.mark.parametrize("name", ["Open an issue, or add to the one that is open", "Close the issue"])
+@pytest.mark.parametrize("name", ["Open an issue, or comment on the open one", "Close the issue"])
 def test_a_failure_of_github_ends_the_report(github, name):
     (github / "fail").write_text("issue-list")
     returncode, _, asked = ask(github, "post", "report", name, RUN="https://example.com/run")

@@ -1,6 +1,6 @@
-"""The workflows, where their checkers cannot look: when they run, who may write, and what stands in them.
+"""What the workflows' checkers cannot see: when they run, who may write, and what their steps contain.
 
-What their steps do is in test_workflow_steps.py.
+test_workflow_steps.py runs the steps.
 """
 
 import re
@@ -29,8 +29,8 @@ def test_runs_for_pull_requests_to_main_and_pushes_to_it():
     assert PRE["on"]["push"] == {"branches": ["main"]}
 
 
-def test_only_the_label_no_auto_merge_starts_a_run_when_removed():
-    """Of any other label, every job is skipped, and the run is in a group of its own, so that it cancels no other."""
+def test_only_removing_no_auto_merge_starts_the_jobs():
+    """Removing another label skips every job, in a separate group, so that no other run is canceled."""
     condition = "github.event.action != 'unlabeled' || github.event.label.name == 'no-auto-merge'"
     assert PRE["jobs"]["current"]["if"] == condition
     for name in set(PRE["jobs"]) - {"current"}:
@@ -41,7 +41,7 @@ def test_only_the_label_no_auto_merge_starts_a_run_when_removed():
     assert other_label[1].split() == f"{opposite} && format('-{{0}}', github.run_id) || '' }}}}".split()
 
 
-def test_the_endpoint_is_tested_every_day_and_by_hand_if_there_is_one():
+def test_the_endpoint_is_tested_on_schedule_if_it_is_set():
     assert set(POST["on"]) == {"schedule", "workflow_dispatch"}
     assert POST["jobs"]["test"]["if"] == "vars.BANANA_MODEL_URL != ''"
 
@@ -57,7 +57,7 @@ def test_nothing_is_merged_before_every_other_job_has_passed():
     assert set(PRE["jobs"]["merge"]["needs"]) == set(PRE["jobs"]) - {"merge"}
 
 
-def test_only_a_persons_finished_pull_request_from_this_repository_may_merge():
+def test_only_finished_pull_requests_of_users_may_merge():
     assert set(PRE["jobs"]["merge"]["if"].split(" && ")) == {
         "github.event_name == 'pull_request'",
         "github.event.pull_request.head.repo.full_name == github.repository",
@@ -69,7 +69,7 @@ def test_only_a_persons_finished_pull_request_from_this_repository_may_merge():
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_what_a_stranger_opens_runs_without_this_repositorys_rights(name):
+def test_a_fork_gets_no_permissions_of_this_repository(name):
     assert not {"pull_request_target", "workflow_run", "issue_comment"} & set(WORKFLOWS[name]["on"])
     assert WORKFLOWS[name]["permissions"] == {}
 
@@ -81,7 +81,7 @@ def test_only_the_jobs_that_merge_and_report_may_write():
         assert all("run" in step for step in JOBS[name]["steps"])  # nothing of the repository is checked out
 
 
-def test_packages_are_installed_before_the_step_that_has_the_key():
+def test_packages_are_installed_before_the_step_with_the_key():
     *others, with_key = POST["jobs"]["test"]["steps"]
     assert "secrets." in str(with_key)
     assert "secrets." not in str(others)
@@ -89,7 +89,7 @@ def test_packages_are_installed_before_the_step_that_has_the_key():
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_ends_within_the_hour_and_leaves_no_credentials_to_its_steps(name):
+def test_a_job_has_a_timeout_and_persists_no_credentials(name):
     assert JOBS[name]["timeout-minutes"] <= 60
     for step in JOBS[name]["steps"]:
         if step.get("uses", "").startswith("actions/checkout@"):
@@ -115,7 +115,7 @@ def test_every_variable_and_secret_is_in_ci_md(name):
     assert re.search(rf"^\| `{name}` \| (variable|secret)", (ROOT / "docs/ci.md").read_text(), re.MULTILINE)
 
 
-def test_dependabot_looks_after_every_folder_with_requirements_and_the_actions():
+def test_dependabot_watches_every_list_and_the_base_image():
     updates = YAML(typ="safe").load(ROOT / ".github" / "dependabot.yml")["updates"]
     by_kind = {update["package-ecosystem"]: update for update in updates}
     lists = {path.relative_to(ROOT) for path in ROOT.rglob("*.txt")}
@@ -125,7 +125,7 @@ def test_dependabot_looks_after_every_folder_with_requirements_and_the_actions()
     assert {"github-actions", "docker"} <= set(by_kind)
 
 
-# -- what their steps say ----------------------------------------------------------------------------------------------
+# -- what their steps contain ------------------------------------------------------------------------------------------
 ASSIGNMENT = {
     "Run the ONNX converter": "python convert_to_onnx.py --model ",
     "Test the ONNX model": "python test_onnx.py ",
@@ -134,7 +134,7 @@ ASSIGNMENT = {
 }
 
 
-def test_the_assignments_steps_are_there_by_name_in_order():
+def test_the_assignments_steps_are_in_order():
     steps = [step for step in PRE["jobs"]["image"]["steps"] if step.get("name") in ASSIGNMENT]
     assert [step["name"] for step in steps] == list(ASSIGNMENT)
     steps.append(STEPS["post-deployment: test", "Call the deployed model"])
@@ -156,5 +156,5 @@ def test_nothing_hides_a_failure():
     assert not [step for step in STEPS.values() if "shell" in step]
 
 
-def test_no_value_of_githubs_is_put_into_the_text_of_a_script():
+def test_no_github_expression_is_inside_a_script():
     assert not [step for step in STEPS.values() if "${{" in step["run"]]
