@@ -14,7 +14,6 @@ a class; 3 the endpoint is unavailable; 130 interrupted.
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 import argparse
-import json
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -26,7 +25,7 @@ from typing import Any
 from client.endpoint import TIMEOUT_S, Endpoint, EndpointUnavailable, RequestRejected, local_server
 from client.images import find_images, print_many, print_one
 from client.labeled_images import EXPECT_HELP, LabeledImage, parse_expectation, presets
-from client.report import Check, escape, print_line, print_report, run_checks
+from client.report import Check, escape, print_json, print_line, print_report, run_checks
 from runtime.settings import BadSetting, EndpointSettings, read
 
 WARM_REQUESTS = 10  # of which the median and the maximum are reported
@@ -81,10 +80,7 @@ def run_tests(endpoint: Endpoint, images: list[LabeledImage], as_json: bool) -> 
         latency = f"latency: median {ms['median']} ms over {WARM_REQUESTS} requests "
         latency += f"(server {ms['server_median']}), max {ms['max']}, first {ms['first']}"
     report |= run_checks(get_checks(images), endpoint, failures=(RequestRejected,))
-    if as_json:
-        print(json.dumps(report), flush=True)
-    else:
-        print_report(report, endpoint.url, latency)
+    print_json(report) if as_json else print_report(report, endpoint.url, latency)
     return report["failed"] == 0
 
 
@@ -158,7 +154,7 @@ def main() -> int:
             return SUCCESS if print_many(endpoint, args.found, args.in_flight, args.json) else USAGE
     except (EndpointUnavailable, RequestRejected) as error:
         if args.json:
-            print(json.dumps({"error": str(error)}), flush=True)
+            print_json({"error": str(error)})
         for line in f"test_server.py: {error}".split("\n"):
             print_line(line, sys.stderr)
         return UNAVAILABLE if isinstance(error, EndpointUnavailable) else USAGE

@@ -1,5 +1,6 @@
 """The output of the two testers: nothing in it controls a terminal or is a command to GitHub Actions."""
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -17,6 +18,11 @@ def escape(text: object) -> str:
 def print_line(text: object, file: TextIO | None = None) -> None:
     """Print the text, escaped and flushed."""
     print(escape(text), file=file, flush=True)
+
+
+def print_json(value: object) -> None:
+    """Print the value as a line of JSON in which the same is escaped."""
+    print(json.dumps(value, allow_nan=False).replace("##[", "##\\u005b").replace("\x7f", "\\u007f"), flush=True)
 
 
 def run_checks(checks: list[Check], subject: Any, failures: tuple[type[Exception], ...]) -> dict[str, Any]:

@@ -30,12 +30,12 @@ def test_an_image_is_named_with_id_probability_and_time(served):
 
 def test_many_images_are_a_table_in_the_order_given_and_a_summary(served):
     result = run_tester(*[TENCH, NEWT] * 10, "--url", served.url)
-    header, *rows, summary = result.stdout.splitlines()
-    assert cells(header) == ["file", "class id", "class name", "probability", "ms"]
+    header, *rows, summary, latency = result.stdout.splitlines()
+    assert cells(header) == ["file", "class", "name", "probability", "ms"]
     assert [cells(row)[:-2] for row in rows] == [[str(TENCH), "0", "tench"], [str(NEWT), "26", "common newt"]] * 10
     assert all(row.rindex(" ") == rows[0].rindex(" ") or len(row) == len(rows[0]) for row in rows)
-    assert summary.startswith("20 of 20 pictures classified in ")
-    assert " at the 95th percentile, " in summary
+    assert summary.startswith(f"{served.url}: 20 of 20 images classified in ")
+    assert latency.startswith("latency: median ")
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -45,7 +45,7 @@ def test_a_folder_is_a_table_too_and_what_is_ignored_is_said(served, tmp_path):
     (tmp_path / "notes.txt").touch()
     result = run_tester(tmp_path, "--url", served.url, "--in-flight", "1")
     assert f"{tmp_path / 'deep' / 'tench.JPG'}  " in result.stdout
-    assert "1 of 1 pictures" in result.stdout
+    assert "1 of 1 images" in result.stdout
     assert f"ignored 1 that are not images by name: {tmp_path / 'notes.txt'}" in result.stderr
     (tmp_path / "deep" / "tench.JPG").unlink()
     empty = run_tester(tmp_path, "--url", served.url)
@@ -83,10 +83,16 @@ def test_without_a_url_a_server_is_started_for_as_long_as_needed():
         assert "http://127.0.0.1:" in result.stdout + result.stderr
 
 
+def test_table_and_summary_fit_in_80_columns(served):
+    result = run_tester("images/n01440764_tench.jpeg", "images/n01632777_axolotl.jpeg", "--url", served.url)
+    assert result.returncode == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
 def test_the_endpoint_is_named_with_every_result(served):
     assert f" from {served.url} in " in run_tester(TENCH, "--url", served.url).stdout
-    assert f"; endpoint {served.url}\n" in run_tester(TENCH, NEWT, "--url", served.url).stdout
-    assert f"; endpoint {served.url}\n" in run_tester(TENCH, "--json", "--url", served.url).stderr
+    assert f"{served.url}: " in run_tester(TENCH, NEWT, "--url", served.url).stdout
+    assert f"{served.url}: " in run_tester(TENCH, "--json", "--url", served.url).stderr
     assert f"{served.url}: " in run_tester("--run-tests", "--url", served.url).stdout
 
 
@@ -143,6 +149,25 @@ def test_what_an_endpoint_says_is_escaped():
         assert "\n::" not in run_tester(TENCH, "--url", url).stderr
 
 
+def test_json_is_valid_and_has_no_commands():
+    answer = ANSWER | {"class_name": "a ##[error]b\x7f\u202e\x1b"}
+    with fake_endpoint(200, json.dumps(answer).encode(), health=b'{"state": "healthy", "a": "##[error]b"}') as (url, _):
+        for arguments in ([TENCH], ["--run-tests"]):
+            output = run_tester(*arguments, "--json", "--url", url).stdout
+            assert "##[" not in output
+            assert output.rstrip("\n").isprintable()
+            assert json.loads(output).get("class_name", answer["class_name"]) == answer["class_name"]
+
+
+@pytest.mark.parametrize("status", [422, 500])
+def test_message_of_an_endpoint_is_cut(status):
+    body = json.dumps({"error": {"message": "a" * 100_000}}).encode()
+    with fake_endpoint(status, body) as (url, _):
+        result = run_tester(TENCH, "--url", url)
+    assert result.stderr.count("a" * 200) == 1
+    assert len(result.stderr) < 1000
+
+
 def test_it_works_from_any_folder(served):
     command = command_line(TENCH, "--url", served.url) | {"cwd": "/"}
     assert "tench" in subprocess.run(**command, capture_output=True, text=True, check=True).stdout
@@ -186,13 +211,13 @@ def test_a_bad_image_is_exit_code_2_and_does_not_stop_the_rest(served, tmp_path)
     missing = tmp_path / "missing.jpg"
     result = run_tester(text, missing, TENCH, "--url", served.url)
     assert result.returncode == 2
-    _, of_text, of_missing, of_tench, summary = result.stdout.splitlines()
+    _, of_text, of_missing, of_tench, summary, _ = result.stdout.splitlines()
     assert of_text.startswith(str(text))
     assert "  rejected with 422: " in of_text
     assert of_missing.startswith(str(missing))
     assert of_missing.endswith("  cannot be read: No such file or directory")
     assert cells(of_tench)[1:3] == ["0", "tench"]
-    assert summary.startswith("1 of 3 pictures classified")
+    assert "1 of 3 images classified" in summary
 
     as_json = run_tester(text, missing, TENCH, "--json", "--url", served.url)
     assert as_json.returncode == 2
