@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
+from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
@@ -21,13 +21,13 @@ import urllib3
 
 from runtime.settings import ROOT
 
-SERVER = ROOT / "server.py"
 TIMEOUT_S = 60.0  # of a request, its retries included
 CONNECT_TIMEOUT_S = 5  # includes TLS, for which a port without TLS never answers
 BUSY = (400, 423, 502, 503)  # retried, as Banana's client does; Banana's hosts use 400 for a caller over its quota
 RETRY_DELAY_S = 0.5
 MAX_RESPONSE_BYTES = 1_000_000
 MAX_MESSAGE = 200  # characters of an endpoint's message
+NOT_AS_EXPECTED = (KeyError, TypeError, ValueError, RecursionError)  # of JSON that is not this server's, or no JSON
 
 
 class EndpointUnavailable(Exception):
@@ -42,22 +42,17 @@ class RequestRejected(Exception):
         self.status = status
 
 
+@dataclass(frozen=True)
 class Endpoint:
     """The endpoint at `url`. Every method raises EndpointUnavailable if it gets no response within `timeout_s`."""
 
-    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        self.url = url.rstrip("/")
-        self.api_key = api_key
-        self.timeout_s = timeout_s
+    url: str  # without a slash at the end
+    api_key: str | None = None
+    timeout_s: float = TIMEOUT_S
 
     def classify(self, image: bytes) -> dict:
-        """Return `class_id`, `class_name` and `probability` of an image file's content. Raises RequestRejected.
-
-        `call_ms` and `server_ms` are the milliseconds that the request took, and those of them in the server.
-        """
-        headers = {"X-Banana-Request-ID": str(uuid.uuid4())}
-        if self.api_key:
-            headers["X-Banana-API-Key"] = self.api_key
+        """Return `class_id`, `class_name`, `probability`, `call_ms` and `server_ms`. Raises RequestRejected."""
+        headers = {"X-Banana-API-Key": self.api_key, "X-Banana-Request-ID": str(uuid.uuid4())}  # None: not sent
         inputs = {"image": base64.b64encode(image).decode()}
         started = time.perf_counter()
         result = self._send("POST", f"{self.url}/", _parse_result, json=inputs, headers=headers)
@@ -71,32 +66,28 @@ class Endpoint:
         """Send until the endpoint is not busy; return the JSON of a 200, parsed. Raises RequestRejected."""
         deadline = time.monotonic() + self.timeout_s
         while True:
-            seconds = max(0.001, deadline - time.monotonic())
             try:
-                response, text = _exchange_within(seconds, method, url, **arguments)
+                response, text = _exchange_within(deadline - time.monotonic(), method, url, **arguments)
             except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:  # ValueError: not a URL
                 late = isinstance(error, TimeoutError) or time.monotonic() >= deadline
-                reason = (
-                    f"did not respond within {self.timeout_s:g} s" if late else f"does not respond: {_cause(error)}"
-                )
+                reason = f"no response within {self.timeout_s:g} s" if late else f"no response: {_cause(error)}"
                 if url.lower().startswith("https:"):
                     reason += "; if it serves plain HTTP, use a URL that begins with http://"
-                raise EndpointUnavailable(f"{url} {reason}") from error
+                raise EndpointUnavailable(f"{url}: {reason}") from error
             if response.status_code not in BUSY or time.monotonic() + RETRY_DELAY_S > deadline:
                 break
             time.sleep(RETRY_DELAY_S)
         status = response.status_code
         if status == 200:
-            with suppress(KeyError, TypeError, ValueError, RecursionError):
+            with suppress(*NOT_AS_EXPECTED):
                 return parse(json.loads(text))
             raise EndpointUnavailable(f"{url} responds, but not as this server does: {text[:MAX_MESSAGE]!r}")
         if response.is_redirect:  # not followed: its target would get the key
             target = response.headers["Location"][:MAX_MESSAGE]
             raise EndpointUnavailable(f"{url} redirects to {target!r}: if that is the endpoint, set the URL to it")
-        try:
+        message = text or response.reason
+        with suppress(*NOT_AS_EXPECTED):
             message = json.loads(text)["error"]["message"]
-        except (KeyError, TypeError, ValueError, RecursionError):
-            message = text or response.reason
         message = str(message)[:MAX_MESSAGE]
         if 400 <= status < 500 and status not in BUSY:
             raise RequestRejected(status, message)
@@ -111,8 +102,8 @@ class _Session(requests.Session):
 def _exchange(seconds: float, method: str, url: str, **arguments: Any) -> tuple[requests.Response, str]:
     """Send a request; return the response and its text, of which a compressed or large one is only described."""
     arguments["headers"] = {"Accept-Encoding": "identity"} | arguments.get("headers", {})
-    timeout: Any = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, total=seconds)
-    with _Session() as session, session.request(method, url, stream=True, timeout=timeout, **arguments) as response:
+    arguments |= {"timeout": (CONNECT_TIMEOUT_S, seconds), "stream": True}
+    with _Session() as session, session.request(method, url, **arguments) as response:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             return response, "(a compressed response)"
         content = response.raw.read(MAX_RESPONSE_BYTES + 1, decode_content=False)
@@ -120,10 +111,8 @@ def _exchange(seconds: float, method: str, url: str, **arguments: Any) -> tuple[
 
 
 def _exchange_within(seconds: float, *arguments: Any, **named: Any) -> tuple[requests.Response, str]:
-    """Do what `_exchange` does, in a thread that is abandoned after `seconds`. Raises TimeoutError then.
-
-    The timeout of a socket limits each read, not their sum: an endpoint that drips bytes never reaches it.
-    """
+    """Do what `_exchange` does in a thread, and abandon that after `seconds`. Raises TimeoutError then."""
+    # The timeout of a socket limits each read, not their sum: an endpoint that drips bytes never reaches it.
     future: Future = Future()
 
     def run() -> None:
@@ -156,18 +145,14 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def local_server(api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[Endpoint]:
-    """Run server.py on a free port of this machine while the context lasts, from when it is healthy.
-
-    An EndpointUnavailable that is raised here or in the context includes the server's log.
-    """
-    if not find_spec("sanic"):
-        raise EndpointUnavailable("the packages of a server are not installed: set BANANA_MODEL_URL or --url")
+    """Run server.py on this machine while the context lasts. Adds the server's log to an EndpointUnavailable."""
     port = free_port()
     endpoint = Endpoint(f"http://127.0.0.1:{port}", api_key, timeout_s)
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port), "BANANA_API_KEY": api_key or ""}
+    command = [sys.executable, str(ROOT / "server.py")]
     with (
         tempfile.TemporaryFile() as log,
-        subprocess.Popen([sys.executable, SERVER], env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
     ):
         try:
             deadline = time.monotonic() + timeout_s
@@ -178,7 +163,7 @@ def local_server(api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> It
                 time.sleep(0.02)
             else:
                 state = "has ended" if process.poll() is not None else f"is not healthy after {timeout_s:g} s"
-                raise EndpointUnavailable(f"server.py {state}; its log:")
+                raise EndpointUnavailable(f"server.py {state}: set BANANA_MODEL_URL or --url, or see its log:")
             yield endpoint
         except EndpointUnavailable as error:
             log.seek(0)

@@ -26,8 +26,7 @@ COLUMNS = "{class_id:>5}  {class_name:<20.200}  {probability:>11.3f}  {call_ms:>
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """Return the images, in order, and the ignored files: a folder stands for the images in it, at any depth.
 
-    In a folder, an image is a file with one of the suffixes that is not hidden. Any other path counts as an image, and
-    so does a folder that cannot be read: its line reports the error.
+    In a folder, an image is a file with one of the suffixes that is not hidden; any other path counts as an image.
     """
     images, ignored = [], []
     for path in paths:
@@ -50,10 +49,7 @@ def read_image(path: Path) -> bytes:
 
 
 def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
-    """Return the path as `picture`, with its class or an `error`.
-
-    Raises EndpointUnavailable, and RequestRejected for what would be rejected for every image.
-    """
+    """Return the path as `picture` with its class or an `error`. Raises what the other images would raise, too."""
     row = {"picture": str(path)}
     try:
         return row | endpoint.classify(read_image(path))
@@ -66,10 +62,8 @@ def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
 
 
 def classify_in_order(endpoint: Endpoint, paths: Sequence[Path], in_flight: int) -> Iterator[dict]:
-    """Yield what `read_and_classify` returns for each image, in order, with `in_flight` concurrent requests.
-
-    If it raises, no more requests begin, and those in flight are abandoned; leaving a `with` would wait for them.
-    """
+    """Yield what `read_and_classify` returns for each image, in order, with `in_flight` concurrent requests."""
+    # Not in a `with`: after an error it would wait for the requests in flight.
     return ThreadPoolExecutor(in_flight).map(partial(read_and_classify, endpoint), paths)
 
 
@@ -85,10 +79,7 @@ def print_one(endpoint: Endpoint, path: Path) -> bool:
 
 
 def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: bool) -> bool:
-    """Print a line per image as its result arrives, in order, and a summary; return whether each has a class.
-
-    The summary is printed even if EndpointUnavailable, RequestRejected or Ctrl-C ends it early.
-    """
+    """Print a line per image, in order, and a summary, even after an error; return whether each has a class."""
     width = max(len(str(path)) for path in paths)
     if not as_json:
         print_line(f"{'file':<{width}}  class  {'name':<20}  probability      ms")

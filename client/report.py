@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from typing import Any, TextIO
 
+MAX_MESSAGE = 1000  # characters
+
 # A name in the report, and a function that returns a finding or raises AssertionError with what was expected.
 Check = tuple[str, Callable[[Any], str]]
 
@@ -34,9 +36,10 @@ def run_checks(checks: list[Check], subject: Any, failures: tuple[type[Exception
     failed_by: tuple[type[Exception], ...] = (AssertionError, *failures)
     for name, check in checks:
         try:
-            tests.append({"name": name, "passed": True, "message": check(subject)})
+            has_passed, message = True, check(subject)
         except failed_by as error:
-            tests.append({"name": name, "passed": False, "message": str(error)})
+            has_passed, message = False, getattr(error, "strerror", None) or str(error)  # OSError: without its number
+        tests.append({"name": name, "passed": has_passed, "message": message[:MAX_MESSAGE]})
     passed = sum(test["passed"] for test in tests)
     return {"tests": tests, "passed": passed, "failed": len(tests) - passed}
 

@@ -11,7 +11,9 @@ import termios
 
 import pytest
 
+from client.labeled_images import presets
 from tests.fake_endpoint import ANSWER, fake_endpoint
+from tests.imports import imports, needed
 from tests.server_process import DEADLINE_S, NEWT, TENCH, ready
 from tests.tester_process import command_line, run_tester, started
 
@@ -46,7 +48,7 @@ def test_a_folder_is_a_table_too_and_what_is_ignored_is_said(served, tmp_path):
     result = run_tester(tmp_path, "--url", served.url, "--in-flight", "1")
     assert f"{tmp_path / 'deep' / 'tench.JPG'}  " in result.stdout
     assert "1 of 1 images" in result.stdout
-    assert f"ignored 1 that are not images by name: {tmp_path / 'notes.txt'}" in result.stderr
+    assert f"ignored 1 files that are not images, such as {tmp_path / 'notes.txt'}" in result.stderr
     (tmp_path / "deep" / "tench.JPG").unlink()
     empty = run_tester(tmp_path, "--url", served.url)
     assert empty.returncode == 2
@@ -96,8 +98,8 @@ def test_the_endpoint_is_named_with_every_result(served):
     assert f"{served.url}: " in run_tester("--run-tests", "--url", served.url).stdout
 
 
-def run_pytest(**environment):
-    command = [sys.executable, "-m", "pytest", "test_server.py", "-vv", "-p", "no:cacheprovider"]
+def run_pytest(*options, **environment):
+    command = [sys.executable, "-m", "pytest", "test_server.py", "-vv", "-p", "no:cacheprovider", *options]
     options = command_line(**environment) | {"args": command}
     return subprocess.run(**options, capture_output=True, text=True, timeout=120)
 
@@ -105,7 +107,7 @@ def run_pytest(**environment):
 def test_pytest_reports_each_check_with_the_endpoint(served, tmp_path):
     result = run_pytest(BANANA_MODEL_URL=served.url)
     assert result.returncode == 0, result.stdout
-    for name in ("health", "images/n01440764_tench.jpeg", "images/n01632777_axolotl.jpeg", "not an image"):
+    for name in ("health", *(image.name for image in presets()), "not an image"):
         assert f"test_server.py::test_endpoint[{name} of {served.url}] PASSED" in result.stdout
     assert result.stderr == ""
 
@@ -116,13 +118,14 @@ def test_pytest_reports_each_check_with_the_endpoint(served, tmp_path):
         _,
     ):
         wrong = run_pytest(BANANA_MODEL_URL=url)
-    assert "images/n01440764_tench.jpeg: expected 0 tench, got 7 \\x1bcock; " + url in wrong.stdout
-    assert "1 passed" in wrong.stdout
+    assert f"{presets()[0].name}: expected 0 tench, got 7 \\x1bcock" in wrong.stdout
+    assert f"; {url}" in wrong.stdout
+    assert "2 passed" in wrong.stdout
     assert "Error at setup" not in wrong.stdout
 
 
 def test_pytest_says_before_anything_else_that_the_server_is_its_own():
-    result = run_pytest()
+    result = run_pytest("-k", "health")
     assert result.returncode == 0, result.stdout
     assert "test_endpoint[health of a local server] PASSED" in result.stdout
     assert (
@@ -178,16 +181,57 @@ def test_it_works_from_any_folder(served):
 def test_the_preset_tests_are_reported_each_with_the_time_of_a_call(served):
     result = run_tester("--run-tests", "--url", served.url)
     assert result.returncode == 0
-    for line in ("health: ", "images/n01440764_tench.jpeg: 0 tench", "not an image: rejected with 422"):
+    names = (f"{presets()[0].name}: 0 tench", "concurrent requests: 10 ", "not an image: rejected with 422")
+    for line in ("health: ", *names):
         assert f"ok    {line}" in result.stdout
+    assert "no API key" not in result.stdout
     assert "latency: median " in result.stdout
     assert ", first " in result.stdout
+
+
+def test_request_without_the_key_must_be_rejected(tmp_path):
+    with ready(tmp_path, BANANA_API_KEY="key") as served:
+        result = run_tester("--run-tests", "--url", served.url, "--api-key", "key")
+    assert result.returncode == 0, result.stdout
+    assert "ok    no API key: rejected with 401" in result.stdout
+    with fake_endpoint(200, json.dumps(ANSWER).encode(), health=b'{"state": "healthy"}') as (url, _):
+        result = run_tester("--run-tests", "--url", url, "--api-key", "key")
+    assert result.returncode == 1
+    assert "FAIL  no API key: expected status 401, got class 7 cock" in result.stdout
+
+
+def test_concurrent_requests_must_all_succeed(tmp_path):
+    with fake_endpoint(413, b"busy", good=range(14), health=b'{"state": "healthy"}') as (url, _):
+        result = run_tester("--run-tests", "--url", url)
+    assert result.returncode == 1
+    assert "FAIL  concurrent requests: expected a class for each of 10, got rejected with 413: busy" in result.stdout
+
+
+def test_image_that_cannot_be_read_fails_its_test(served, tmp_path):
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(5 * 10**9)
+    result = run_tester("--expect", f"{tmp_path / 'large.jpg'}=0", "--url", served.url)
+    assert result.returncode == 1
+    assert "large.jpg: larger than 50 MB" in result.stdout
+
+
+def test_server_packages_are_needed_only_without_a_url(served, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules |= {'sanic': None, 'numpy': None}\n")
+    assert run_tester(TENCH, "--url", served.url, PYTHONPATH=str(tmp_path)).returncode == 0
+    result = run_tester(TENCH, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 3
+    assert "set BANANA_MODEL_URL or --url" in result.stderr
+
+
+def test_tester_imports_nothing_that_windows_lacks():
+    unix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
+    assert not {module for file in needed("test_server.py") for module in imports(file)} & unix
 
 
 def test_the_report_for_machines_has_the_same(served):
     report = json.loads(run_tester("--run-tests", "--json", "--url", served.url).stdout)
     assert (report["failed"], report["passed"]) == (0, len(report["tests"]))
-    assert {test["name"] for test in report["tests"]} >= {"health", "not an image", "images/n01632777_axolotl.jpeg"}
+    assert {test["name"] for test in report["tests"]} >= {"health", "not an image", presets()[1].name}
     times = report["timing_ms"]
     assert 0 < times["server_median"] <= times["median"] <= times["max"]
 
@@ -201,7 +245,7 @@ def test_a_wrong_class_is_exit_code_1_with_expected_and_got(tmp_path):
         (tmp_path / "answer.json").write_text(json.dumps(ANSWER))
         result = run_tester("--run-tests", "--url", served.url)
     assert result.returncode == 1
-    assert "FAIL  images/n01440764_tench.jpeg: expected 0 tench, got 7 cock" in result.stdout
+    assert f"FAIL  {presets()[0].name}: expected 0 tench, got 7 cock" in result.stdout
     assert "FAIL  not an image: expected status 422, got class 7 cock" in result.stdout
 
 
@@ -265,9 +309,10 @@ def test_expect_names_the_images_of_another_model(other_model, tmp_path):
             "health",
             "images/n01440764_tench.jpeg",
             str(tmp_path / "a=b.jpeg"),
+            "concurrent requests",
             "not an image",
         ]
-        assert (report["passed"], report["failed"]) == (4, 0), report
+        assert (report["passed"], report["failed"]) == (5, 0), report
         wrong = run_tester("--run-tests", "--expect", f"{TENCH}={tench + 1}", "--url", served.url)
         assert wrong.returncode == 1
         assert f"FAIL  images/n01440764_tench.jpeg: expected {tench + 1}, got {tench} kind 0" in wrong.stdout
