@@ -132,7 +132,7 @@ def parse_args() -> argparse.Namespace:
     add("--url", default=url, help="the endpoint; default: $BANANA_MODEL_URL")
     add("--api-key", default=key, help="the endpoint's key; default: $BANANA_API_KEY")
     add("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds per request; default: %(default)s")
-    add("--json", action="store_true", help="print JSON: one object per image, or the report of the tests")
+    add("--json", action="store_true", help="print JSON: per image an object with its class or `error`; or the report")
     args = parser.parse_args()
     if bool(args.images) == bool(args.run_tests or args.expect):
         parser.error("give either images, or --run-tests/--expect")
