@@ -10,23 +10,25 @@ what was expected if it failed. Exit codes: 0 success; 1 a check failed; 2 wrong
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 import argparse
+import re
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from client.labeled_images import EXPECT_HELP, LabeledImage, parse_expectation, presets
 from client.report import Check, escape, print_report, run_checks
+from conversion import ConversionError
+from conversion.graph_pixels import compare_pixels, open_preprocessing
 from model import OnnxClassifier
 from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import ROOT, ModelSettings, read
 
 MODEL_PATH = read(ModelSettings).MODEL_PATH
 
-# Of a probability, between the graph's resize and Pillow's. A correct file differs by up to 0.007 on photographs, one
-# without antialias by 0.05 to 0.99.
-TOLERANCE = 0.02
+FAILURES = (InvalidInput, InvalidModel, ConversionError)  # raised by a check that fails
 
 
 def check_image(image: LabeledImage, classifier: OnnxClassifier) -> str:
@@ -35,7 +37,7 @@ def check_image(image: LabeledImage, classifier: OnnxClassifier) -> str:
     classes = len(classifier.class_names)
     if image.class_id >= classes:
         raise AssertionError(f"expected {image.class_id}, but the model's {classes} classes are 0 to {classes - 1}")
-    return image.check(best)
+    return image.check(best, classifier.model_name)
 
 
 def check_probabilities(images: list[LabeledImage], classifier: OnnxClassifier) -> str:
@@ -51,26 +53,24 @@ def check_probabilities(images: list[LabeledImage], classifier: OnnxClassifier) 
 
 
 def add_checkerboard(pixels: np.ndarray) -> np.ndarray:
-    """Return the image at twice its size under a checkerboard that only an antialiased resize averages away.
-
-    Accepts and returns uint8 [height, width, 3].
-    """
+    """Return an image, uint8 [height, width, 3], doubled, under a checkerboard that only antialiasing averages away."""
     contrast = 60
     large = pixels.repeat(2, axis=0).repeat(2, axis=1).clip(contrast, 255 - contrast)  # no overflow below
     is_odd = np.indices(large.shape[:2]).sum(axis=0)[..., None] % 2
     return np.where(is_odd, large + contrast, large - contrast)
 
 
-def check_resize(classifier: OnnxClassifier) -> str:
-    """The graph resizes as Pillow does, antialiased, on images for which any other resize is wrong."""
+def check_preprocessing(classifier: OnnxClassifier) -> str:
+    """The graph resizes and normalizes as Pillow and NumPy do, on images for which any other way is far off."""
+    graph, reference = open_preprocessing(Path(MODEL_PATH)), classifier.preprocessor
     worst = 0.0
     for image in presets():  # for any model: the classes do not matter
-        pixels = add_checkerboard(classifier.preprocessor.decode(image.path))
-        resized = classifier.preprocessor.resize(pixels)
-        worst = max(worst, np.abs(classifier.predict(pixels[None]) - classifier.predict(resized[None])).max())
-        if worst > TOLERANCE:
-            raise AssertionError(f"{image.name}: expected to be within {TOLERANCE} of Pillow's, got {worst:.3f}")
-    return f"probabilities within {worst:.1e} of those with Pillow's"
+        pixels = reference.decode(image.path)
+        checkered, resized = add_checkerboard(pixels), reference.resize(pixels)  # the latter is not resized again
+        for raw, expected in ((pixels, resized), (checkered, reference.resize(checkered)), (resized, resized)):
+            normalized = reference.normalize(expected[None])
+            worst = max(worst, compare_pixels([image.name], graph(raw[None]), normalized, reference.std))
+    return f"pixels within {worst:.2f} of 255 of Pillow's"
 
 
 def predict_raw(classifier: OnnxClassifier, image: LabeledImage) -> np.ndarray:
@@ -81,7 +81,7 @@ def predict_raw(classifier: OnnxClassifier, image: LabeledImage) -> np.ndarray:
 def get_checks(images: list[LabeledImage]) -> list[Check]:
     """Return every check of a classifier, with these images."""
     named = [(image.name, partial(check_image, image)) for image in images]
-    return [*named, ("probabilities", partial(check_probabilities, images)), ("resize", check_resize)]
+    return [*named, ("probabilities", partial(check_probabilities, images)), ("preprocessing", check_preprocessing)]
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
@@ -92,7 +92,7 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 def test_onnx(check: Check) -> None:
     """The check passes."""
-    [test] = run_checks([check], OnnxClassifier(MODEL_PATH), failures=(InvalidInput,))["tests"]
+    [test] = run_checks([check], OnnxClassifier(MODEL_PATH), failures=FAILURES)["tests"]
     assert test["passed"], escape(f"{test['name']}: {test['message']}; {MODEL_PATH}")
 
 
@@ -104,8 +104,9 @@ def main() -> None:
     try:
         classifier = OnnxClassifier(MODEL_PATH)
     except InvalidModel as error:
-        sys.exit(f"test_onnx.py: {error}")
-    report = run_checks(get_checks(images), classifier, failures=(InvalidInput,))
+        reason = re.sub(r"\[ONNXRuntimeError\].* failed:|/\S+\.cc:\d+ .*?\) ", "", str(error))  # without C++
+        sys.exit(f"test_onnx.py: {escape(reason.strip())}")
+    report = run_checks(get_checks(images), classifier, failures=FAILURES)
     print_report(report, f"{MODEL_PATH.removeprefix(f'{ROOT}/')}, {classifier.model_name}")
     sys.exit(1 if report["failed"] else 0)
 

@@ -14,22 +14,22 @@ a class; 3 the endpoint is unavailable; 130 interrupted.
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 import argparse
-import json
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from client.endpoint import TIMEOUT_S, Endpoint, EndpointUnavailable, RequestRejected, local_server
-from client.images import find_images, print_many, print_one
+from client.images import classify_in_order, find_images, print_many, print_one, read_image
 from client.labeled_images import EXPECT_HELP, LabeledImage, parse_expectation, presets
-from client.report import Check, escape, print_line, print_report, run_checks
+from client.report import Check, escape, print_json, print_line, print_report, run_checks
 from runtime.settings import BadSetting, EndpointSettings, read
 
-WARM_REQUESTS = 10  # of which the median and the maximum are reported
+REQUESTS = 10  # of which the latency is measured, and as many at once
 NO_URL = "test_server.py: without --url and BANANA_MODEL_URL, this tests a server started on this machine"
 SUCCESS, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 3  # exit codes
 
@@ -44,54 +44,63 @@ def check_health(endpoint: Endpoint) -> str:
 
 def check_image(image: LabeledImage, endpoint: Endpoint) -> str:
     """The image gets its class."""
-    return image.check(endpoint.classify(image.path.read_bytes()))
+    return image.check(endpoint.classify(read_image(image.path)), str(endpoint.health().get("model")))
 
 
-def check_rejection(endpoint: Endpoint) -> str:
+def check_concurrency(image: LabeledImage, endpoint: Endpoint) -> str:
+    """Concurrent requests all get a class."""
+    rows = list(classify_in_order(endpoint, [image.path] * REQUESTS, REQUESTS))
+    if errors := [row["error"] for row in rows if "error" in row]:
+        raise AssertionError(f"expected a class for each of {len(rows)}, got {errors[0]} for {len(errors)}")
+    return f"{len(rows)} classified, max {max(row['call_ms'] for row in rows):.1f} ms"
+
+
+def check_rejection(status: int, endpoint: Endpoint) -> str:
     """Text in place of an image is rejected as the caller's mistake."""
     try:
         actual = "class {class_id} {class_name}".format(**endpoint.classify(b"this is not an image"))
     except RequestRejected as rejection:
-        if rejection.status == 422:
+        if rejection.status == status:
             return str(rejection)
         actual = str(rejection)
-    raise AssertionError(f"expected status 422, got {actual}")
+    raise AssertionError(f"expected status {status}, got {actual}")
 
 
-def get_checks(images: list[LabeledImage]) -> list[Check]:
-    """Return every check of an endpoint, with these images."""
-    named = [(image.name, partial(check_image, image)) for image in images]
-    return [("health", check_health), *named, ("not an image", check_rejection)]
+def get_checks(images: list[LabeledImage], api_key: str | None) -> list[Check]:
+    """Return every check, with these images; a request without the key is checked if there is one."""
+    checks: list[Check] = [("health", check_health)]
+    checks += [(image.name, partial(check_image, image)) for image in images]
+    checks += [("concurrent requests", partial(check_concurrency, images[0]))]
+    checks += [("not an image", partial(check_rejection, 422))]
+    if api_key:
+        checks += [("no API key", lambda endpoint: check_rejection(401, replace(endpoint, api_key=None)))]
+    return checks
 
 
 def measure_latency(endpoint: Endpoint, image: bytes) -> dict[str, float]:
     """Return the latency in milliseconds: of the first request, and the median and maximum of later ones."""
-    first, *warm = [endpoint.classify(image) for _ in range(1 + WARM_REQUESTS)]
-    total, server = ([result[key] for result in warm] for key in ("call_ms", "server_ms"))
-    ms = {"first": first["call_ms"], "median": median(total), "max": max(total), "server_median": median(server)}
-    return {name: round(value, 1) for name, value in ms.items()}
+    results = [endpoint.classify(image) for _ in range(1 + REQUESTS)]
+    (first, *warm), (_, *server) = ([round(result[key], 1) for result in results] for key in ("call_ms", "server_ms"))
+    return {"first": first, "median": median(warm), "max": max(warm), "server_median": median(server)}
 
 
 def run_tests(endpoint: Endpoint, images: list[LabeledImage], as_json: bool) -> bool:
     """Print the latency and the result of every check; return whether all passed. Raises EndpointUnavailable."""
     report: dict = {"url": endpoint.url}
     latency = ""
-    with suppress(RequestRejected):  # reported by the check of the same image
-        ms = report["timing_ms"] = measure_latency(endpoint, images[0].path.read_bytes())
-        latency = f"latency: median {ms['median']} ms over {WARM_REQUESTS} requests "
-        latency += f"(server {ms['server_median']}), max {ms['max']}, first {ms['first']}"
-    report |= run_checks(get_checks(images), endpoint, failures=(RequestRejected,))
-    if as_json:
-        print(json.dumps(report), flush=True)
-    else:
-        print_report(report, endpoint.url, latency)
+    with suppress(RequestRejected, OSError):  # reported by the check of the same image
+        ms = report["timing_ms"] = measure_latency(endpoint, read_image(images[0].path))
+        latency = f"latency: median {ms['median']:.1f} ms over {REQUESTS} requests "
+        latency += f"(server {ms['server_median']:.1f}), max {ms['max']}, first {ms['first']}"
+    report |= run_checks(get_checks(images, endpoint.api_key), endpoint, failures=(RequestRejected, OSError))
+    print_json(report) if as_json else print_report(report, endpoint.url, latency)
     return report["failed"] == 0
 
 
 def open_endpoint(settings: EndpointSettings, timeout_s: float = TIMEOUT_S) -> AbstractContextManager[Endpoint]:
     """Give the endpoint of the settings, or a server started on this machine. Raises EndpointUnavailable."""
     url, key = settings.BANANA_MODEL_URL, settings.BANANA_API_KEY
-    return nullcontext(Endpoint(url, key, timeout_s)) if url else local_server(key, timeout_s)
+    return nullcontext(Endpoint(url.rstrip("/"), key, timeout_s)) if url else local_server(key, timeout_s)
 
 
 # pytest calls the next two. Importing it here would delay the command.
@@ -101,14 +110,14 @@ def pytest_generate_tests(metafunc: Any) -> None:
     if not url:
         with metafunc.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             print(f"\n{NO_URL}", file=sys.stderr)
-    checks = get_checks(presets())
+    checks = get_checks(presets(), os.environ.get("BANANA_API_KEY", "").strip())
     metafunc.parametrize("check", checks, ids=[f"{name} of {url or 'a local server'}" for name, _ in checks])
 
 
 def test_endpoint(check: Check) -> None:
     """The check passes."""
     with open_endpoint(read(EndpointSettings)) as endpoint:
-        [test] = run_checks([check], endpoint, failures=(RequestRejected, EndpointUnavailable))["tests"]
+        [test] = run_checks([check], endpoint, failures=(RequestRejected, OSError, EndpointUnavailable))["tests"]
         assert test["passed"], escape(f"{test['name']}: {test['message']}; {endpoint.url}")
 
 
@@ -123,7 +132,7 @@ def parse_args() -> argparse.Namespace:
     add("--url", default=url, help="the endpoint; default: $BANANA_MODEL_URL")
     add("--api-key", default=key, help="the endpoint's key; default: $BANANA_API_KEY")
     add("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds per request; default: %(default)s")
-    add("--json", action="store_true", help="print JSON: one object per image, or the report of the tests")
+    add("--json", action="store_true", help="print JSON: per image an object with its class or `error`; or the report")
     args = parser.parse_args()
     if bool(args.images) == bool(args.run_tests or args.expect):
         parser.error("give either images, or --run-tests/--expect")
@@ -146,8 +155,7 @@ def main() -> int:
     if not args.settings.BANANA_MODEL_URL:
         print(NO_URL, file=sys.stderr)
     if args.ignored:
-        some = ", ".join(map(str, args.ignored[:3])) + (", ..." if len(args.ignored) > 3 else "")
-        print_line(f"test_server.py: ignored {len(args.ignored)} that are not images by name: {some}", sys.stderr)
+        print_line(f"ignored {len(args.ignored)} files that are not images, such as {args.ignored[0]}", sys.stderr)
     try:
         with open_endpoint(args.settings, args.timeout) as endpoint:
             if not args.images:
@@ -158,7 +166,7 @@ def main() -> int:
             return SUCCESS if print_many(endpoint, args.found, args.in_flight, args.json) else USAGE
     except (EndpointUnavailable, RequestRejected) as error:
         if args.json:
-            print(json.dumps({"error": str(error)}), flush=True)
+            print_json({"error": str(error)})
         for line in f"test_server.py: {error}".split("\n"):
             print_line(line, sys.stderr)
         return UNAVAILABLE if isinstance(error, EndpointUnavailable) else USAGE

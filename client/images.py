@@ -1,6 +1,6 @@
-"""Images through an endpoint: one, or many with a few calls in flight at once and their lines in order."""
+"""Images through an endpoint: one, or many with concurrent requests and their results in order."""
 
-import json
+import errno
 import math
 import os
 import statistics
@@ -14,20 +14,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from client.endpoint import Endpoint, RequestRejected
-from client.report import escape, print_line
+from client.report import print_json, print_line
 
-# What the server decodes, by the names that such files have.
-SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}
+SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}  # of the formats that the server decodes
+MAX_IMAGE_MB = 50  # of which several are in memory at once
 
-# Of the table, behind the file; a class name longer than its column juts out.
-COLUMNS = "{class_id:>8}  {class_name:<24}  {probability:>11.3f}  {call_ms:>7.1f}"
+# The columns after the file; a longer class name juts out.
+COLUMNS = "{class_id:>5}  {class_name:<20.200}  {probability:>11.3f}  {call_ms:>6.1f}"
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the images, in order, and what was ignored: a folder stands for the images in it, at any depth.
+    """Return the images, in order, and the ignored files: a folder stands for the images in it, at any depth.
 
-    In a folder an image is known by its suffix, and what is hidden is ignored. What is no folder is taken as an image,
-    and so is a folder that cannot be read: its line says why.
+    In a folder, an image is a file with one of the suffixes that is not hidden; any other path counts as an image.
     """
     images, ignored = [], []
     for path in paths:
@@ -40,27 +39,31 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     return images, ignored
 
 
-def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
-    """Return `picture`, the path, with its class or an `error`.
+def read_image(path: Path) -> bytes:
+    """Return the content of an image file. Raises OSError, also for a large or special one: a pipe may never end."""
+    if path.stat().st_size > MAX_IMAGE_MB * 10**6:
+        raise OSError(errno.EFBIG, f"larger than {MAX_IMAGE_MB} MB")
+    if not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_bytes()
 
-    Raises EndpointUnavailable, and RequestRejected for what would be rejected for every image.
-    """
+
+def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
+    """Return the path as `picture` with its class or an `error`. Raises what the other images would raise, too."""
     row = {"picture": str(path)}
     try:
-        return row | endpoint.classify(path.read_bytes())
+        return row | endpoint.classify(read_image(path))
     except OSError as error:
         return row | {"error": f"cannot be read: {error.strerror}"}
-    except RequestRejected as refusal:
-        if refusal.status not in (408, 413, 422):  # any other would be the same for every image
+    except RequestRejected as rejection:
+        if rejection.status not in (408, 413, 422):  # any other would be the same for every image
             raise
-        return row | {"error": str(refusal)}
+        return row | {"error": str(rejection)}
 
 
 def classify_in_order(endpoint: Endpoint, paths: Sequence[Path], in_flight: int) -> Iterator[dict]:
-    """Yield what `read_and_classify` returns for each image, in order, with so many calls at once.
-
-    Where it raises, no more calls begin, and nobody waits for those in flight, as at the end of a `with` one would.
-    """
+    """Yield what `read_and_classify` returns for each image, in order, with `in_flight` concurrent requests."""
+    # Not in a `with`: after an error it would wait for the requests in flight.
     return ThreadPoolExecutor(in_flight).map(partial(read_and_classify, endpoint), paths)
 
 
@@ -70,42 +73,37 @@ def print_one(endpoint: Endpoint, path: Path) -> bool:
     if "error" in row:
         print_line(f"{path}: {row['error']}", sys.stderr)
     else:
-        what = "{class_name} (class {class_id}, probability {probability:.3f})".format(**row)
-        print_line(f"{path}: {what} from {endpoint.url} in {row['call_ms']:.1f} ms")
+        result = "{class_name:.200} (class {class_id}, probability {probability:.3f})".format(**row)
+        print_line(f"{path}: {result} from {endpoint.url} in {row['call_ms']:.1f} ms")
     return "error" not in row
 
 
 def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: bool) -> bool:
-    """Print a line for each image as it comes, in order, and what they took in all; return whether each has a class.
-
-    Where EndpointUnavailable, RequestRejected or Ctrl-C ends it, what was done is summed up all the same.
-    """
+    """Print a line per image, in order, and a summary, even after an error; return whether each has a class."""
     width = max(len(str(path)) for path in paths)
     if not as_json:
-        print_line(f"{'file':<{width}}  class id  {'class name':<24}  probability       ms")
+        print_line(f"{'file':<{width}}  class  {'name':<20}  probability      ms")
     started = time.perf_counter()
-    call_ms: list[float | None] = []  # None: the image has no class
+    rows = classify_in_order(endpoint, paths, in_flight)
+    call_ms: list[float] = []
     try:
-        # Without a terminal there is no bar: that is what None says.
-        with tqdm(total=len(paths), unit=" pictures", file=sys.stderr, disable=None, leave=False) as bar:
-            for row in classify_in_order(endpoint, paths, in_flight):
-                call_ms.append(row.get("call_ms"))
-                line = f"{row['picture']:<{width}}  {row.get('error') or COLUMNS.format(**row)}"
-                bar.update()
-                with bar.external_write_mode():
-                    print(json.dumps(row) if as_json else escape(line), flush=True)
+        # `disable=None`: no progress bar without a terminal.
+        for row in tqdm(rows, total=len(paths), unit=" images", disable=None, leave=False, mininterval=0):
+            call_ms += [row["call_ms"]] if "call_ms" in row else []
+            line = f"{row['picture']:<{width}}  {row.get('error') or COLUMNS.format(**row)}"
+            with tqdm.external_write_mode():
+                print_json(row) if as_json else print_line(line)
     finally:
-        text = f"{summarize(call_ms, time.perf_counter() - started)}; endpoint {endpoint.url}"
-        print_line(text, sys.stderr if as_json else sys.stdout)
-    return None not in call_ms
+        for line in summarize(endpoint.url, call_ms, len(paths), time.perf_counter() - started):
+            print_line(line, sys.stderr if as_json else sys.stdout)
+    return len(call_ms) == len(paths)
 
 
-def summarize(call_ms: list[float | None], seconds: float) -> str:
-    """Return how many of the images have a class, and how long those calls and all of it took, in words."""
-    ms = sorted(each for each in call_ms if each is not None)
-    text = f"{len(ms)} of {len(call_ms)} pictures classified in {seconds:.2f} s, {len(ms) / seconds:.1f} a second"
+def summarize(url: str, call_ms: list[float], total: int, seconds: float) -> list[str]:
+    """Return the lines that report how many of the images have a class, and the latency of those requests."""
+    ms = sorted(call_ms)
+    lines = [f"{url}: {len(ms)} of {total} images classified in {seconds:.2f} s ({len(ms) / seconds:.1f}/s)"]
     if ms:
         p95 = ms[math.ceil(0.95 * len(ms)) - 1]
-        times = f"{statistics.median(ms):.1f} ms in the median, {p95:.1f} at the 95th percentile, {ms[-1]:.1f} at worst"
-        text += f"; a call took {times}"
-    return text
+        lines.append(f"latency: median {statistics.median(ms):.1f} ms, 95th percentile {p95:.1f}, max {ms[-1]:.1f}")
+    return lines

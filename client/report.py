@@ -1,8 +1,11 @@
 """The output of the two testers: nothing in it controls a terminal or is a command to GitHub Actions."""
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any, TextIO
+
+MAX_MESSAGE = 1000  # characters
 
 # A name in the report, and a function that returns a finding or raises AssertionError with what was expected.
 Check = tuple[str, Callable[[Any], str]]
@@ -19,6 +22,11 @@ def print_line(text: object, file: TextIO | None = None) -> None:
     print(escape(text), file=file, flush=True)
 
 
+def print_json(value: object) -> None:
+    """Print the value as a line of JSON in which the same is escaped."""
+    print(json.dumps(value, allow_nan=False).replace("##[", "##\\u005b").replace("\x7f", "\\u007f"), flush=True)
+
+
 def run_checks(checks: list[Check], subject: Any, failures: tuple[type[Exception], ...]) -> dict[str, Any]:
     """Return `tests`, the name, message and result of each check of `subject`, and how many `passed` and `failed`.
 
@@ -28,9 +36,10 @@ def run_checks(checks: list[Check], subject: Any, failures: tuple[type[Exception
     failed_by: tuple[type[Exception], ...] = (AssertionError, *failures)
     for name, check in checks:
         try:
-            tests.append({"name": name, "passed": True, "message": check(subject)})
+            has_passed, message = True, check(subject)
         except failed_by as error:
-            tests.append({"name": name, "passed": False, "message": str(error)})
+            has_passed, message = False, getattr(error, "strerror", None) or str(error)  # OSError: without its number
+        tests.append({"name": name, "passed": has_passed, "message": message[:MAX_MESSAGE]})
     passed = sum(test["passed"] for test in tests)
     return {"tests": tests, "passed": passed, "failed": len(tests) - passed}
 

@@ -1,9 +1,10 @@
-"""An endpoint that does not do what this server does, for what has to bear with such."""
+"""Endpoints that do not respond as this server does, for what must cope with them."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 ANSWER = {"class_id": 7, "class_name": "cock", "probability": 0.5, "timing_ms": {"total": 1}}
@@ -55,3 +56,29 @@ def fake_endpoint(
         endpoint.shutdown()
         thread.join()
         endpoint.server_close()
+
+
+@contextmanager
+def raw_endpoint(chunks: Iterator[bytes]) -> Iterator[tuple[str, list[bytes]]]:
+    """Run an endpoint that sends the chunks to its first client, whatever is requested; give its URL and the request.
+
+    It stops when the client disconnects, or after the last chunk.
+    """
+    received: list[bytes] = []
+
+    def serve() -> None:
+        with suppress(OSError), listener.accept()[0] as connection:
+            received.append(connection.recv(65_536))
+            for chunk in chunks:
+                connection.sendall(chunk)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65_536):  # a close with unread data would reset the connection
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", received
+        finally:
+            thread.join()

@@ -11,7 +11,9 @@ import termios
 
 import pytest
 
+from client.labeled_images import presets
 from tests.fake_endpoint import ANSWER, fake_endpoint
+from tests.imports import imports, needed
 from tests.server_process import DEADLINE_S, NEWT, TENCH, ready
 from tests.tester_process import command_line, run_tester, started
 
@@ -30,12 +32,12 @@ def test_an_image_is_named_with_id_probability_and_time(served):
 
 def test_many_images_are_a_table_in_the_order_given_and_a_summary(served):
     result = run_tester(*[TENCH, NEWT] * 10, "--url", served.url)
-    header, *rows, summary = result.stdout.splitlines()
-    assert cells(header) == ["file", "class id", "class name", "probability", "ms"]
+    header, *rows, summary, latency = result.stdout.splitlines()
+    assert cells(header) == ["file", "class", "name", "probability", "ms"]
     assert [cells(row)[:-2] for row in rows] == [[str(TENCH), "0", "tench"], [str(NEWT), "26", "common newt"]] * 10
     assert all(row.rindex(" ") == rows[0].rindex(" ") or len(row) == len(rows[0]) for row in rows)
-    assert summary.startswith("20 of 20 pictures classified in ")
-    assert " at the 95th percentile, " in summary
+    assert summary.startswith(f"{served.url}: 20 of 20 images classified in ")
+    assert latency.startswith("latency: median ")
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -45,8 +47,8 @@ def test_a_folder_is_a_table_too_and_what_is_ignored_is_said(served, tmp_path):
     (tmp_path / "notes.txt").touch()
     result = run_tester(tmp_path, "--url", served.url, "--in-flight", "1")
     assert f"{tmp_path / 'deep' / 'tench.JPG'}  " in result.stdout
-    assert "1 of 1 pictures" in result.stdout
-    assert f"ignored 1 that are not images by name: {tmp_path / 'notes.txt'}" in result.stderr
+    assert "1 of 1 images" in result.stdout
+    assert f"ignored 1 files that are not images, such as {tmp_path / 'notes.txt'}" in result.stderr
     (tmp_path / "deep" / "tench.JPG").unlink()
     empty = run_tester(tmp_path, "--url", served.url)
     assert empty.returncode == 2
@@ -83,15 +85,21 @@ def test_without_a_url_a_server_is_started_for_as_long_as_needed():
         assert "http://127.0.0.1:" in result.stdout + result.stderr
 
 
+def test_table_and_summary_fit_in_80_columns(served):
+    result = run_tester("images/n01440764_tench.jpeg", "images/n01632777_axolotl.jpeg", "--url", served.url)
+    assert result.returncode == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
 def test_the_endpoint_is_named_with_every_result(served):
     assert f" from {served.url} in " in run_tester(TENCH, "--url", served.url).stdout
-    assert f"; endpoint {served.url}\n" in run_tester(TENCH, NEWT, "--url", served.url).stdout
-    assert f"; endpoint {served.url}\n" in run_tester(TENCH, "--json", "--url", served.url).stderr
+    assert f"{served.url}: " in run_tester(TENCH, NEWT, "--url", served.url).stdout
+    assert f"{served.url}: " in run_tester(TENCH, "--json", "--url", served.url).stderr
     assert f"{served.url}: " in run_tester("--run-tests", "--url", served.url).stdout
 
 
-def run_pytest(**environment):
-    command = [sys.executable, "-m", "pytest", "test_server.py", "-vv", "-p", "no:cacheprovider"]
+def run_pytest(*options, **environment):
+    command = [sys.executable, "-m", "pytest", "test_server.py", "-vv", "-p", "no:cacheprovider", *options]
     options = command_line(**environment) | {"args": command}
     return subprocess.run(**options, capture_output=True, text=True, timeout=120)
 
@@ -99,7 +107,7 @@ def run_pytest(**environment):
 def test_pytest_reports_each_check_with_the_endpoint(served, tmp_path):
     result = run_pytest(BANANA_MODEL_URL=served.url)
     assert result.returncode == 0, result.stdout
-    for name in ("health", "images/n01440764_tench.jpeg", "images/n01632777_axolotl.jpeg", "not an image"):
+    for name in ("health", *(image.name for image in presets()), "not an image"):
         assert f"test_server.py::test_endpoint[{name} of {served.url}] PASSED" in result.stdout
     assert result.stderr == ""
 
@@ -110,13 +118,14 @@ def test_pytest_reports_each_check_with_the_endpoint(served, tmp_path):
         _,
     ):
         wrong = run_pytest(BANANA_MODEL_URL=url)
-    assert "images/n01440764_tench.jpeg: expected 0 tench, got 7 \\x1bcock; " + url in wrong.stdout
-    assert "1 passed" in wrong.stdout
+    assert f"{presets()[0].name}: expected 0 tench, got 7 \\x1bcock" in wrong.stdout
+    assert f"; {url}" in wrong.stdout
+    assert "2 passed" in wrong.stdout
     assert "Error at setup" not in wrong.stdout
 
 
 def test_pytest_says_before_anything_else_that_the_server_is_its_own():
-    result = run_pytest()
+    result = run_pytest("-k", "health")
     assert result.returncode == 0, result.stdout
     assert "test_endpoint[health of a local server] PASSED" in result.stdout
     assert (
@@ -143,6 +152,25 @@ def test_what_an_endpoint_says_is_escaped():
         assert "\n::" not in run_tester(TENCH, "--url", url).stderr
 
 
+def test_json_is_valid_and_has_no_commands():
+    answer = ANSWER | {"class_name": "a ##[error]b\x7f\u202e\x1b"}
+    with fake_endpoint(200, json.dumps(answer).encode(), health=b'{"state": "healthy", "a": "##[error]b"}') as (url, _):
+        for arguments in ([TENCH], ["--run-tests"]):
+            output = run_tester(*arguments, "--json", "--url", url).stdout
+            assert "##[" not in output
+            assert output.rstrip("\n").isprintable()
+            assert json.loads(output).get("class_name", answer["class_name"]) == answer["class_name"]
+
+
+@pytest.mark.parametrize("status", [422, 500])
+def test_message_of_an_endpoint_is_cut(status):
+    body = json.dumps({"error": {"message": "a" * 100_000}}).encode()
+    with fake_endpoint(status, body) as (url, _):
+        result = run_tester(TENCH, "--url", url)
+    assert result.stderr.count("a" * 200) == 1
+    assert len(result.stderr) < 1000
+
+
 def test_it_works_from_any_folder(served):
     command = command_line(TENCH, "--url", served.url) | {"cwd": "/"}
     assert "tench" in subprocess.run(**command, capture_output=True, text=True, check=True).stdout
@@ -153,16 +181,57 @@ def test_it_works_from_any_folder(served):
 def test_the_preset_tests_are_reported_each_with_the_time_of_a_call(served):
     result = run_tester("--run-tests", "--url", served.url)
     assert result.returncode == 0
-    for line in ("health: ", "images/n01440764_tench.jpeg: 0 tench", "not an image: rejected with 422"):
+    names = (f"{presets()[0].name}: 0 tench", "concurrent requests: 10 ", "not an image: rejected with 422")
+    for line in ("health: ", *names):
         assert f"ok    {line}" in result.stdout
+    assert "no API key" not in result.stdout
     assert "latency: median " in result.stdout
     assert ", first " in result.stdout
+
+
+def test_request_without_the_key_must_be_rejected(tmp_path):
+    with ready(tmp_path, BANANA_API_KEY="key") as served:
+        result = run_tester("--run-tests", "--url", served.url, "--api-key", "key")
+    assert result.returncode == 0, result.stdout
+    assert "ok    no API key: rejected with 401" in result.stdout
+    with fake_endpoint(200, json.dumps(ANSWER).encode(), health=b'{"state": "healthy"}') as (url, _):
+        result = run_tester("--run-tests", "--url", url, "--api-key", "key")
+    assert result.returncode == 1
+    assert "FAIL  no API key: expected status 401, got class 7 cock" in result.stdout
+
+
+def test_concurrent_requests_must_all_succeed(tmp_path):
+    with fake_endpoint(413, b"busy", good=range(14), health=b'{"state": "healthy"}') as (url, _):
+        result = run_tester("--run-tests", "--url", url)
+    assert result.returncode == 1
+    assert "FAIL  concurrent requests: expected a class for each of 10, got rejected with 413: busy" in result.stdout
+
+
+def test_image_that_cannot_be_read_fails_its_test(served, tmp_path):
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(5 * 10**9)
+    result = run_tester("--expect", f"{tmp_path / 'large.jpg'}=0", "--url", served.url)
+    assert result.returncode == 1
+    assert "large.jpg: larger than 50 MB" in result.stdout
+
+
+def test_server_packages_are_needed_only_without_a_url(served, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules |= {'sanic': None, 'numpy': None}\n")
+    assert run_tester(TENCH, "--url", served.url, PYTHONPATH=str(tmp_path)).returncode == 0
+    result = run_tester(TENCH, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 3
+    assert "set BANANA_MODEL_URL or --url" in result.stderr
+
+
+def test_tester_imports_nothing_that_windows_lacks():
+    unix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
+    assert not {module for file in needed("test_server.py") for module in imports(file)} & unix
 
 
 def test_the_report_for_machines_has_the_same(served):
     report = json.loads(run_tester("--run-tests", "--json", "--url", served.url).stdout)
     assert (report["failed"], report["passed"]) == (0, len(report["tests"]))
-    assert {test["name"] for test in report["tests"]} >= {"health", "not an image", "images/n01632777_axolotl.jpeg"}
+    assert {test["name"] for test in report["tests"]} >= {"health", "not an image", presets()[1].name}
     times = report["timing_ms"]
     assert 0 < times["server_median"] <= times["median"] <= times["max"]
 
@@ -176,7 +245,7 @@ def test_a_wrong_class_is_exit_code_1_with_expected_and_got(tmp_path):
         (tmp_path / "answer.json").write_text(json.dumps(ANSWER))
         result = run_tester("--run-tests", "--url", served.url)
     assert result.returncode == 1
-    assert "FAIL  images/n01440764_tench.jpeg: expected 0 tench, got 7 cock" in result.stdout
+    assert f"FAIL  {presets()[0].name}: expected 0 tench, got 7 cock" in result.stdout
     assert "FAIL  not an image: expected status 422, got class 7 cock" in result.stdout
 
 
@@ -186,13 +255,13 @@ def test_a_bad_image_is_exit_code_2_and_does_not_stop_the_rest(served, tmp_path)
     missing = tmp_path / "missing.jpg"
     result = run_tester(text, missing, TENCH, "--url", served.url)
     assert result.returncode == 2
-    _, of_text, of_missing, of_tench, summary = result.stdout.splitlines()
+    _, of_text, of_missing, of_tench, summary, _ = result.stdout.splitlines()
     assert of_text.startswith(str(text))
     assert "  rejected with 422: " in of_text
     assert of_missing.startswith(str(missing))
     assert of_missing.endswith("  cannot be read: No such file or directory")
     assert cells(of_tench)[1:3] == ["0", "tench"]
-    assert summary.startswith("1 of 3 pictures classified")
+    assert "1 of 3 images classified" in summary
 
     as_json = run_tester(text, missing, TENCH, "--json", "--url", served.url)
     assert as_json.returncode == 2
@@ -240,9 +309,10 @@ def test_expect_names_the_images_of_another_model(other_model, tmp_path):
             "health",
             "images/n01440764_tench.jpeg",
             str(tmp_path / "a=b.jpeg"),
+            "concurrent requests",
             "not an image",
         ]
-        assert (report["passed"], report["failed"]) == (4, 0), report
+        assert (report["passed"], report["failed"]) == (5, 0), report
         wrong = run_tester("--run-tests", "--expect", f"{TENCH}={tench + 1}", "--url", served.url)
         assert wrong.returncode == 1
         assert f"FAIL  images/n01440764_tench.jpeg: expected {tench + 1}, got {tench} kind 0" in wrong.stdout

@@ -1,5 +1,6 @@
 """Many images: which are found, and how their answers come through an endpoint that is slow, wrong or gone."""
 
+import os
 import threading
 import tracemalloc
 from pathlib import Path
@@ -152,13 +153,22 @@ def test_a_folder_of_very_many_takes_little_memory(tmp_path):
         tracemalloc.stop()
 
 
-def test_the_summary_has_the_median_the_95th_percentile_and_the_worst():
-    text = summarize([None, *map(float, range(1, 101))], 2.0)
-    assert text.startswith("100 of 101 pictures classified in ")
-    assert text.endswith("a call took 50.5 ms in the median, 95.0 at the 95th percentile, 100.0 at worst")
+def test_summary_has_the_total_and_the_latency():
+    count, latency = summarize("http://url", [*map(float, range(1, 101))], 300, 2.0)
+    assert count == "http://url: 100 of 300 images classified in 2.00 s (50.0/s)"
+    assert latency == "latency: median 50.5 ms, 95th percentile 95.0, max 100.0"
 
 
-def test_a_summary_without_an_answer_has_no_times():
-    text = summarize([None], 2.0)
-    assert text.startswith("0 of 1 pictures classified in ")
-    assert "a call took" not in text
+def test_summary_without_a_result_has_no_latency():
+    assert summarize("http://url", [], 1, 2.0) == ["http://url: 0 of 1 images classified in 2.00 s (0.0/s)"]
+
+
+def test_file_that_is_not_sent_has_its_reason(tmp_path):
+    large, pipe, good = (tmp_path / name for name in ("large.jpg", "pipe.jpg", "z.jpg"))
+    with large.open("wb") as file:
+        file.truncate(5 * 10**9)
+    os.mkfifo(pipe)
+    good.write_text("7")
+    outcomes = classify_in_order(FakeEndpoint(), find_images([tmp_path])[0], 1)
+    reasons = ["larger than 50 MB", "not a regular file"]
+    assert classes(outcomes) == [*(f"cannot be read: {reason}" for reason in reasons), 7]

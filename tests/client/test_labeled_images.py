@@ -5,16 +5,55 @@ from pathlib import Path
 
 import pytest
 
-from client.labeled_images import LabeledImage, parse_expectation, presets
+from client import labeled_images
+from client.labeled_images import CLASSES, PROVEN_MODEL, LabeledImage, parse_expectation, presets
 from tests.server_process import TENCH
 
 
-def test_the_preset_images_are_there_under_the_names_that_a_report_shows():
-    assert [preset.name for preset in presets()][:2] == [
-        "images/n01440764_tench.jpeg",
-        "images/n01632777_axolotl.jpeg",
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with the illustrations alone."""
+    monkeypatch.setattr(labeled_images, "ROOT", tmp_path)
+    (tmp_path / "images" / "photos").mkdir(parents=True)
+    for name in CLASSES:
+        (tmp_path / "images" / name).touch()
+    return tmp_path
+
+
+def test_presets_are_the_illustrations_without_both_photographs(repository):
+    names = ["images/n01440764_tench.jpeg", "images/n01632777_axolotl.jpeg"]
+    assert [image.name for image in presets()] == names
+    (repository / "images" / "photos" / "n01440764_tench.jpeg").touch()
+    assert [image.name for image in presets()] == names
+
+
+def test_presets_are_the_photographs_if_both_exist(repository):
+    for name in CLASSES:
+        (repository / "images" / "photos" / name).touch()
+    assert [(image.name, image.class_id) for image in presets()] == [
+        ("images/photos/n01440764_tench.jpeg", 0),
+        ("images/photos/n01632777_axolotl.jpeg", 26),
     ]
-    assert all(preset.path.is_file() for preset in presets())
+
+
+def test_preset_images_exist():
+    assert all(image.path.is_file() for image in presets())
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "model", "unproven"),
+    [
+        ("images", "tench", "resnet18", True),
+        ("images", "tench", PROVEN_MODEL, False),
+        ("images/photos", "tench", "resnet18", False),
+        ("images", None, "resnet18", False),  # of `--expect`
+    ],
+)
+def test_failed_illustration_is_unproven_for_other_models(repository, folder, name, model, unproven):
+    image = LabeledImage(repository / folder / "n01440764_tench.jpeg", 0, name)
+    with pytest.raises(AssertionError, match="expected 0") as raised:
+        image.check({"class_id": 7, "class_name": "cock", "probability": 0.5}, model)
+    assert ("unproven for resnet18" in str(raised.value)) == unproven
 
 
 @pytest.mark.parametrize("name", ["cat.jpg", "a=b.jpg", "=", "x=1=2.json=3.jpg", "with space.jpg"])
@@ -47,8 +86,8 @@ def test_a_wrong_form_is_refused_with_the_right_one(argument, says):
 
 def test_a_class_without_a_name_may_have_any_and_one_with_a_name_only_that():
     cat, dog = ({"class_name": name, "probability": 0.9876} for name in ("cat", "dog"))
-    assert LabeledImage(Path("cat.jpg"), 7).check(cat | {"class_id": 7}) == "7 cat, probability 0.988"
+    assert LabeledImage(Path("cat.jpg"), 7).check(cat | {"class_id": 7}, "a") == "7 cat, probability 0.988"
     with pytest.raises(AssertionError, match=r"^expected 7, got 0 dog$"):
-        LabeledImage(Path("cat.jpg"), 7).check(dog | {"class_id": 0})
+        LabeledImage(Path("cat.jpg"), 7).check(dog | {"class_id": 0}, "a")
     with pytest.raises(AssertionError, match=r"^expected 7 cat, got 7 dog$"):
-        LabeledImage(Path("cat.jpg"), 7, "cat").check(dog | {"class_id": 7})
+        LabeledImage(Path("cat.jpg"), 7, "cat").check(dog | {"class_id": 7}, "a")

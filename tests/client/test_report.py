@@ -23,6 +23,11 @@ def test_what_is_not_printable_is_escaped_and_what_begins_a_command_too(text, pr
     assert escape(text) == printed
 
 
+def test_message_of_a_check_is_cut():
+    [test] = run_checks([("a", lambda subject: "b" * 10**6)], None, failures=())["tests"]
+    assert test["message"] == "b" * 1000
+
+
 def test_a_check_fails_by_the_exceptions_named_and_by_no_other():
     def check(subject):
         raise subject
