@@ -82,14 +82,3 @@ def test_an_unreachable_index_is_tried_once(clone):
 def test_the_index_can_be_turned_off(clone):
     (clone / "index-answers").touch()
     assert "--extra-index-url" not in installed(clone, "TORCH_INDEX=")
-
-
-def test_make_photos_offline_creates_no_folder(clone):
-    assert make(clone, "photos", "PHOTOS_URL=http://127.0.0.1:1")[0] != 0
-    assert not (clone / "images" / "photos").exists()
-
-
-def test_make_photos_keeps_no_file_with_another_digest(clone):
-    (clone / "n01440764_tench.jpeg").write_text("not the photograph")
-    assert make(clone, "photos", f"PHOTOS_URL=file://{clone}")[0] != 0
-    assert not (clone / "images" / "photos").exists()
