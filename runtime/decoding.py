@@ -16,6 +16,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from runtime import webp
 from runtime.errors import InvalidInput
 from runtime.image_formats import FORMATS, incomplete, recognize, unreadable
 from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip_png
@@ -56,11 +57,12 @@ def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
     """
     name = recognize(data)
     with _explaining(name):
+        table_bytes = webp.table_bytes(data) if name == "WEBP" else 0
         file = {"JPEG": strip_jpeg, "PNG": strip_png}.get(name, lambda data: Stripped(data, b""))(data)
         # Not Image.open, which tries other decoders too, and drops their reasons for refusing a file.
         image = DECODERS[name](_TimedBytes(file.data, deadline))
         image.info.setdefault("exif", file.exif)
-        image.info["fixed_bytes"] = file.coefficient_bytes + len(data) + len(file.data)
+        image.info["fixed_bytes"] = table_bytes + file.coefficient_bytes + len(data) + len(file.data)
         image.info["is_complete"] = file.is_complete
         return image
 

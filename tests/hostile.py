@@ -155,9 +155,74 @@ def jpeg_scans_of_three_components(side: int) -> bytes:
     return jpeg[:at] + b"\xff\xda\0\x0c\3" + jpeg[at + 5 : at + 11] + jpeg[at + 13 :]
 
 
+class _Bits:
+    """Writes a lossless WebP's bits, the lowest of each byte first."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def write(self, value: int, bits: int) -> None:
+        self.texts.append(f"{value:0{bits}b}"[::-1])
+
+    def bytes(self) -> bytes:
+        text = "".join(self.texts)
+        return int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little")
+
+
+def webp_stream_of_groups(side: int, groups: int) -> bytes:
+    """Return a black square of a lossless WebP, with a group of Huffman tables for each of its first 4x4 blocks."""
+    bits = _Bits()
+    bits.write(0b000100, 6)  # no transform, no color cache, groups by blocks of 4 pixels
+
+    def single() -> None:
+        bits.write(0b0001, 4)  # a code of one symbol, which is 0
+
+    bits.write(0, 1)  # no color cache
+    for limit in (256, None):  # green, which has more symbols than these, and red
+        bits.write(0, 1)
+        bits.write(12 - 4, 4)
+        for n in range(12):
+            bits.write(n == 11, 3)  # the only length is 8
+        bits.write(limit is not None, 1)
+        if limit:
+            bits.write(3, 3)
+            bits.write(limit - 2, 8)
+    for _ in range(3):
+        single()
+    for n in range((side // 4) ** 2):
+        number = min(n, groups - 1)
+        bits.write(int(f"{number & 255:08b}"[::-1], 2), 8)
+        bits.write(int(f"{number >> 8:08b}"[::-1], 2), 8)
+    for _ in range(5 * groups):
+        single()
+    return bits.bytes()
+
+
 def riff_chunk(kind: bytes, data: bytes) -> bytes:
     """Return a chunk of a WebP."""
     return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+
+
+def webp_of_groups(side: int, groups: int) -> bytes:
+    """Return a lossless WebP that libwebp reads with as many groups of Huffman tables."""
+    size = struct.pack("<BI", 0x2F, side - 1 | side - 1 << 14)
+    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups)))
+
+
+def webp_of_alpha_groups(side: int, groups: int) -> bytes:
+    """Return a lossy WebP whose alpha channel has as many groups of Huffman tables."""
+    lossy = encoded(Image.new("RGB", (side, side)), "WEBP")[12:]
+    canvas = bytes([0x10, 0, 0, 0]) + (side - 1).to_bytes(3, "little") * 2
+    alpha = riff_chunk(b"ALPH", b"\1" + webp_stream_of_groups(side, groups))
+    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8X", canvas) + alpha + lossy)
+
+
+def webp_animation(image: bytes) -> bytes:
+    """Return an animation whose one frame is the image of another WebP, a lossless square."""
+    side = (int.from_bytes(image[21:25], "little") & 0x3FFF).to_bytes(3, "little")
+    frame = riff_chunk(b"ANMF", bytes(6) + side * 2 + bytes(4) + image[12:])
+    canvas = riff_chunk(b"VP8X", b"\2\0\0\0" + side * 2)
+    return riff_chunk(b"RIFF", b"WEBP" + canvas + riff_chunk(b"ANIM", bytes(6)) + frame)
 
 
 def gif_of_frames(count: int) -> bytes:
@@ -241,6 +306,9 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "WebP on its side": (422, lambda: turned("WEBP")),
     "WebP of 1,000 frames": (200, lambda: webp_of_frames(1_000)),
     "WebP canvas of 16 million squared": (422, lambda: webp_canvas(2**24, 2**24)),
+    "WebP of 65,536 groups of tables": (422, lambda: webp_of_groups(1_024, 65_536)),
+    "WebP of 25,000 groups of tables": (200, lambda: webp_of_groups(1_024, 25_000)),
+    "WebP of 65,536 groups of tables for alpha": (422, lambda: webp_of_alpha_groups(1_024, 65_536)),
     "GIF of 200,000 blocks": (422, lambda: gif_of_blocks(200_000)),
     "GIF of 1,000 frames": (200, lambda: gif_of_frames(1_000)),
     "GIF canvas of 65,535 squared": (422, lambda: lying("GIF", encoded(Image.new("L", (1, 1)), "GIF"), 2**16, 2**16)),

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from runtime import decoding
+from runtime import decoding, webp
 from runtime.decoding import FORMATS, decoding_bytes, open_image, to_rgb
 from runtime.errors import InvalidInput
 from tests.hostile import (
@@ -30,9 +30,12 @@ from tests.hostile import (
     lying,
     png_chunk,
     png_with,
+    webp_animation,
     webp_canvas,
+    webp_of_alpha_groups,
+    webp_of_groups,
 )
-from tests.server_process import ROOT
+from tests.server_process import ROOT, TENCH
 
 BEST = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": "4:4:4"}}
 
@@ -277,9 +280,10 @@ def test_a_file_that_cannot_be_read_is_called_by_its_format(data, name):
 @pytest.mark.parametrize(
     ("file_format", "options"),
     [
-        *((file_format, {}) for file_format in ("JPEG", "PNG", "GIF", "BMP")),
+        *((file_format, {}) for file_format in FORMATS),
         ("JPEG", {"progressive": True}),
         ("JPEG", {"restart_marker_blocks": 3}),
+        ("WEBP", {"lossless": True}),
     ],
 )
 def test_a_file_that_ends_early_is_incomplete(file_format, options, part):
@@ -347,6 +351,34 @@ def test_a_gif_is_white_where_its_frame_is_not(options):
     expected = np.full((20, 30, 3), 255, np.uint8)
     expected[6:11, 4:14] = 7
     assert_pixels(decoded(gif), expected)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("method", range(7))
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_the_tables_of_any_honest_webp_are_counted(mode, method, lossless):
+    image = Image.open(TENCH).convert(mode).convert("RGBA" if mode == "RGBA" else "RGB")
+    if mode == "RGBA":
+        image.putalpha(Image.effect_noise(image.size, 90))
+    data = encoded(image, "WEBP", lossless=lossless, method=method)
+    tables = webp.table_bytes(data)
+    assert (tables > 0) == (lossless or mode == "RGBA") and tables < 10_000_000
+    assert decoded(data).shape == (375, 500, 3)
+
+
+@pytest.mark.parametrize(
+    "make", [webp_of_groups, webp_of_alpha_groups, lambda *args: webp_animation(webp_of_groups(*args))]
+)
+def test_the_tables_of_a_webp_are_counted_before_it_is_decoded(make):
+    assert webp.table_bytes(make(128, 1000)) == 1000 * webp.TABLE_BYTES
+    assert decoded(make(128, 1000)).shape == (128, 128, 3)
+    image = open_image(make(1024, 65_536))
+    assert decoding_bytes(image) > 800_000_000
+
+
+def test_a_webp_of_too_fine_blocks_is_refused():
+    with pytest.raises(InvalidInput, match=r"WebP .*blocks"):
+        open_image(webp_of_groups(2048, 1))
 
 
 def test_a_jpeg_whose_first_scan_lacks_a_component_is_kept_whole():
@@ -482,7 +514,7 @@ CLAIMS = {name: lying(name, encoded(Image.new("L", (1, 1)), name), 2**31, 2**31)
 def test_opening_allocates_nothing_for_a_claimed_size(data):
     script = """if True:
         import resource, sys
-        from runtime import decoding
+        from runtime import decoding, webp
         resource.setrlimit(resource.RLIMIT_AS, (4_000_000_000, 4_000_000_000))
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         before = peak()
