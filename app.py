@@ -26,7 +26,7 @@ def init() -> None:
     """Load the model of MODEL_PATH and run it once. Raises InvalidModel or BackendUnavailable."""
     global classifier
     classifier = OnnxClassifier(
-        SETTINGS.MODEL_PATH, SETTINGS.EXECUTION_PROVIDER, SETTINGS.PRECISION, THREADS, SETTINGS.MAX_PIXELS
+        SETTINGS.MODEL_PATH, SETTINGS.EXECUTION_PROVIDER, SETTINGS.PRECISION, THREADS, SETTINGS.MAX_IMAGE_MB
     )
     warm_up()
 

@@ -4,23 +4,24 @@ Neither needs PyTorch: the file that convert_to_onnx.py writes describes itself 
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from runtime.backends import open_runner
-from runtime.decoding import MAX_SIDE, decodes_incrementally, open_image, to_rgb
+from runtime.decoding import MAX_SIDE, decoding_bytes, open_image, to_rgb
 from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import available_cpus
 
-# Images with at least this many pixels are large: they take turns, and a JPEG is decoded at a reduced scale unless
-# full resolution is required: 12 megapixels then take 50 ms, not 140.
+# A JPEG of at least this many pixels is decoded at a reduced scale, unless full resolution is required: 12 megapixels
+# then take 50 ms, not 140.
 LARGE_PIXELS = 4_000_000
 # The reduced scale leaves both sides at least this many times as long as the model's input. Compared with full
 # resolution, a probability moved by up to 0.02; with 2 in place of 4 by up to 0.06.
 REDUCED_SIDES = 4
+LARGE_BYTES = 32_000_000  # of memory: an image that takes more to decode is decoded while no other large one is
 
 ImageSource = bytes | str | os.PathLike | Image.Image | np.ndarray
 
@@ -36,7 +37,7 @@ class ImagePreprocessor:
     size: tuple[int, int] = (224, 224)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    max_pixels: int = 25_000_000
+    max_image_mb: int = 400  # memory for decoding one image
     full_resolution: bool = True  # decode every JPEG at its own size, also a large one
 
     def __call__(self, source: ImageSource) -> np.ndarray:
@@ -46,7 +47,7 @@ class ImagePreprocessor:
         height, so to_rgb may do the first half of that for a large image, while it decodes it.
         """
         image = self.open(source)
-        rgb = to_rgb(image, self._min_side(image), width=self.size[1])
+        rgb = to_rgb(image, self._scale(image), width=self.size[1])
         return np.asarray(rgb.resize(self.size[::-1], Image.Resampling.BILINEAR))
 
     def decode(self, source: ImageSource) -> np.ndarray:
@@ -66,17 +67,21 @@ class ImagePreprocessor:
             image = Image.fromarray(source)
         else:
             image = open_image(source if isinstance(source, bytes) else Path(source).read_bytes(), deadline)
-        width, height = image.size
-        if width * height > self.max_pixels or max(width, height) > MAX_SIDE:
+        what = f"image is {image.width}x{image.height} pixels"
+        if max(image.size) > MAX_SIDE:
+            raise InvalidInput(f"{what}; the limit is {MAX_SIDE} per side: resize it")
+        needed_mb = decoding_bytes(image, self._scale(image)) // 1_000_000
+        if needed_mb > self.max_image_mb:
+            reduced_mb = decoding_bytes(image, replace(self, full_resolution=False)._scale(image)) // 1_000_000
+            hint = "; PRECISION=auto would accept it" if reduced_mb <= self.max_image_mb else ""
             raise InvalidInput(
-                f"image is {width}x{height} pixels; the limit is {self.max_pixels} pixels, "
-                f"and {MAX_SIDE} per side: resize it"
+                f"{what}, which take {needed_mb} MB to decode; the limit is {self.max_image_mb}: resize it{hint}"
             )
         return image
 
     def is_large(self, image: Image.Image) -> bool:
-        """Return whether decoding the image takes much memory: for a WebP 20 bytes per pixel, up to 500 MB."""
-        return image.width * image.height >= LARGE_PIXELS and not decodes_incrementally(image, self._min_side(image))
+        """Return whether decoding the opened image takes much memory, so that it must wait its turn."""
+        return decoding_bytes(image, self._scale(image)) > LARGE_BYTES
 
     def resize(self, pixels: np.ndarray) -> np.ndarray:
         """Squash RGB pixels of any size to the model's size with Pillow's antialiased bilinear filter.
@@ -97,11 +102,11 @@ class ImagePreprocessor:
         normalized = (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return normalized.transpose(0, 3, 1, 2)
 
-    def _min_side(self, image: Image.Image) -> int:
-        """Return how many pixels per side a JPEG must keep when it is decoded; 0: all of them."""
-        return (
-            0 if self.full_resolution or image.width * image.height < LARGE_PIXELS else REDUCED_SIDES * max(self.size)
-        )
+    def _scale(self, image: Image.Image) -> int:
+        """Return 1, or 2, 4 or 8 if a JPEG can be decoded at that fraction of its sides."""
+        if self.full_resolution or image.format != "JPEG" or image.width * image.height < LARGE_PIXELS:
+            return 1
+        return next((n for n in (8, 4, 2) if min(image.size) >= n * REDUCED_SIDES * max(self.size)), 1)
 
 
 class OnnxClassifier:
@@ -116,13 +121,13 @@ class OnnxClassifier:
         provider: str = "cpu",
         precision: str = "f32",
         threads: int | None = None,
-        max_pixels: int = 25_000_000,
+        max_image_mb: int = 400,
     ) -> None:
         """Load the file at `path`, as backends.open_runner does, to run on `threads` threads: by default all CPUs.
 
         The defaults are those of the converter and the tests: exact, on ONNX Runtime's CPU provider. app.py passes its
         settings, which are `auto`: the fastest backend and precision, and large JPEGs at a reduced scale.
-        Images of more than `max_pixels` are refused. Raises InvalidModel or BackendUnavailable.
+        Images that take more than `max_image_mb` MB to decode are refused. Raises InvalidModel or BackendUnavailable.
         """
         if not Path(path).is_file() or not os.access(path, os.R_OK):
             what = "is not a file that can be read" if Path(path).exists() else "is not there"
@@ -138,7 +143,7 @@ class OnnxClassifier:
         self.activation = described.activation
         expected = described.preprocessing
         self.preprocessor = ImagePreprocessor(
-            expected.size, expected.mean, expected.std, max_pixels, full_resolution=precision == "f32"
+            expected.size, expected.mean, expected.std, max_image_mb, full_resolution=precision == "f32"
         )
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:

@@ -1,51 +1,40 @@
-"""Opening and decoding images that anyone may have sent, made or damaged in whatever way.
-
-What a file may cost is bounded here; how many pixels it may have, in model.ImagePreprocessor.
-"""
+"""Decoding images that anyone may have sent: the memory is known from the header, the CPU time is limited."""
 
 import io
-import re
+import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import thread_time
+from typing import Any
 
 import numpy as np
-import PIL.WebPImagePlugin  # noqa: F401  the one of FORMATS that Image.open does not import by itself
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops
+from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
+from runtime import webp
 from runtime.errors import InvalidInput
-
-# No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a file of a kilobyte asks for.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-
-# model.ImagePreprocessor checks the limit, as early.
-Image.MAX_IMAGE_PIXELS = None
+from runtime.image_formats import FORMATS, incomplete, recognize, unreadable
+from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip_png
 
 # JPEG's own limit. Resampling needs a table in proportion to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
-# Scans of a progressive JPEG. Encoders write 10, or 18 of CMYK. One of 42 bytes may take 45 ms and change nothing.
-MAX_SCANS = 32
-SCAN = b"\xff\xda\x00"  # its marker, which a scan's data cannot contain
+# Seconds of CPU time for all images of a request, checked at every read and strip. One image takes more than 1 only if
+# it was made to.
+MAX_CPU_S = 2.0
 
-# Bytes of EXIF, of which a JPEG's should have under 65,536. Pillow makes an object of each fraction in a field: 10 s
-# for 20 MB.
-MAX_EXIF = 500_000
+MAX_GIF_BLOCKS = 100_000  # to pass in search of the pixels
+STRIP_PIXELS = 1_000_000  # to convert to RGB at a time
+ROW_BYTES = 1_000  # of an image that has only the width of a model's input
 
-# Bytes of a PNG's compressed texts, of which Pillow would keep 64 million.
-PngImagePlugin.MAX_TEXT_MEMORY = 4_000_000
+# Decoded in place of a JPEG's missing end. Pixels change if some were missing too; else libjpeg skips it.
+PADDING = bytes(range(1, 255))
 
-# Seconds of CPU time for decoding, checked at every read. Only an image that was made to be slow takes more than 1.
-MAX_CPU_S = 1.5
-
-# A JPEG's scan of some of its colors. The decoder then keeps the whole image, as it does of a progressive JPEG.
-PART_SCAN = re.compile(SCAN + rb"[\x08\x0a]")
-
-# Pixels to convert to RGB at a time.
-STRIP_PIXELS = 1_000_000
-
-# What EXIF says of an image that does not lie upright, and what turns it.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,55 +52,66 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
     """Return the image in a file's content, of which no more than the header has been read.
 
-    Nothing is read after `deadline`, in seconds of this thread's time: by default MAX_CPU_S from now.
-    Raises InvalidInput.
+    Nothing is read after `deadline`, in seconds of this thread's CPU time: by default MAX_CPU_S from now. The image's
+    `info` says what decoding takes at any scale (`fixed_bytes`), and if a JPEG `is_complete`. Raises InvalidInput.
     """
-    if data.startswith(b"\xff\xd8") and data.count(SCAN) > MAX_SCANS:  # the first two bytes of a JPEG
-        raise InvalidInput(f"the JPEG has more than {MAX_SCANS} scans: save it anew")
-    try:
-        return Image.open(_TimedBytes(data, deadline), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise InvalidInput(f"not a picture: send one of {', '.join(FORMATS)}") from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
-        raise InvalidInput(f"the picture's header is damaged: {error}") from error
+    name = recognize(data)
+    with _explaining(name):
+        table_bytes = webp.table_bytes(data) if name == "WEBP" else 0
+        file = {"JPEG": strip_jpeg, "PNG": strip_png}.get(name, lambda data: Stripped(data, b""))(data)
+        # Not Image.open, which tries other decoders too, and drops their reasons for refusing a file.
+        image = DECODERS[name](_TimedBytes(file.data, deadline))
+        image.info.setdefault("exif", file.exif)
+        image.info["fixed_bytes"] = table_bytes + file.coefficient_bytes + len(data) + len(file.data)
+        image.info["is_complete"] = file.is_complete
+        return image
 
 
-def decodes_incrementally(image: Image.Image, min_side: int) -> bool:
-    """Return whether decoding with that `min_side` never has more than a quarter of the image in memory."""
-    return (
-        isinstance(image, JpegImageFile)
-        and min(image.size) >= 2 * min_side > 0
-        and "progressive" not in image.info
-        and isinstance(image.fp, _TimedBytes)
-        and not PART_SCAN.search(image.fp.getvalue())
-    )
+def decoding_bytes(image: Image.Image, scale: int = 1) -> int:
+    """Return how much memory it takes to decode an opened image to RGB; a JPEG at 1/`scale` of its sides."""
+    pixel_bytes = 1 if image.mode in ("1", "L", "P") else 2 if image.mode == "I;16" else 4
+    if image.format == "WEBP":
+        pixel_bytes = 16  # two canvases in libwebp, two copies in Pillow
+    elif image.info.get("compression") in (1, 2) or _box(image) != (0, 0, *image.size):
+        pixel_bytes += 5  # a list of a BMP's pixels, or a GIF's white canvas
+    if not image.info.get("is_complete", True):
+        pixel_bytes *= 3  # decoded twice, and compared
+    if _orientation(image) in UPRIGHT:
+        pixel_bytes += 4
+    size = image.width * image.height * pixel_bytes // scale**2
+    return size + max(image.size) * ROW_BYTES // scale + image.info.get("fixed_bytes", 0)
 
 
-def to_rgb(image: Image.Image, min_side: int = 0, width: int | None = None) -> Image.Image:
+def to_rgb(image: Image.Image, scale: int = 1, width: int | None = None) -> Image.Image:
     """Return the first frame as RGB: upright as its EXIF says, transparency on white, 16 bits cut to the upper 8.
 
-    With `min_side` a JPEG is decoded at the smallest scale that leaves so many pixels a side. With `width` a large
-    image is resized to it, strip by strip, so that it is in memory once, not twice. Raises InvalidInput.
+    A JPEG is decoded at 1/`scale` of its sides. With `width` a large image is resized to it, strip by strip, so that it
+    is in memory once, not twice. Raises InvalidInput.
     """
-    try:
-        if min_side and isinstance(image, JpegImageFile):
-            image.draft(None, (min_side, min_side))
-        image.load()
-        if image.mode == "P" and image.palette is None:
-            raise ValueError("its palette is missing")
-        orientation = _orientation(image)  # after the pixels: a PNG is decoded for its EXIF, which may come behind
-        # Not ImageOps.exif_transpose, which writes all of the EXIF anew: that takes seconds if there is much of it.
-        upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    file, is_complete = getattr(image, "fp", None), image.info.get("is_complete", True)
+    deadline = getattr(file, "deadline", float("inf"))
+    with _explaining(image.format or "image", is_complete):
+        decoded = _load(image, scale)
+        if not is_complete:
+            padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + PADDING + END, deadline))
+            if ImageChops.difference(decoded, _load(padded, scale)).getbbox():
+                raise IndexError
+        # Not ImageOps.exif_transpose, which writes all of the EXIF again: that takes seconds if there is much of it.
+        orientation = _orientation(image)
+        upright = decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded
         if width is None or upright.width * upright.height <= STRIP_PIXELS:
             return _on_white(upright)
         narrow = Image.new("RGB", (width, upright.height))
         rows = max(1, STRIP_PIXELS // upright.width)
         for top in range(0, upright.height, rows):
+            _check_time(deadline)
             strip = _on_white(upright.crop((0, top, upright.width, min(top + rows, upright.height))))
             narrow.paste(strip.resize((width, strip.height), Image.Resampling.BILINEAR), (0, top))
         return narrow
-    except Exception as error:  # as in open_image
-        raise InvalidInput(f"the {image.format or 'picture'} is damaged or of an unusual kind: {error}") from error
+
+
+class _TooSlow(Exception):
+    """The CPU time of a request's images is used up."""
 
 
 class _TimedBytes(io.BytesIO):
@@ -122,40 +122,73 @@ class _TimedBytes(io.BytesIO):
         self.deadline = thread_time() + MAX_CPU_S if deadline is None else deadline
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes. Raises OSError."""
-        if thread_time() > self.deadline:
-            raise OSError("reading it takes too long: send fewer images in a call, or save it anew")
+        """Return the next bytes. Raises _TooSlow."""
+        _check_time(self.deadline)
         return super().read(size)
-
-
-class _PlainJpeg(JpegImageFile):
-    """A JPEG whose EXIF only `_orientation` reads."""
-
-    def _read_dpi_from_exif(self) -> None:
-        """Do nothing: nobody asks for the resolution."""
-
-
-# Pillow's own opener makes a JPEG that holds several images an MPO, of which it parses more.
-Image.register_open(JpegImageFile.format, _PlainJpeg, Image.OPEN[JpegImageFile.format][1])
 
 
 class _FirstFrameGif(GifImageFile):
     """A GIF without the disposal of its first frame, for which Pillow allocates the frame's area while it opens it."""
 
     disposal_method = property(lambda self: 0, lambda self, method: None)
+    blocks = 0
+
+    def data(self) -> bytes | None:
+        """Return the next block: Pillow keeps those of comments. Raises ValueError."""
+        self.blocks += 1
+        if self.blocks > MAX_GIF_BLOCKS:
+            raise ValueError(f"it has more than {MAX_GIF_BLOCKS} blocks")
+        return super().data()
 
 
-Image.register_open(GifImageFile.format, _FirstFrameGif, Image.OPEN[GifImageFile.format][1])
+# No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a file of a kilobyte asks for.
+DECODERS: dict[str, Any] = dict(
+    zip(FORMATS, (JpegImageFile, PngImageFile, WebPImageFile, _FirstFrameGif, BmpImageFile), strict=True)
+)
 
 
-def _orientation(image: Image.Image) -> int | None:
-    exif = image.info.get("exif") or image.info.get("Raw profile type exif", "")
-    if len(exif) > MAX_EXIF:
-        raise ValueError(f"it has more than {MAX_EXIF} bytes of EXIF: save it without")
+@contextmanager
+def _explaining(name: str, is_complete: bool = True) -> Iterator[None]:
+    """Raise InvalidInput in place of what a decoder raises, which a damaged file may make stumble over anything."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:
-        return None  # EXIF that cannot be read says nothing, and many a camera writes such
+        yield
+    except _TooSlow as error:
+        text = f"decoding takes over {MAX_CPU_S:g} s, which is too long for a request: send fewer or smaller images"
+        raise InvalidInput(text) from error
+    except Exception as error:
+        early = any(isinstance(e, IndexError | struct.error) for e in (error, error.__cause__))
+        if early or not is_complete or "truncated" in str(error).lower():
+            raise incomplete(name) from error
+        raise unreadable(name, error) from error
+
+
+def _check_time(deadline: float) -> None:
+    if thread_time() > deadline:
+        raise _TooSlow
+
+
+def _orientation(image: Image.Image) -> int:
+    return exif_orientation(image.info.get("exif", b""))
+
+
+def _box(image: Any) -> tuple[int, int, int, int]:
+    """Return which part of an opened image's canvas its first frame covers."""
+    return image.tile[0].extents if getattr(image, "tile", None) else (0, 0, *image.size)
+
+
+def _load(image: Image.Image, scale: int) -> Image.Image:
+    """Return the decoded image, on white if it is a GIF whose first frame does not cover the canvas."""
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))  # type: ignore[attr-defined]
+    box = _box(image)
+    image.load()
+    if image.mode == "P" and image.palette is None:
+        raise ValueError("its palette is missing")
+    if box == (0, 0, *image.size):
+        return image
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(_on_white(image.crop(box)), box)
+    return canvas
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -13,10 +13,6 @@ from runtime.base64_text import decode_base64
 from runtime.decoding import MAX_CPU_S
 from runtime.errors import InvalidInput, Unavailable, release_frames
 
-# Opening a file of a million empty chunks takes 1.5 s of CPU time, however small its image is. So a request whose
-# images have more bytes than this takes the slot before it opens any of them.
-LARGE_BYTES = 4_000_000
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -76,17 +72,15 @@ def load_images(inputs: Inputs, preprocessor: Any, slot: LargeImageSlot) -> tupl
     names the image if the request has several, or Unavailable if too many large images are being decoded.
     """
     pixels, descriptions = [], []
+    deadline = thread_time() + MAX_CPU_S
+    has_slot = False
     with ExitStack() as held:
-        is_large = sum(len(image) for image in inputs.images if isinstance(image, str | bytes)) > LARGE_BYTES
-        if is_large:
-            held.enter_context(slot.hold())
-        deadline = thread_time() + MAX_CPU_S
         for n, image in enumerate(inputs.images):
             try:
                 opened = [preprocessor.open(_content(image), deadline)]
-                if not is_large and preprocessor.is_large(opened[0]):
-                    is_large = True
+                if not has_slot and preprocessor.is_large(opened[0]):
                     held.enter_context(slot.hold())
+                    has_slot = True
                 size = {"width": opened[0].width, "height": opened[0].height}
                 descriptions.append({"format": opened[0].format or "pixels"} | size)
                 pixels.append(preprocessor(opened.pop()))

@@ -87,7 +87,7 @@ class ModelSettings:
     )
     THREADS: int | None = integer(None, 1, 1024, "threads of the model; unset: the CPUs that the container may use")
     MAX_IMAGES: int = integer(16, 1, 1024, "images in one call")
-    MAX_PIXELS: int = integer(25_000_000, 1, 1_000_000_000, "pixels of one image, width x height")
+    MAX_IMAGE_MB: int = integer(400, 1, 100_000, "memory for decoding one image, in units of 1,000,000 bytes")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-SIDE = 5_000  # squared, exactly the default of MAX_PIXELS
+SIDE = 4_900  # of a square that takes most of the default of MAX_IMAGE_MB
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -93,7 +93,7 @@ def jpeg_with(*segments: bytes) -> bytes:
 
 
 def jpeg_of_many_scans(count: int) -> bytes:
-    """Return a progressive JPEG of 25 million pixels that repeats its last scan, which changes nothing."""
+    """Return a progressive JPEG of 24 million pixels that repeats its last scan, which changes nothing."""
     jpeg = encoded(Image.new("RGB", (SIDE, SIDE)), "JPEG", progressive=True)
     last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
     return jpeg[:-2] + last * count + jpeg[-2:]
@@ -131,8 +131,7 @@ def webp_canvas(width: int, height: int) -> bytes:
     """Return a WebP of one pixel on a canvas of that size."""
     pixel = encoded(Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:]
     canvas = bytes([0, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    chunks = b"WEBPVP8X" + struct.pack("<I", len(canvas)) + canvas + pixel
-    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8X", canvas) + pixel)
 
 
 def gif_with_disposal(method: int) -> bytes:
@@ -141,6 +140,89 @@ def gif_with_disposal(method: int) -> bytes:
     control = struct.pack("<BBBBHBx", 0x21, 0xF9, 4, method << 2 | 1, 0, 0)
     frame = struct.pack("<BHHHHB", 0x2C, 0, 0, 65_535, 65_535, 0)
     return screen + control + frame + b"\x02\x02\x44\x01\0;"
+
+
+def gif_of_blocks(count: int) -> bytes:
+    """Return a GIF whose comment has N blocks of one byte."""
+    gif = encoded(Image.new("L", (9, 9)), "GIF", comment=b"ab")
+    return gif.replace(b"\x02ab", b"\x01a" * count)
+
+
+def jpeg_scans_of_three_components(side: int) -> bytes:
+    """Return a CMYK JPEG whose first scan has three of its four components, so that the decoder keeps all of it."""
+    jpeg = encoded(Image.new("CMYK", (side, side), (9, 99, 200, 0)), "JPEG")
+    at = jpeg.index(b"\xff\xda\0\x0e\4")
+    return jpeg[:at] + b"\xff\xda\0\x0c\3" + jpeg[at + 5 : at + 11] + jpeg[at + 13 :]
+
+
+class _Bits:
+    """Writes a lossless WebP's bits, the lowest of each byte first."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def write(self, value: int, bits: int) -> None:
+        self.texts.append(f"{value:0{bits}b}"[::-1])
+
+    def bytes(self) -> bytes:
+        text = "".join(self.texts)
+        return int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little")
+
+
+def webp_stream_of_groups(side: int, groups: int) -> bytes:
+    """Return a black square of a lossless WebP, with a group of Huffman tables for each of its first 4x4 blocks."""
+    bits = _Bits()
+    bits.write(0b000100, 6)  # no transform, no color cache, groups by blocks of 4 pixels
+
+    def single() -> None:
+        bits.write(0b0001, 4)  # a code of one symbol, which is 0
+
+    bits.write(0, 1)  # no color cache
+    for limit in (256, None):  # green, which has more symbols than these, and red
+        bits.write(0, 1)
+        bits.write(12 - 4, 4)
+        for n in range(12):
+            bits.write(n == 11, 3)  # the only length is 8
+        bits.write(limit is not None, 1)
+        if limit:
+            bits.write(3, 3)
+            bits.write(limit - 2, 8)
+    for _ in range(3):
+        single()
+    for n in range((side // 4) ** 2):
+        number = min(n, groups - 1)
+        bits.write(int(f"{number & 255:08b}"[::-1], 2), 8)
+        bits.write(int(f"{number >> 8:08b}"[::-1], 2), 8)
+    for _ in range(5 * groups):
+        single()
+    return bits.bytes()
+
+
+def riff_chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a WebP."""
+    return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+
+
+def webp_of_groups(side: int, groups: int) -> bytes:
+    """Return a lossless WebP that libwebp reads with as many groups of Huffman tables."""
+    size = struct.pack("<BI", 0x2F, side - 1 | side - 1 << 14)
+    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups)))
+
+
+def webp_of_alpha_groups(side: int, groups: int) -> bytes:
+    """Return a lossy WebP whose alpha channel has as many groups of Huffman tables."""
+    lossy = encoded(Image.new("RGB", (side, side)), "WEBP")[12:]
+    canvas = bytes([0x10, 0, 0, 0]) + (side - 1).to_bytes(3, "little") * 2
+    alpha = riff_chunk(b"ALPH", b"\1" + webp_stream_of_groups(side, groups))
+    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8X", canvas) + alpha + lossy)
+
+
+def webp_animation(image: bytes) -> bytes:
+    """Return an animation whose one frame is the image of another WebP, a lossless square."""
+    side = (int.from_bytes(image[21:25], "little") & 0x3FFF).to_bytes(3, "little")
+    frame = riff_chunk(b"ANMF", bytes(6) + side * 2 + bytes(4) + image[12:])
+    canvas = riff_chunk(b"VP8X", b"\2\0\0\0" + side * 2)
+    return riff_chunk(b"RIFF", b"WEBP" + canvas + riff_chunk(b"ANIM", bytes(6)) + frame)
 
 
 def gif_of_frames(count: int) -> bytes:
@@ -166,7 +248,7 @@ def exif_segments(exif: bytes) -> list[bytes]:
 
 
 def turned(file_format: str) -> bytes:
-    """Return a picture of 25 million transparent pixels that lies on its side."""
+    """Return a picture of 24 million transparent pixels that lies on its side."""
     exif = Image.Exif()
     exif[274] = 6
     fast = {"lossless": True, "method": 0} if file_format == "WEBP" else {"compress_level": 1}
@@ -180,7 +262,7 @@ def webp_of_frames(count: int) -> bytes:
 
 
 def png_interlaced() -> bytes:
-    """Return an interlaced PNG of 25 million pixels of 16 bits and alpha, all 0."""
+    """Return an interlaced PNG of 24 million pixels of 16 bits and alpha, all 0."""
     steps = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
     size = sum(-(-(SIDE - y) // down) * (1 + 8 * -(-(SIDE - x) // right)) for x, y, right, down in steps)
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 16, 6, 0, 0, 1))
@@ -192,23 +274,26 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "JPEG of 500 scans": (422, lambda: jpeg_of_many_scans(500)),
     "JPEG of 32 scans": (200, lambda: jpeg_of_many_scans(22)),
     "JPEG of 5,000 pieces of EXIF": (200, lambda: jpeg_with(b"\xff\xe1\x00\x0cExif\0\0abcd" * 5_000)),
-    "JPEG with EXIF of 500,000 fractions": (422, lambda: jpeg_with(*exif_segments(exif_of_fractions(500_000)))),
-    "JPEG of 100,000 comments": (200, lambda: jpeg_with(b"\xff\xfe\x00\x02" * 100_000)),
+    "JPEG with EXIF of 500,000 fractions": (200, lambda: jpeg_with(*exif_segments(exif_of_fractions(500_000)))),
+    "JPEG of 90,000 comments": (200, lambda: jpeg_with(b"\xff\xfe\x00\x02" * 90_000)),
     "JPEG of CMYK noise, progressive": (
         200,
         lambda: encoded(Image.effect_noise((SIDE, SIDE), 9).convert("CMYK"), "JPEG", progressive=True, quality=20),
     ),
+    "JPEG of three components of four": (200, lambda: jpeg_scans_of_three_components(SIDE)),
+    "JPEG of 60 frames": (422, lambda: jpeg_with((b"\xff\xc0\xff\xff" + bytes(65_533)) * 60)),
+    "JPEG of 65,500 squared": (422, lambda: lying("JPEG", encoded(Image.new("RGB", (9, 9)), "JPEG"), 65_500, 65_500)),
     "JPEG of a line": (200, lambda: encoded(Image.new("RGB", (381, 65_500)), "JPEG")),
     "PNG without its palette": (422, lambda: png_with(kind=3)),
-    "PNG with 80 compressed texts": (422, lambda: png_with(zipped(b"zTXt", 999_000) * 80)),
-    "PNG with a large compressed text": (422, lambda: png_with(zipped(b"zTXt", 1_100_000))),
-    "PNG with a large colour profile": (422, lambda: png_with(zipped(b"iCCP", 1_100_000))),
-    "PNG with 200 colour profiles": (200, lambda: png_with(zipped(b"iCCP", 999_000) * 200)),
+    "PNG with 80 compressed texts": (200, lambda: png_with(zipped(b"zTXt", 999_000) * 80)),
+    "PNG with a large compressed text": (200, lambda: png_with(zipped(b"zTXt", 1_100_000))),
+    "PNG with a large color profile": (200, lambda: png_with(zipped(b"iCCP", 1_100_000))),
+    "PNG with 200 color profiles": (200, lambda: png_with(zipped(b"iCCP", 999_000) * 200)),
     "PNG of 50,000 chunks": (200, lambda: png_with(png_chunk(b"teST", b"") * 50_000)),
     "PNG with EXIF of 60,000 fractions": (200, lambda: png_with(png_chunk(b"eXIf", exif_of_fractions(60_000)))),
-    "PNG with EXIF of 500,000 fractions": (422, lambda: png_with(png_chunk(b"eXIf", exif_of_fractions(500_000)))),
+    "PNG with EXIF of 500,000 fractions": (200, lambda: png_with(png_chunk(b"eXIf", exif_of_fractions(500_000)))),
     "PNG with EXIF as a text of 600,000 letters": (
-        422,
+        200,
         lambda: png_with(png_chunk(b"tEXt", b"Raw profile type exif\0\n\n\n" + b"0" * 600_000)),
     ),
     "PNG on its side": (200, lambda: turned("PNG")),
@@ -218,9 +303,13 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
         200,
         lambda: encoded(Image.new("P", (SIDE, SIDE)), "PNG", transparency=0, compress_level=1),
     ),
-    "WebP on its side": (200, lambda: turned("WEBP")),
+    "WebP on its side": (422, lambda: turned("WEBP")),
     "WebP of 1,000 frames": (200, lambda: webp_of_frames(1_000)),
     "WebP canvas of 16 million squared": (422, lambda: webp_canvas(2**24, 2**24)),
+    "WebP of 65,536 groups of tables": (422, lambda: webp_of_groups(1_024, 65_536)),
+    "WebP of 25,000 groups of tables": (200, lambda: webp_of_groups(1_024, 25_000)),
+    "WebP of 65,536 groups of tables for alpha": (422, lambda: webp_of_alpha_groups(1_024, 65_536)),
+    "GIF of 200,000 blocks": (422, lambda: gif_of_blocks(200_000)),
     "GIF of 1,000 frames": (200, lambda: gif_of_frames(1_000)),
     "GIF canvas of 65,535 squared": (422, lambda: lying("GIF", encoded(Image.new("L", (1, 1)), "GIF"), 2**16, 2**16)),
     "GIF of 65,535 squared, disposed to its background": (422, lambda: gif_with_disposal(2)),

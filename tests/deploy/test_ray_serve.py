@@ -100,7 +100,7 @@ def test_health_needs_no_key_and_names_what_runs(served):
     [
         (401, "API key", {"headers": {"X-Banana-API-Key": "another"}}),
         (413, "20 MB", {"data": b"x" * 20_000_001}),
-        (422, "not a picture: send one of", {"data": b"no picture", "headers": JPEG}),
+        (422, "not an image", {"data": b"no picture", "headers": JPEG}),
         (422, "not JSON", {"data": b"no JSON"}),
         (422, '"top_k" has to be', {"data": TENCH.read_bytes(), "headers": JPEG, "params": {"top_k": "0"}}),
     ],

@@ -265,7 +265,7 @@ def start(**environment: str) -> str:
         ("KEEP_ALIVE_TIMEOUT_S", "1e3"),
         ("SHUTDOWN_GRACE_S", " 1"),
         ("MAX_IMAGES", "\u0665"),
-        ("MAX_PIXELS", "1" * 5000),
+        ("MAX_IMAGE_MB", "1" * 5000),
     ],
 )
 def test_a_bad_setting_is_named_and_ends_it(name, value):
