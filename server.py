@@ -15,28 +15,40 @@ The path of a request that classifies an image, its limits, and the status of a 
 
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
-import logging
 import os
+import signal
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from runtime.settings import ServerSettings, read
-from serving.log import LineHandler, logger
+from serving.log import logger, start_log
 
 SETTINGS = read(ServerSettings)
+USAGE = """usage: python server.py [serve]
+
+Serve classifier.onnx over HTTP. Settings are environment variables such as PORT: docs/configuration.md has them all.
+"""
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Print the usage and exit if there are arguments other than SageMaker's `serve`."""
+    if arguments in (["-h"], ["--help"]):
+        print(USAGE)
+        sys.exit()
+    if arguments not in ([], ["serve"]):
+        sys.exit(USAGE)
 
 
 def load(backend: Any) -> Future:
     """Set up the log, and start to load the backend's model in a thread."""
-    logging.basicConfig(handlers=[LineHandler(SETTINGS.LOG_FORMAT == "json")])
+    start_log(SETTINGS.LOG_FORMAT)
     return ThreadPoolExecutor(1, "load").submit(backend.init)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in ([], ["serve"]):  # SageMaker passes "serve"
-        sys.exit("usage: python server.py [serve]; docs/configuration.md has the settings")
+    check_arguments(sys.argv[1:])
     import app
 
     loading = load(app)  # while Sanic is imported below: the first response comes after 0.46 s instead of 0.60 s
@@ -61,8 +73,7 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-# With error_format, Sanic does not search the source of each route for one when it starts.
-GET: dict[str, Any] = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}
+GET: dict[str, Any] = platforms.GET | {"unquote": False}
 
 server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
@@ -106,14 +117,15 @@ async def healthcheck(request: Request) -> HTTPResponse:
     return json({"state": "healthy"} | request.app.ctx.backend.status())
 
 
-@server.post("/_k/warmup", ignore_body=True)
+@server.route("/_k/warmup", **(GET | {"methods": ["GET", "HEAD", "POST"]}))
 async def warmup(request: Request) -> HTTPResponse:
     """The route of banana_dev's Client.warmup(): 200 once the model is loaded, otherwise 503."""
     request.app.ctx.lifecycle.require_ready()
     return json({"warm": True})
 
 
-@server.route("/_k/status", **GET)
+@server.route("/_k/status", **GET)  # type: ignore[arg-type]
+@server.route("/__status__", name="status_alias", **GET)
 async def status(request: Request) -> HTTPResponse:
     """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
     return json(request.app.ctx.activity.status())
@@ -139,7 +151,9 @@ async def start_lifecycle(server: Sanic) -> None:
     server.ctx.lifecycle.watch_model_load(server)  # second: a client that sees a healthy server may stop it at once
     if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
-    logger.info("listening", extra={"fields": {"host": SETTINGS.HOST, "port": SETTINGS.PORT}})
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(SETTINGS.HOST, SETTINGS.HOST)  # an address that a browser can open
+    url = f"http://[{host}]:{SETTINGS.PORT}" if ":" in host else f"http://{host}:{SETTINGS.PORT}"
+    logger.info("listening", extra={"fields": {"url": url, "host": SETTINGS.HOST, "port": SETTINGS.PORT}})
 
 
 def main(backend: Any, loading: Future) -> None:
@@ -155,6 +169,9 @@ def main(backend: Any, loading: Future) -> None:
     ctx.activity = Activity(ctx.lifecycle, ctx.queue)
     REQUESTS_IN_PROGRESS.set_function(lambda: ctx.queue.running)
     REQUESTS_QUEUED.set_function(lambda: ctx.queue.queued)
+    os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # on a terminal, a colored line that suggests --debug
+    # Sanic logs a traceback for a KeyboardInterrupt; it replaces this handler when it serves.
+    signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.excepthook(KeyboardInterrupt, None, None))
     try:
         server.run(
             SETTINGS.HOST,

@@ -53,6 +53,11 @@ async def handle(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespo
     The other thing that `work` returns, the backend's answer, is kept in `request.ctx` for the log. Raises what
     `BodyReader.read` raises, Unavailable, or what `work` raises.
     """
+
+    def start(body: bytes) -> tuple[dict, HTTPResponse]:
+        request.ctx.is_queued = False
+        return work(body)
+
     ctx = request.app.ctx
     ctx.lifecycle.require_ready()
     if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -62,7 +67,9 @@ async def handle(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespo
     try:
         ctx.lifecycle.require_ready()  # the server may have been stopped while the body arrived
         ctx.activity.last_change = monotonic()
-        (request.ctx.answer, response), request.ctx.queued_s = await ctx.queue.run(work, body)
+        # Until a thread starts on it; see DeadlineProtocol.eof_received.
+        request.ctx.is_queued = ctx.queue.pending >= ctx.queue.threads
+        (request.ctx.answer, response), request.ctx.queued_s = await ctx.queue.run(start, body)
         return response
     finally:
         ctx.bodies.release(body)

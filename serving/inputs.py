@@ -1,12 +1,13 @@
-"""The inputs of a request, whichever way the picture was sent."""
+"""The inputs of a request, whichever way the image was sent."""
 
 import io
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from runtime.base64_text import decode_base64
+from runtime.base64_text import BASE64_IMAGE, decode_base64
 from runtime.errors import InvalidInput
 from serving.bounded_lists import at_most, list_items
 
@@ -15,6 +16,10 @@ MAX_TEXTS = 1024  # texts in a list of a JSON body; the most that MAX_IMAGES in 
 OPTIONS = ("top_k", "probabilities")
 COMPRESSED = "the request is compressed: send it as it is"
 NULL = msgspec.Raw(b"null")
+GZIP, BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
+# A body that is neither JSON nor a form: control characters at its beginning, or the signature of a format.
+FILE = re.compile(rb"(?!\xef\xbb\xbf)(?:[\x80-\xff]|.{0,15}[\0-\x08\x0e-\x1f]|GIF8|RIFF|%PDF|<)", re.DOTALL)
+FIELD_IMAGE = re.compile(rb"(?:^|&)image=")
 
 
 class _Inputs(msgspec.Struct):
@@ -33,24 +38,34 @@ _decode = msgspec.json.Decoder(_Inputs | str).decode
 
 
 def parse_inputs(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
-    """Return a call's inputs as app.inference takes them. Raises InvalidInput.
+    """Return a request's inputs as app.inference accepts them. Raises InvalidInput.
 
-    A picture's own bytes are known by their Content-Type; anything else that is no form is taken for JSON.
+    A body that begins like a file is one, whatever its Content-Type. Otherwise that says whether it is an image or a
+    form, and any other body is JSON, or an image in base64.
     """
     kind = content_type.partition(";")[0].strip().lower()
-    if kind.startswith("image/") or kind in ("application/octet-stream", "application/x-image"):
-        return {"image": body} | _options(query)
+    is_image = kind.startswith("image/") or kind.endswith("/octet-stream") or kind == "application/x-image"
+    if not body:
+        raise InvalidInput("the body is empty: send an image")
+    if body.startswith(GZIP) and not is_image:
+        raise InvalidInput(COMPRESSED)
+    if is_image or FILE.match(body) or BASE64_IMAGE.match(body):
+        return {"image": _content(body)} | _options(query)
     if kind == "multipart/form-data":
         return _options(query) | _form(content_type, body)
-    if body.startswith(b"\x1f\x8b"):  # gzip, of a client that does not say so
-        raise InvalidInput(COMPRESSED)
+    if kind == "application/x-www-form-urlencoded" and FIELD_IMAGE.search(body):
+        return _options(query) | _urlencoded(body)
     try:
-        return _options(query) | _json(body)
+        return _options(query) | _json(body.removeprefix(BOM))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
         why = str(error).replace(" | null", "").replace("Expected `str`", "Expected base64")
-        hint = 'send {"image": "<base64>"}, or the bytes of the picture with its Content-Type'
-        raise InvalidInput(f"{what} ({why}): {hint}") from error
+        raise InvalidInput(f'{what} ({why}): send {{"image": "<base64>"}}, or the bytes of the image') from error
+
+
+def _content(data: bytes) -> bytes:
+    """Return the file in a body or in a form's field, which may be in base64."""
+    return decode_base64(data.decode("latin-1")) if BASE64_IMAGE.match(data) else data
 
 
 def _json(body: bytes) -> dict:
@@ -76,14 +91,20 @@ def _form(content_type: str, body: bytes) -> dict:
     limits = {"part_limit": MAX_FORM_PARTS, "spool_limit": len(body) + 1, "memory_limit": len(body) + 1}  # no disk
     try:
         parts = list(MultipartParser(io.BytesIO(body), boundary, **limits))
-        pictures = [part.raw for part in parts if part.name == "image"]
+        images = [part.raw for part in parts if part.name == "image"]
         # Not part.value, which heeds a charset that the caller names: of Punycode a megabyte takes minutes.
         fields = {part.name: part.raw.decode(errors="replace") for part in parts if part.name in OPTIONS}
     except (MultipartError, ValueError) as error:
         raise InvalidInput(f"not a form that can be read: {error}") from error
-    if len(pictures) != 1:
+    if len(images) != 1:
         raise InvalidInput("expected a form with one file in the field `image`")
-    return {"image": pictures[0]} | _options(fields)
+    return {"image": _content(images[0])} | _options(fields)
+
+
+def _urlencoded(body: bytes) -> dict:
+    """Return the inputs of a form without files. A "+" stays one: base64 has no blanks that it could stand for."""
+    fields = dict(part.partition("=")[::2] for part in body.decode("latin-1").split("&", MAX_FORM_PARTS))
+    return {"image": decode_base64(fields.pop("image", ""))} | _options(fields)
 
 
 def _options(fields: Mapping[str, Any]) -> dict:

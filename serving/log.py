@@ -16,6 +16,13 @@ logger = logging.getLogger("server")
 logger.setLevel(logging.INFO)  # of all others only warnings and errors are written
 
 
+def start_log(log_format: str) -> None:
+    """Write all events from now on, as `text` or as `json`."""
+    if sys.stderr is None:  # closed, as by `2>&-`: without this, a socket would become the new stderr
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    logging.basicConfig(handlers=[LineHandler(log_format == "json")])
+
+
 class LineHandler(logging.Handler):
     """Writes each event to stderr as one line, of text or a JSON object; what is not printable is escaped in either.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import re
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
@@ -39,7 +40,8 @@ CORS_HEADERS = {  # of every response if CORS_ORIGIN is set
     "Access-Control-Max-Age": "600",
     "Vary": "Origin",
 }
-PUBLIC_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", *platforms.PROBES}  # probes and pages send no key
+# Probes send no key, nor does a browser for the page's files and the link on it.
+PUBLIC_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", "/openapi.json", *platforms.PROBES}
 
 
 def install(server: Sanic, settings: ServerSettings) -> None:
@@ -67,7 +69,8 @@ async def authenticate(request: Request) -> None:
     is_malformed = not request.head  # Sanic could not parse it, nor its key: the response says so
     if not key or is_public or is_preflight or is_malformed:
         return
-    sent = request.headers.get("X-Banana-API-Key") or request.token or ""
+    bearer = re.sub(r"(?i)^bearer ", "", request.headers.get("Authorization", ""))
+    sent = (request.headers.get("X-Banana-API-Key") or bearer).strip(" \t")
     if not hmac.compare_digest(sent.encode(errors="replace"), key.encode()):
         raise Unauthorized("send the API key of this endpoint as X-Banana-API-Key", scheme="Bearer")
 

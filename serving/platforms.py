@@ -15,6 +15,7 @@ from serving.lifecycle import State
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST .../infer"
+# With error_format, Sanic does not search the source of each route for one when it starts.
 GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True, "error_format": "json"}
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 VERSION = "1"  # the only one of the model

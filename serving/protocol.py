@@ -3,7 +3,9 @@
 The tests are in tests/serving. If one passes without its correction, Sanic has mended the fault.
 """
 
+import asyncio
 import re
+from collections.abc import AsyncIterator
 
 from sanic.exceptions import BadRequest, BadURL
 from sanic.http import Http, Stage
@@ -12,9 +14,15 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 # A line that is not a header: its name is not a token, or its value begins with a blank that only Python knows.
 NOT_A_HEADER = re.compile(r"\r\n(?![!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*(?=\S|\r\n|\Z))")
 
+MANY_CHUNKS = 1_024  # of a body; from then on they must have MIN_CHUNK_BYTES on average
+MIN_CHUNK_BYTES = 64
+CHUNKS_PER_TURN = 32
+
 
 class StrictHttp(Http):
     """Reads a request as any proxy does, and responds to requests that Sanic would leave without a response or end."""
+
+    __slots__ = ("chunks",)  # of the body, so far
 
     # Sanic sets no timeout for a request that merely claims to want a WebSocket; there are none here.
     # test_overload.py: test_200_slow_connections_stop_nobody_and_are_dropped
@@ -26,6 +34,7 @@ class StrictHttp(Http):
         test_protocol.py: test_an_empty_line_between_requests_is_no_request
         """
         super().init_for_request()
+        self.chunks = 0
         del self.recv_buffer[: len(self.recv_buffer) - len(self.recv_buffer.lstrip(b"\r\n"))]
 
     async def http1_request_header(self) -> None:
@@ -47,6 +56,33 @@ class StrictHttp(Http):
         if not re.fullmatch(r"[0-9a-fA-F]+", value):
             raise ValueError
         return int(value, base)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Read a body and let other connections proceed; Sanic does not while its buffer holds any of the body.
+
+        test_overload.py: test_bodies_of_tiny_chunks_do_not_stop_the_server
+        """
+        while self.request_body:
+            if data := await self.read():
+                yield data
+            if self.chunks % CHUNKS_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    async def read(self) -> bytes | None:
+        """Refuse a body in tiny chunks, and a chunk without CRLF behind it; Sanic accepts any two bytes there.
+
+        test_overload.py: test_bodies_of_tiny_chunks_do_not_stop_the_server; test_protocol.py:
+        test_chunks_must_end_with_crlf
+        """
+        if self.request_body == "chunked" and self.request_bytes_left == 0:  # at the end of a chunk, or of the head
+            while len(self.recv_buffer) < 2:
+                await self._receive_more()
+            is_wasteful = self.chunks >= MANY_CHUNKS and (self.request_bytes or 0) < self.chunks * MIN_CHUNK_BYTES
+            self.chunks += 1
+            if is_wasteful or not self.recv_buffer.startswith(b"\r\n"):
+                self.keep_alive = False
+                raise BadRequest("the body has too many tiny chunks" if is_wasteful else "Bad chunked encoding")
+        return await super().read()
 
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """Refuse a request with Expect: 100-continue without inviting its body; Sanic sends 100 and the refusal.
@@ -76,6 +112,30 @@ class DeadlineProtocol(HttpProtocol):
     """
 
     HTTP_CLASS = StrictHttp
+    __slots__ = ("at_eof",)  # whether the client has closed its side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with a connection."""
+        self.at_eof = False
+        super().connection_made(transport)
+
+    def eof_received(self) -> bool:
+        """Respond to requests that are complete when the client closes its side; Sanic closes the connection.
+
+        One that still waits in the queue counts as abandoned: a client that is gone looks the same.
+        test_protocol.py: test_a_client_that_closes_its_side_gets_its_responses
+        """
+        self.at_eof = True
+        request = getattr(self.http, "request", None)
+        is_queued = request is not None and getattr(request.ctx, "is_queued", False)
+        return self._data_received.is_set() and not is_queued
+
+    async def receive_more(self) -> None:
+        """Wait for more bytes; close the connection instead if there will be none, which cancels this."""
+        if self.at_eof:
+            self.close()
+            await asyncio.get_running_loop().create_future()
+        await super().receive_more()
 
     def data_received(self, data: bytes) -> None:
         """Accept bytes without restarting the timeout of a request that is under way."""

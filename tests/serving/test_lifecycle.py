@@ -20,7 +20,7 @@ from runtime.errors import Unavailable
 from serving.lifecycle import Lifecycle, State
 from serving.work_queue import WorkQueue
 from tests.clients import IMAGE, begin_call, flooding, status_of
-from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, ready, serving, wait_until
+from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready, listens, ready, serving, wait_until
 
 
 def logs(served: Served, text: str) -> bool:
@@ -133,6 +133,54 @@ stub.server.main(stub, stub.server.load(stub))
     (tmp_path / "loaded").touch()
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port()), "STUB_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=DEADLINE_S)
+
+
+def test_it_serves_with_stderr_closed(tmp_path):
+    (tmp_path / "loaded").touch()
+    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port()), "STUB_DIR": str(tmp_path)}
+    command = f"exec '{sys.executable}' -m tests.stub 2>&-"
+    with subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=environment) as process:
+        try:
+            served = Served(process, int(environment["PORT"]), tmp_path / "server.log")
+            served.log.touch()
+            wait_until(lambda: listens(served) and is_ready(served), "the server is ready")
+            assert Path(f"/proc/{process.pid}/fd/2").readlink() == Path(os.devnull)
+            process.terminate()
+            assert process.wait(DEADLINE_S) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_start_on_a_terminal_says_where_to_click_and_nothing_of_sanic(tmp_path, log_format):
+    (tmp_path / "loaded").touch()
+    port = free_port()
+    environment = {"HOST": "0.0.0.0", "PORT": str(port), "STUB_DIR": str(tmp_path), "LOG_FORMAT": log_format}
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "tests.stub"]
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        try:
+            said = ""
+            while "ready" not in said:
+                said += os.read(ours, 65_536).decode()
+        finally:
+            process.kill()
+            os.close(ours)
+    assert f"http://127.0.0.1:{port}" in said
+    assert "PRODUCTION" not in said and "x1b" not in said and "\x1b" not in said
+
+
+@pytest.mark.parametrize("loaded", ["pybase64", "multiarray", "uvloop", "httptools"])
+def test_ctrl_c_while_it_starts_is_one_line(loaded):
+    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port())}
+    command = [sys.executable, "server.py"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: loaded in Path(f"/proc/{process.pid}/maps").read_text(), f"{loaded} is imported")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=DEADLINE_S)
+    assert "Traceback" not in said
+    assert (process.returncode, "interrupted" in said) in ((130, True), (0, False))  # 0: it was serving
 
 
 def test_a_log_that_nobody_reads_costs_lines_and_no_request(tmp_path):

@@ -16,8 +16,9 @@ ORIGIN = "https://page.example"
 ROUTES = {
     "/": {"GET", "HEAD", "POST"},
     "/healthcheck": {"GET", "HEAD"},
-    "/_k/warmup": {"POST"},
+    "/_k/warmup": {"GET", "HEAD", "POST"},
     "/_k/status": {"GET", "HEAD"},
+    "/__status__": {"GET", "HEAD"},
     "/metrics": {"GET", "HEAD"},
     "/openapi.json": {"GET", "HEAD"},
     "/ping": {"GET", "HEAD"},
@@ -32,7 +33,7 @@ ROUTES = {
     "/v2/models/stub/versions/1/ready": {"GET", "HEAD"},
     "/v2/models/stub/versions/1/infer": {"POST"},
 }
-PROBES = {"/healthcheck", "/ping", "/v2/health/live", "/v2/health/ready"}
+PUBLIC = {"/healthcheck", "/openapi.json", "/ping", "/v2/health/live", "/v2/health/ready"}
 EVERYWHERE = [
     *ROUTES,
     "/nowhere",
@@ -97,7 +98,7 @@ def test_nothing_but_health_and_the_page_is_told_to_those_without_the_key(keyed,
             answer = ask(keyed, method, path, key, data=b"{}")
             if path == "/" and method in ("GET", "HEAD"):
                 assert answer.status_code == 200
-            elif path in PROBES:
+            elif path in PUBLIC:
                 assert answer.status_code == (200 if method in ROUTES[path] else 405)
             else:
                 assert (answer.status_code, method, path) == (401, method, path)
@@ -273,7 +274,7 @@ def test_metrics_count_every_answer_and_time_every_call(served):
     served.post(data=TENCH.read_bytes(), headers={"Content-Type": "image/jpeg"})
     served.post(data=b"no picture", headers={"Content-Type": "image/jpeg"})
     served.get("/nowhere")
-    served.get("/_k/warmup")
+    served.get("/invocations")
     served.raw(b"GARBAGE\r\n\r\n")
     gained = [after - earlier for earlier, after in zip(before, numbers(), strict=True)]
     assert gained == [asked + 1, 1, 1, 2, 1, 1, 1, 1, 1, asked, 1]

@@ -157,6 +157,27 @@ def test_connections_that_send_many_requests_at_once_take_turns(slow):
     assert sum(one != other for one, other in pairwise(turns())) > 500
 
 
+TINY_CHUNKS = b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nA\r\n" * 2_000
+
+
+@pytest.mark.parametrize("key", [b"", b"X-Banana-API-Key: the key\r\n"], ids=["no key", "key"])
+def test_bodies_of_tiny_chunks_do_not_stop_the_server(tmp_path, key):
+    def is_dropped(connection: socket.socket) -> bool:
+        return is_closed(connection, b"1\r\nA\r\n")
+
+    with ready(tmp_path, stub=True, BANANA_API_KEY="the key") as served:
+        (tmp_path / "release").touch()
+        left = []
+        for line in (b"POST /", b"POST /nowhere", b"GET /healthcheck", b"PUT /", b"OPTIONS /", b"POST /_k/warmup"):
+            left.append(served.connect())
+            left[-1].sendall(line + b" HTTP/1.1\r\nContent-Type: image/jpeg\r\n" + key + TINY_CHUNKS)
+        for connection in left:
+            wait_until(lambda connection=connection: is_dropped(connection), "it is dropped")
+        honest = iter([b"x" * 64] * 3_000)  # requests sends each as a chunk
+        headers = {"Content-Type": "image/jpeg", "X-Banana-API-Key": "the key"}
+        assert served.post(data=honest, headers=headers).status_code == 200
+
+
 def test_large_bodies_together_are_bounded_and_all_of_it_is_released(tmp_path):
     size, clients = 5_000_000, 40
     with ready(tmp_path, stub=True, MAX_BODY_MB="5", MAX_QUEUE="64") as served:

@@ -98,3 +98,38 @@ def test_the_body_of_options_is_read_past(tmp_path):
         answers = served.raw(b"OPTIONS / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}" + closing)
         assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"204", b"204"]
         assert " error " not in served.log.read_text()
+
+
+@pytest.mark.parametrize("end", ["\n\n", "xx", "\r\r", "\n\r", "  "])
+def test_chunks_must_end_with_crlf(served, end):
+    body = f"2\r\n{{}}{end}0\r\n\r\n"
+    request = f"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{body}GET /healthcheck HTTP/1.1\r\n\r\n"
+    answers = served.raw(request.encode())
+    assert answers.startswith(b"HTTP/1.1 422 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "statuses"),
+    [
+        (b"GET /ping HTTP/1.1\r\n\r\n", [b"200"]),
+        (b"GET /ping HTTP/1.1\r\n\r\n" * 3, [b"200"] * 3),
+        (CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(TENCH.read_bytes()), TENCH.read_bytes()), [b"200"]),
+        (b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", [b"422"]),
+        (b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n{}", []),
+        (CHUNKED + b"2\r\n{}\r\n0\r\n", []),
+        (b"GET /ping HTTP/1.1\r\n", []),
+        (b"", []),
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_client_that_closes_its_side_gets_its_responses(served, request_bytes, statuses, at_once):
+    with served.connect() as connection:
+        for byte in [request_bytes] if at_once else [request_bytes[:10], request_bytes[10:]]:
+            connection.sendall(byte)
+        connection.shutdown(socket.SHUT_WR)
+        answers = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == statuses
