@@ -6,9 +6,9 @@
     python test_server.py --expect image.jpg=7            # the same tests with your own image
     pytest test_server.py                                 # the preset tests
 
-The endpoint is given by --url and --api-key, or by BANANA_MODEL_URL and BANANA_API_KEY. Without a URL, a server is
-started on this machine until the tests end. Exit codes: 0 success; 1 a test failed; 2 wrong usage, or an image without
-a class; 3 the endpoint is unavailable; 130 interrupted.
+The endpoint is set by --url and --api-key, or by BANANA_MODEL_URL and BANANA_API_KEY. Without a URL, a server runs on
+this machine for as long as it is needed. Exit codes: 0 success; 1 a test failed; 2 wrong usage, or an image was not
+classified; 3 the endpoint is unavailable; 130 interrupted.
 """
 
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
@@ -29,13 +29,13 @@ from client.labeled_images import EXPECT_HELP, LabeledImage, parse_expectation, 
 from client.report import Check, escape, print_json, print_line, print_report, run_checks
 from runtime.settings import BadSetting, EndpointSettings, read
 
-REQUESTS = 10  # of which the latency is measured, and as many at once
-NO_URL = "test_server.py: without --url and BANANA_MODEL_URL, this tests a server started on this machine"
+REQUESTS = 10  # sent one by one to measure the latency, and then all at once
+NO_URL = "test_server.py: --url and BANANA_MODEL_URL are not set: testing a server started on this machine"
 SUCCESS, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 3  # exit codes
 
 
 def check_health(endpoint: Endpoint) -> str:
-    """The health check reports healthy, and what runs there."""
+    """The endpoint is healthy; the message shows what runs there."""
     health = endpoint.health()
     if health.get("state") != "healthy":
         raise AssertionError(f"expected state healthy, got {health}")
@@ -51,12 +51,12 @@ def check_concurrency(image: LabeledImage, endpoint: Endpoint) -> str:
     """Concurrent requests all get a class."""
     rows = list(classify_in_order(endpoint, [image.path] * REQUESTS, REQUESTS))
     if errors := [row["error"] for row in rows if "error" in row]:
-        raise AssertionError(f"expected a class for each of {len(rows)}, got {errors[0]} for {len(errors)}")
-    return f"{len(rows)} classified, max {max(row['call_ms'] for row in rows):.1f} ms"
+        raise AssertionError(f"{len(errors)} of {len(rows)} failed: {errors[0]}")
+    return f"{len(rows)} classified, max {max(row['request_ms'] for row in rows):.1f} ms"
 
 
 def check_rejection(status: int, endpoint: Endpoint) -> str:
-    """Text in place of an image is rejected as the caller's mistake."""
+    """A request with text in place of an image is rejected with `status`."""
     try:
         actual = "class {class_id} {class_name}".format(**endpoint.classify(b"this is not an image"))
     except RequestRejected as rejection:
@@ -67,7 +67,7 @@ def check_rejection(status: int, endpoint: Endpoint) -> str:
 
 
 def get_checks(images: list[LabeledImage], api_key: str | None) -> list[Check]:
-    """Return every check, with these images; a request without the key is checked if there is one."""
+    """Return every check, with these images. With a key, a request without it must be rejected."""
     checks: list[Check] = [("health", check_health)]
     checks += [(image.name, partial(check_image, image)) for image in images]
     checks += [("concurrent requests", partial(check_concurrency, images[0]))]
@@ -80,7 +80,7 @@ def get_checks(images: list[LabeledImage], api_key: str | None) -> list[Check]:
 def measure_latency(endpoint: Endpoint, image: bytes) -> dict[str, float]:
     """Return the latency in milliseconds: of the first request, and the median and maximum of later ones."""
     results = [endpoint.classify(image) for _ in range(1 + REQUESTS)]
-    (first, *warm), (_, *server) = ([round(result[key], 1) for result in results] for key in ("call_ms", "server_ms"))
+    (first, *warm), (_, *server) = ([round(r[key], 1) for r in results] for key in ("request_ms", "server_ms"))
     return {"first": first, "median": median(warm), "max": max(warm), "server_median": median(server)}
 
 
@@ -98,7 +98,7 @@ def run_tests(endpoint: Endpoint, images: list[LabeledImage], as_json: bool) -> 
 
 
 def open_endpoint(settings: EndpointSettings, timeout_s: float = TIMEOUT_S) -> AbstractContextManager[Endpoint]:
-    """Give the endpoint of the settings, or a server started on this machine. Raises EndpointUnavailable."""
+    """Return the endpoint in the settings, or a server on this machine. Raises EndpointUnavailable."""
     url, key = settings.BANANA_MODEL_URL, settings.BANANA_API_KEY
     return nullcontext(Endpoint(url.rstrip("/"), key, timeout_s)) if url else local_server(key, timeout_s)
 
@@ -144,12 +144,12 @@ def parse_args() -> argparse.Namespace:
         parser.error(str(error))
     args.found, args.ignored = find_images(args.images)
     if args.images and not args.found:
-        parser.error(f"no image in {', '.join(map(str, args.images))}")
+        parser.error(f"no images found in {', '.join(map(str, args.images))}")
     return args
 
 
 def main() -> int:
-    """Run the tests or classify the images, as the command line requests; return the exit code."""
+    """Run the tests or classify the images; return the exit code."""
     args = parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for encodings other than UTF-8
     if not args.settings.BANANA_MODEL_URL:
@@ -170,7 +170,7 @@ def main() -> int:
         for line in f"test_server.py: {error}".split("\n"):
             print_line(line, sys.stderr)
         return UNAVAILABLE if isinstance(error, EndpointUnavailable) else USAGE
-    except BrokenPipeError:  # the reader of the output ended first, as `head` does: like Ctrl-C
+    except BrokenPipeError:  # the reader of the output exited, as `head` does
         return 130
 
 

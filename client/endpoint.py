@@ -1,4 +1,4 @@
-"""An endpoint as a caller sees it, and a server started on this machine."""
+"""The client of an endpoint, and a local server to use when no endpoint is given."""
 
 import base64
 import json
@@ -22,12 +22,12 @@ import urllib3
 from runtime.settings import ROOT
 
 TIMEOUT_S = 60.0  # of a request, its retries included
-CONNECT_TIMEOUT_S = 5  # includes TLS, for which a port without TLS never answers
+CONNECT_TIMEOUT_S = 5  # includes the TLS handshake, to which a plain HTTP port never responds
 BUSY = (400, 423, 502, 503)  # retried, as Banana's client does; Banana's hosts use 400 for a caller over its quota
 RETRY_DELAY_S = 0.5
 MAX_RESPONSE_BYTES = 1_000_000
 MAX_MESSAGE = 200  # characters of an endpoint's message
-NOT_AS_EXPECTED = (KeyError, TypeError, ValueError, RecursionError)  # of JSON that is not this server's, or no JSON
+NOT_AS_EXPECTED = (KeyError, TypeError, ValueError, RecursionError)  # of a response that is not this server's
 
 
 class EndpointUnavailable(Exception):
@@ -51,12 +51,12 @@ class Endpoint:
     timeout_s: float = TIMEOUT_S
 
     def classify(self, image: bytes) -> dict:
-        """Return `class_id`, `class_name`, `probability`, `call_ms` and `server_ms`. Raises RequestRejected."""
+        """Return `class_id`, `class_name`, `probability`, `request_ms` and `server_ms`. Raises RequestRejected."""
         headers = {"X-Banana-API-Key": self.api_key, "X-Banana-Request-ID": str(uuid.uuid4())}  # None: not sent
         inputs = {"image": base64.b64encode(image).decode()}
         started = time.perf_counter()
         result = self._send("POST", f"{self.url}/", _parse_result, json=inputs, headers=headers)
-        return result | {"call_ms": (time.perf_counter() - started) * 1e3}
+        return result | {"request_ms": (time.perf_counter() - started) * 1e3}
 
     def health(self) -> dict:
         """Return what /healthcheck reports. Raises RequestRejected."""
@@ -100,7 +100,7 @@ class _Session(requests.Session):
 
 
 def _exchange(seconds: float, method: str, url: str, **arguments: Any) -> tuple[requests.Response, str]:
-    """Send a request; return the response and its text, of which a compressed or large one is only described."""
+    """Send a request; return the response and its text, or a note in place of a compressed or long text."""
     arguments["headers"] = {"Accept-Encoding": "identity"} | arguments.get("headers", {})
     arguments |= {"timeout": (CONNECT_TIMEOUT_S, seconds), "stream": True}
     with _Session() as session, session.request(method, url, **arguments) as response:
@@ -111,7 +111,7 @@ def _exchange(seconds: float, method: str, url: str, **arguments: Any) -> tuple[
 
 
 def _exchange_within(seconds: float, *arguments: Any, **named: Any) -> tuple[requests.Response, str]:
-    """Do what `_exchange` does in a thread, and abandon that after `seconds`. Raises TimeoutError then."""
+    """Run `_exchange` in a thread that is abandoned after `seconds`, with a TimeoutError."""
     # The timeout of a socket limits each read, not their sum: an endpoint that drips bytes never reaches it.
     future: Future = Future()
 
@@ -126,18 +126,18 @@ def _exchange_within(seconds: float, *arguments: Any, **named: Any) -> tuple[req
 
 
 def _parse_result(response: Any) -> dict:
-    """Return the result of a response, without `call_ms`. Raises KeyError, TypeError or ValueError if it is not one."""
+    """Return the result in a response, without `request_ms`. Raises one of NOT_AS_EXPECTED if it is invalid."""
     result = {key: response[key] for key in ("class_id", "class_name", "probability")}
     result["server_ms"] = response["timing_ms"]["total"]
     limits = {"class_id": 10**9, "probability": 1.001, "server_ms": 10**9}
-    in_range = all(0 <= result[key] <= limit for key, limit in limits.items())  # which NaN is not
+    in_range = all(0 <= result[key] <= limit for key, limit in limits.items())  # NaN is not
     if not in_range or type(result["class_id"]) is not int or type(result["class_name"]) is not str:
         raise ValueError
     return result
 
 
 def _cause(error: BaseException) -> str:
-    """Return the innermost error in one clause; the outer ones are details of the libraries."""
+    """Return the innermost error as one clause; the outer errors are details of libraries."""
     while error.__context__:
         error = error.__context__
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:MAX_MESSAGE]
@@ -145,7 +145,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def local_server(api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[Endpoint]:
-    """Run server.py on this machine while the context lasts. Adds the server's log to an EndpointUnavailable."""
+    """Run server.py on this machine while the context lasts. Its log is added to an EndpointUnavailable."""
     port = free_port()
     endpoint = Endpoint(f"http://127.0.0.1:{port}", api_key, timeout_s)
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port), "BANANA_API_KEY": api_key or ""}
@@ -162,8 +162,10 @@ def local_server(api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> It
                     break
                 time.sleep(0.02)
             else:
-                state = "has ended" if process.poll() is not None else f"is not healthy after {timeout_s:g} s"
-                raise EndpointUnavailable(f"server.py {state}: set BANANA_MODEL_URL or --url, or see its log:")
+                state = "exited" if process.poll() is not None else f"is not healthy after {timeout_s:g} s"
+                raise EndpointUnavailable(
+                    f"server.py {state}; set BANANA_MODEL_URL or --url to use another endpoint. Its log:"
+                )
             yield endpoint
         except EndpointUnavailable as error:
             log.seek(0)

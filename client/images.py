@@ -1,4 +1,4 @@
-"""Images through an endpoint: one, or many with concurrent requests and their results in order."""
+"""Classify images with an endpoint: one, or many with concurrent requests and results in order."""
 
 import errno
 import math
@@ -17,10 +17,10 @@ from client.endpoint import Endpoint, RequestRejected
 from client.report import print_json, print_line
 
 SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}  # of the formats that the server decodes
-MAX_IMAGE_MB = 50  # of which several are in memory at once
+MAX_IMAGE_MB = 50  # several images are in memory at once
 
-# The columns after the file; a longer class name juts out.
-COLUMNS = "{class_id:>5}  {class_name:<20.200}  {probability:>11.3f}  {call_ms:>6.1f}"
+# The columns after the file; a longer class name shifts the rest.
+COLUMNS = "{class_id:>5}  {class_name:<20.200}  {probability:>11.3f}  {request_ms:>6.1f}"
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
@@ -40,7 +40,7 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def read_image(path: Path) -> bytes:
-    """Return the content of an image file. Raises OSError, also for a large or special one: a pipe may never end."""
+    """Return the content of an image file. Raises OSError, also if it is too large or, like a pipe, might never end."""
     if path.stat().st_size > MAX_IMAGE_MB * 10**6:
         raise OSError(errno.EFBIG, f"larger than {MAX_IMAGE_MB} MB")
     if not (path.is_file() or path.is_dir()):
@@ -49,21 +49,21 @@ def read_image(path: Path) -> bytes:
 
 
 def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
-    """Return the path as `picture` with its class or an `error`. Raises what the other images would raise, too."""
-    row = {"picture": str(path)}
+    """Return the path as `image` with its class or an `error`. Raises errors that every image would cause."""
+    row = {"image": str(path)}
     try:
         return row | endpoint.classify(read_image(path))
     except OSError as error:
         return row | {"error": f"cannot be read: {error.strerror}"}
     except RequestRejected as rejection:
-        if rejection.status not in (408, 413, 422):  # any other would be the same for every image
+        if rejection.status not in (408, 413, 422):  # any other status is not about the image
             raise
         return row | {"error": str(rejection)}
 
 
 def classify_in_order(endpoint: Endpoint, paths: Sequence[Path], in_flight: int) -> Iterator[dict]:
     """Yield what `read_and_classify` returns for each image, in order, with `in_flight` concurrent requests."""
-    # Not in a `with`: after an error it would wait for the requests in flight.
+    # Without `with`, which would wait for the requests in flight after an error.
     return ThreadPoolExecutor(in_flight).map(partial(read_and_classify, endpoint), paths)
 
 
@@ -74,7 +74,7 @@ def print_one(endpoint: Endpoint, path: Path) -> bool:
         print_line(f"{path}: {row['error']}", sys.stderr)
     else:
         result = "{class_name:.200} (class {class_id}, probability {probability:.3f})".format(**row)
-        print_line(f"{path}: {result} from {endpoint.url} in {row['call_ms']:.1f} ms")
+        print_line(f"{path}: {result} from {endpoint.url} in {row['request_ms']:.1f} ms")
     return "error" not in row
 
 
@@ -85,23 +85,23 @@ def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: b
         print_line(f"{'file':<{width}}  class  {'name':<20}  probability      ms")
     started = time.perf_counter()
     rows = classify_in_order(endpoint, paths, in_flight)
-    call_ms: list[float] = []
+    request_ms: list[float] = []
     try:
         # `disable=None`: no progress bar without a terminal.
         for row in tqdm(rows, total=len(paths), unit=" images", disable=None, leave=False, mininterval=0):
-            call_ms += [row["call_ms"]] if "call_ms" in row else []
-            line = f"{row['picture']:<{width}}  {row.get('error') or COLUMNS.format(**row)}"
+            request_ms += [row["request_ms"]] if "request_ms" in row else []
+            line = f"{row['image']:<{width}}  {row.get('error') or COLUMNS.format(**row)}"
             with tqdm.external_write_mode():
                 print_json(row) if as_json else print_line(line)
     finally:
-        for line in summarize(endpoint.url, call_ms, len(paths), time.perf_counter() - started):
+        for line in summarize(endpoint.url, request_ms, len(paths), time.perf_counter() - started):
             print_line(line, sys.stderr if as_json else sys.stdout)
-    return len(call_ms) == len(paths)
+    return len(request_ms) == len(paths)
 
 
-def summarize(url: str, call_ms: list[float], total: int, seconds: float) -> list[str]:
+def summarize(url: str, request_ms: list[float], total: int, seconds: float) -> list[str]:
     """Return the lines that report how many of the images have a class, and the latency of those requests."""
-    ms = sorted(call_ms)
+    ms = sorted(request_ms)
     lines = [f"{url}: {len(ms)} of {total} images classified in {seconds:.2f} s ({len(ms) / seconds:.1f}/s)"]
     if ms:
         p95 = ms[math.ceil(0.95 * len(ms)) - 1]

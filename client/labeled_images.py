@@ -1,4 +1,4 @@
-"""Images with known classes, for test_onnx.py and test_server.py: the preset ones, or those of `--expect`.
+"""Images with known classes, for test_onnx.py and test_server.py: the presets, or those of `--expect`.
 
 The presets are the assignment's photographs if they are in images/photos/, otherwise illustrations of the same names.
 """
@@ -13,7 +13,7 @@ from runtime.settings import ROOT
 
 CLASSES = {"n01440764_tench.jpeg": (0, "tench"), "n01632777_axolotl.jpeg": (26, "common newt")}
 PROVEN_MODEL = "efficientnet-lite0"  # which classifies the illustrations correctly
-EXPECT_HELP = "your own image and its class id, in place of the preset ones; may be repeated"
+EXPECT_HELP = "an image and its class id, in place of the preset images; can be repeated"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The output of the two testers: nothing in it controls a terminal or is a command to GitHub Actions."""
+"""The output of the two testers: nothing in it controls a terminal or is a GitHub Actions command."""
 
 import json
 import re
@@ -23,8 +23,8 @@ def print_line(text: object, file: TextIO | None = None) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print the value as a line of JSON in which the same is escaped."""
-    print(json.dumps(value, allow_nan=False).replace("##[", "##\\u005b").replace("\x7f", "\\u007f"), flush=True)
+    """Print the value as one line of JSON, with the same characters escaped."""
+    print(json.dumps(value, allow_nan=False).replace("##[", "##\\u005b"), flush=True)
 
 
 def run_checks(checks: list[Check], subject: Any, failures: tuple[type[Exception], ...]) -> dict[str, Any]:

@@ -7,34 +7,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-ANSWER = {"class_id": 7, "class_name": "cock", "probability": 0.5, "timing_ms": {"total": 1}}
+RESULT = {"class_id": 7, "class_name": "cock", "probability": 0.5, "timing_ms": {"total": 1}}
 
 
 @contextmanager
 def fake_endpoint(
     status: int, body: bytes, hang: bool = False, good: range = range(0), health: bytes = b"", location: str = ""
 ) -> Iterator[tuple[str, list[str]]]:
-    """Run an endpoint that answers every POST alike, or never; give its URL and the paths it was asked for.
+    """Run an endpoint that responds to every POST alike, or never; give its URL and the requested paths.
 
-    The `good` calls, counted from 0, get an answer as they should. A `location` is where every other answer, that of
-    the health check included, says that it lies.
+    The requests whose numbers are in `good`, from 0, get a valid result. With a `location`, every other response is a
+    redirect to it, also that of the health check.
     """
-    asked: list[str] = []
+    requested: list[str] = []
     hold = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            asked.append(self.path)
-            well = len(asked) - 1 in good
-            if hang and not well:
+            requested.append(self.path)
+            is_good = len(requested) - 1 in good
+            if hang and not is_good:
                 hold.wait()
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.answer(*(200, json.dumps(ANSWER).encode()) if well else (status, body))
+            self.respond(*(200, json.dumps(RESULT).encode()) if is_good else (status, body))
 
         def do_GET(self):
-            self.answer(status if location else 200, health)
+            self.respond(status if location else 200, health)
 
-        def answer(self, code, content):
+        def respond(self, code, content):
             self.send_response(code)
             self.send_header("Content-Length", str(len(content)))
             if location and code != 200:
@@ -50,7 +50,7 @@ def fake_endpoint(
     thread = threading.Thread(target=endpoint.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{endpoint.server_port}", asked
+        yield f"http://127.0.0.1:{endpoint.server_port}", requested
     finally:
         hold.set()
         endpoint.shutdown()

@@ -1,4 +1,4 @@
-"""test_onnx.py as a command: it passes the right file, and fails each wrong one by the name of the case."""
+"""test_onnx.py as a command: it passes the correct file, and fails each wrong one."""
 
 import json
 import os
@@ -73,6 +73,23 @@ def halve_brightness_of_a_renamed_input(graph):
     graph.node.insert(0, helper.make_node("BitShift", ["raw", "one"], ["image"], direction="RIGHT"))
 
 
+def halve_brightness_of_resized_pixels(graph):
+    branches = next(node for node in graph.node if node.op_type == "If").attribute
+    branch = next(branch.g for branch in branches if branch.name == "then_branch")
+    [keep] = branch.node
+    keep.CopyFrom(helper.make_node("BitShift", [*keep.input, "one"], keep.output, direction="RIGHT"))
+    one = numpy_helper.from_array(np.array(1, np.uint8))
+    branch.node.insert(0, helper.make_node("Constant", [], ["one"], value=one))
+
+
+def use_outer_constant(graph):
+    halve_brightness_of_resized_pixels(graph)
+    branches = next(node for node in graph.node if node.op_type == "If").attribute
+    branch = next(branch.g for branch in branches if branch.name == "then_branch")
+    del branch.node[0]
+    graph.initializer.append(numpy_helper.from_array(np.array(1, np.uint8), "one"))
+
+
 def take_other_weights(graph):
     random = np.random.default_rng(0)
     for entry in graph.initializer:
@@ -84,6 +101,8 @@ def take_other_weights(graph):
 WRONG = {
     "brightness halved": (halve_brightness, "FAIL  preprocessing: "),
     "brightness halved before the input": (halve_brightness_of_a_renamed_input, ""),
+    "brightness halved at the model's size": (halve_brightness_of_resized_pixels, "FAIL  preprocessing: "),
+    "preprocessing that cannot run on its own": (use_outer_constant, "FAIL  preprocessing: "),
     "mean 10 % high": (scale("mean", 1.1), "FAIL  preprocessing: "),
     "mean 10 % low": (scale("mean", 0.9), "FAIL  preprocessing: "),
     "std 10 % high": (scale("std", 1.1), "FAIL  preprocessing: "),
@@ -152,7 +171,7 @@ def test_wrong_file_fails_under_pytest(tmp_path):
     assert "AssertionError: preprocessing: " in result.stdout
 
 
-def test_it_works_from_any_folder_and_under_pytest_each_check_is_a_test():
+def test_works_from_any_folder_also_under_pytest():
     clean = {name: value for name, value in os.environ.items() if name != "MODEL_PATH"}
     command = [sys.executable, ROOT / "test_onnx.py"]
     subprocess.run(command, cwd="/", env=clean, check=True, capture_output=True)
@@ -162,7 +181,7 @@ def test_it_works_from_any_folder_and_under_pytest_each_check_is_a_test():
         assert f"test_onnx.py::test_onnx[{name}] PASSED" in result.stdout
 
 
-def test_a_plugin_that_warns_fails_no_check(tmp_path):
+def test_warning_of_a_pytest_plugin_fails_no_check(tmp_path):
     (tmp_path / "noisy.py").write_text("import warnings\ndef pytest_collection_modifyitems(): warnings.warn('noise')\n")
     environment = os.environ | {"MODEL_PATH": str(MODEL_PATH), "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-p", "noisy", "-p", "no:cacheprovider", ROOT / "test_onnx.py"]
@@ -171,14 +190,14 @@ def test_a_plugin_that_warns_fails_no_check(tmp_path):
     assert result.returncode == 0, result.stdout
 
 
-def test_no_file_is_a_sentence_and_exit_code_1(tmp_path):
+def test_missing_file_exits_with_1_and_what_to_do(tmp_path):
     result = run_tester(tmp_path / "nothing.onnx")
     assert result.returncode == 1
     assert "make it with `python convert_to_onnx.py`" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_expect_names_the_images_of_any_other_model(other_model):
+def test_expect_works_with_any_other_model(other_model):
     path, tench, newt = other_model
     result = run_tester(path, "--expect", f"{TENCH}={tench}", "--expect", f"{NEWT}={newt}")
     assert result.returncode == 0, result.stdout
@@ -186,7 +205,7 @@ def test_expect_names_the_images_of_any_other_model(other_model):
     assert "4 passed, 0 failed" in result.stdout
 
 
-def test_another_class_than_expected_fails_with_both(tmp_path):
+def test_unexpected_class_fails_with_both_classes(tmp_path):
     path = of_other_classes(tmp_path / "other.onnx", [26, 0], "Sigmoid")
     result = run_tester(path, "--expect", f"{TENCH}=0", "--expect", f"{NEWT}=2")
     assert result.returncode == 1
@@ -194,14 +213,14 @@ def test_another_class_than_expected_fails_with_both(tmp_path):
     assert "FAIL  images/n01632777_axolotl.jpeg: expected 2, but the model's 2 classes are 0 to 1" in result.stdout
 
 
-def test_what_does_not_sum_to_1_after_a_softmax_fails(tmp_path):
+def test_probabilities_after_softmax_must_sum_to_1(tmp_path):
     path = of_other_classes(tmp_path / "other.onnx", [0, 26, 7], "Sigmoid", described="softmax")
     result = run_tester(path, "--expect", f"{TENCH}=0")
     assert result.returncode == 1
     assert "FAIL  probabilities: expected a sum of 1 after softmax, got sums per image from " in result.stdout
 
 
-def test_what_is_expected_of_no_image_fails_in_words(tmp_path):
+def test_expectation_of_a_file_that_is_not_an_image_fails(tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     result = run_tester(MODEL_PATH, "--expect", f"{tmp_path / 'notes.txt'}=0")
     assert result.returncode == 1

@@ -74,7 +74,7 @@ ELSEWHERE = {
     "pip install -r requirements/client.txt": ("tests/test_install.py", "pip install -r requirements/client.txt"),
     ".venv-ray/bin/ray start": ("requirements/ray.txt", "ray[serve]=="),
     ".venv-ray/bin/serve shutdown": ("requirements/ray.txt", "ray[serve]=="),
-    "MODEL_PATH=colors.onnx python server.py": ("client/endpoint.py", "[sys.executable, SERVER]"),
+    "MODEL_PATH=colors.onnx python server.py": ("client/endpoint.py", "command = [sys.executable, "),
     "python -m benchmarks.precision FOLDER": ("benchmarks/precision.py", "python -m benchmarks.precision FOLDER"),
 }
 SERVING = ("make serve", "python server.py")

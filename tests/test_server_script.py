@@ -1,4 +1,4 @@
-"""test_server.py as a command, against real servers: what it prints, and with which exit code it ends."""
+"""test_server.py as a command, with real servers: its output and its exit codes."""
 
 import contextlib
 import json
@@ -8,29 +8,31 @@ import re
 import subprocess
 import sys
 import termios
+import threading
 
 import pytest
 
+import test_server
 from client.labeled_images import presets
-from tests.fake_endpoint import ANSWER, fake_endpoint
+from tests.fake_endpoint import RESULT, fake_endpoint
 from tests.imports import imports, needed
 from tests.server_process import DEADLINE_S, NEWT, TENCH, ready
 from tests.tester_process import command_line, run_tester, started
 
 
 def cells(row):
-    """Return the columns of a row: at least two spaces separate them."""
+    """Return the columns of a row, which at least two spaces separate."""
     return re.split("  +", row)
 
 
-def test_an_image_is_named_with_id_probability_and_time(served):
+def test_one_image_prints_its_class_probability_and_time(served):
     result = run_tester(TENCH, "--url", served.url)
     assert result.stdout.startswith(f"{TENCH}: tench (class 0, probability 0.")
     assert result.stdout.endswith(" ms\n")
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_many_images_are_a_table_in_the_order_given_and_a_summary(served):
+def test_many_images_print_a_table_in_order_and_a_summary(served):
     result = run_tester(*[TENCH, NEWT] * 10, "--url", served.url)
     header, *rows, summary, latency = result.stdout.splitlines()
     assert cells(header) == ["file", "class", "name", "probability", "ms"]
@@ -41,7 +43,7 @@ def test_many_images_are_a_table_in_the_order_given_and_a_summary(served):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_folder_is_a_table_too_and_what_is_ignored_is_said(served, tmp_path):
+def test_folder_prints_a_table_and_its_ignored_files(served, tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "tench.JPG").write_bytes(TENCH.read_bytes())
     (tmp_path / "notes.txt").touch()
@@ -52,30 +54,28 @@ def test_a_folder_is_a_table_too_and_what_is_ignored_is_said(served, tmp_path):
     (tmp_path / "deep" / "tench.JPG").unlink()
     empty = run_tester(tmp_path, "--url", served.url)
     assert empty.returncode == 2
-    assert f"no image in {tmp_path}" in empty.stderr
+    assert f"no images found in {tmp_path}" in empty.stderr
 
 
-def test_a_file_whose_name_is_no_text_is_shown_all_the_same(served, tmp_path):
+def test_file_name_that_is_not_valid_utf8_is_escaped(served, tmp_path):
     path = tmp_path / os.fsdecode(b"\xff.jpg")
     path.symlink_to(TENCH)
     assert "\\udcff.jpg: tench" in run_tester(path, "--url", served.url).stdout
-    assert json.loads(run_tester(path, "--json", "--url", served.url).stdout)["picture"] == str(path)
+    assert json.loads(run_tester(path, "--json", "--url", served.url).stdout)["image"] == str(path)
 
 
-def test_json_is_an_object_an_image(served):
+def test_json_prints_an_object_per_image(served):
     result = run_tester(TENCH, NEWT, "--json", BANANA_MODEL_URL=served.url)
     tench, newt = map(json.loads, result.stdout.splitlines())
-    assert (tench["picture"], tench["class_id"], tench["class_name"]) == (str(TENCH), 0, "tench")
+    assert (tench["image"], tench["class_id"], tench["class_name"]) == (str(TENCH), 0, "tench")
     assert newt["class_id"] == 26
-    assert 0 < newt["server_ms"] < newt["call_ms"]
+    assert 0 < newt["server_ms"] < newt["request_ms"]
 
 
-def test_without_a_url_a_server_is_started_for_as_long_as_needed():
+def test_without_a_url_a_server_is_started():
     for arguments in ([TENCH], [TENCH, "--json"], ["--run-tests"]):
         result = run_tester(*arguments, BANANA_MODEL_URL="", BANANA_API_KEY="key\n")
-        assert result.stderr.startswith(
-            "test_server.py: without --url and BANANA_MODEL_URL, this tests a server started on this machine"
-        )
+        assert "started on this machine" in result.stderr
         assert result.returncode == 0
         assert (
             "0 tench" in result.stdout
@@ -91,7 +91,7 @@ def test_table_and_summary_fit_in_80_columns(served):
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_the_endpoint_is_named_with_every_result(served):
+def test_every_result_names_the_endpoint(served):
     assert f" from {served.url} in " in run_tester(TENCH, "--url", served.url).stdout
     assert f"{served.url}: " in run_tester(TENCH, NEWT, "--url", served.url).stdout
     assert f"{served.url}: " in run_tester(TENCH, "--json", "--url", served.url).stderr
@@ -112,7 +112,7 @@ def test_pytest_reports_each_check_with_the_endpoint(served, tmp_path):
     assert result.stderr == ""
 
     with fake_endpoint(
-        200, json.dumps(ANSWER | {"class_name": "\x1bcock"}).encode(), health=b'{"state": "healthy"}'
+        200, json.dumps(RESULT | {"class_name": "\x1bcock"}).encode(), health=b'{"state": "healthy"}'
     ) as (
         url,
         _,
@@ -124,18 +124,15 @@ def test_pytest_reports_each_check_with_the_endpoint(served, tmp_path):
     assert "Error at setup" not in wrong.stdout
 
 
-def test_pytest_says_before_anything_else_that_the_server_is_its_own():
+def test_pytest_reports_first_that_it_starts_a_server():
     result = run_pytest("-k", "health")
     assert result.returncode == 0, result.stdout
     assert "test_endpoint[health of a local server] PASSED" in result.stdout
-    assert (
-        result.stderr
-        == "\ntest_server.py: without --url and BANANA_MODEL_URL, this tests a server started on this machine\n"
-    )
+    assert "started on this machine" in result.stderr
 
 
-def test_what_an_endpoint_says_is_escaped():
-    answer = ANSWER | {"class_name": "\n::error::cock\x1b[2J"}
+def test_text_from_an_endpoint_is_escaped():
+    answer = RESULT | {"class_name": "\n::error::cock\x1b[2J"}
     with fake_endpoint(200, json.dumps(answer).encode(), health=b'{"state": "healthy", "model": "\\n::error::a"}') as (
         url,
         _,
@@ -153,7 +150,7 @@ def test_what_an_endpoint_says_is_escaped():
 
 
 def test_json_is_valid_and_has_no_commands():
-    answer = ANSWER | {"class_name": "a ##[error]b\x7f\u202e\x1b"}
+    answer = RESULT | {"class_name": "a ##[error]b\x7f\u202e\x1b"}
     with fake_endpoint(200, json.dumps(answer).encode(), health=b'{"state": "healthy", "a": "##[error]b"}') as (url, _):
         for arguments in ([TENCH], ["--run-tests"]):
             output = run_tester(*arguments, "--json", "--url", url).stdout
@@ -171,14 +168,14 @@ def test_message_of_an_endpoint_is_cut(status):
     assert len(result.stderr) < 1000
 
 
-def test_it_works_from_any_folder(served):
+def test_works_from_any_folder(served):
     command = command_line(TENCH, "--url", served.url) | {"cwd": "/"}
     assert "tench" in subprocess.run(**command, capture_output=True, text=True, check=True).stdout
     command = command_line(TENCH) | {"cwd": "/"}
     assert "tench" in subprocess.run(**command, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_preset_tests_are_reported_each_with_the_time_of_a_call(served):
+def test_run_tests_reports_every_check_and_the_latency(served):
     result = run_tester("--run-tests", "--url", served.url)
     assert result.returncode == 0
     names = (f"{presets()[0].name}: 0 tench", "concurrent requests: 10 ", "not an image: rejected with 422")
@@ -194,7 +191,7 @@ def test_request_without_the_key_must_be_rejected(tmp_path):
         result = run_tester("--run-tests", "--url", served.url, "--api-key", "key")
     assert result.returncode == 0, result.stdout
     assert "ok    no API key: rejected with 401" in result.stdout
-    with fake_endpoint(200, json.dumps(ANSWER).encode(), health=b'{"state": "healthy"}') as (url, _):
+    with fake_endpoint(200, json.dumps(RESULT).encode(), health=b'{"state": "healthy"}') as (url, _):
         result = run_tester("--run-tests", "--url", url, "--api-key", "key")
     assert result.returncode == 1
     assert "FAIL  no API key: expected status 401, got class 7 cock" in result.stdout
@@ -204,7 +201,34 @@ def test_concurrent_requests_must_all_succeed(tmp_path):
     with fake_endpoint(413, b"busy", good=range(14), health=b'{"state": "healthy"}') as (url, _):
         result = run_tester("--run-tests", "--url", url)
     assert result.returncode == 1
-    assert "FAIL  concurrent requests: expected a class for each of 10, got rejected with 413: busy" in result.stdout
+    assert "FAIL  concurrent requests: 9 of 10 failed: rejected with 413: busy" in result.stdout
+    assert "FAIL  not an image: expected status 422, got rejected with 413: busy" in result.stdout
+
+
+def test_concurrent_requests_are_sent_at_once():
+    all_sent = threading.Barrier(test_server.REQUESTS, timeout=DEADLINE_S)
+
+    class Endpoint:
+        def classify(self, image):
+            all_sent.wait()
+            return {"request_ms": 7.0}
+
+    assert test_server.check_concurrency(presets()[0], Endpoint()) == "10 classified, max 7.0 ms"
+
+
+def test_unhealthy_endpoint_fails_its_check():
+    with fake_endpoint(200, json.dumps(RESULT).encode(), health=b'{"state": "starting"}') as (url, _):
+        result = run_tester("--run-tests", "--url", url)
+    assert result.returncode == 1
+    assert "FAIL  health: expected state healthy, got {'state': 'starting'}" in result.stdout
+
+
+def test_long_class_name_is_cut():
+    with fake_endpoint(200, json.dumps(RESULT | {"class_name": "a" * 100_000}).encode(), health=b"{}") as (url, _):
+        for arguments in ([TENCH], [TENCH, NEWT], ["--run-tests"]):
+            output = run_tester(*arguments, "--url", url).stdout
+            assert "a" * 200 in output
+            assert len(output) < 10_000
 
 
 def test_image_that_cannot_be_read_fails_its_test(served, tmp_path):
@@ -228,7 +252,7 @@ def test_tester_imports_nothing_that_windows_lacks():
     assert not {module for file in needed("test_server.py") for module in imports(file)} & unix
 
 
-def test_the_report_for_machines_has_the_same(served):
+def test_run_tests_reports_the_same_as_json(served):
     report = json.loads(run_tester("--run-tests", "--json", "--url", served.url).stdout)
     assert (report["failed"], report["passed"]) == (0, len(report["tests"]))
     assert {test["name"] for test in report["tests"]} >= {"health", "not an image", presets()[1].name}
@@ -236,20 +260,20 @@ def test_the_report_for_machines_has_the_same(served):
     assert 0 < times["server_median"] <= times["median"] <= times["max"]
 
 
-def test_a_wrong_class_is_exit_code_1_with_expected_and_got(tmp_path):
-    with fake_endpoint(200, json.dumps(ANSWER).encode()) as (url, _):
+def test_wrong_class_exits_with_1_and_both_classes(tmp_path):
+    with fake_endpoint(200, json.dumps(RESULT).encode()) as (url, _):
         result = run_tester("--run-tests", "--url", url)
-    assert result.returncode == 3  # this endpoint has no health to tell
+    assert result.returncode == 3  # this endpoint has no health check
     with ready(tmp_path, stub=True) as served:
         (tmp_path / "release").touch()
-        (tmp_path / "answer.json").write_text(json.dumps(ANSWER))
+        (tmp_path / "answer.json").write_text(json.dumps(RESULT))
         result = run_tester("--run-tests", "--url", served.url)
     assert result.returncode == 1
     assert f"FAIL  {presets()[0].name}: expected 0 tench, got 7 cock" in result.stdout
     assert "FAIL  not an image: expected status 422, got class 7 cock" in result.stdout
 
 
-def test_a_bad_image_is_exit_code_2_and_does_not_stop_the_rest(served, tmp_path):
+def test_rejected_image_exits_with_2_after_all_others(served, tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("not an image")
     missing = tmp_path / "missing.jpg"
@@ -267,7 +291,7 @@ def test_a_bad_image_is_exit_code_2_and_does_not_stop_the_rest(served, tmp_path)
     assert as_json.returncode == 2
     of_text, of_missing, of_tench = map(json.loads, as_json.stdout.splitlines())
     assert of_text["error"].startswith("rejected with 422: ")
-    assert of_missing == {"picture": str(missing), "error": "cannot be read: No such file or directory"}
+    assert of_missing == {"image": str(missing), "error": "cannot be read: No such file or directory"}
     assert of_tench["class_id"] == 0
 
     alone = run_tester(text, "--url", served.url)
@@ -275,14 +299,14 @@ def test_a_bad_image_is_exit_code_2_and_does_not_stop_the_rest(served, tmp_path)
     assert f"{text}: rejected with 422: " in alone.stderr
 
 
-def test_the_progress_is_shown_on_a_terminal_only(served):
+def test_progress_bar_is_shown_only_on_a_terminal(served):
     terminal, its_end = pty.openpty()
     termios.tcsetwinsize(its_end, (24, 80))
     command = command_line(*[TENCH] * 5, "--url", served.url)
     subprocess.run(**command, stdout=subprocess.PIPE, stderr=its_end, check=True, timeout=120)
     os.close(its_end)
     shown = b""
-    with contextlib.suppress(OSError):  # by which a terminal says that its other end is closed and all is read
+    with contextlib.suppress(OSError):  # raised when the other end of the terminal is closed and everything is read
         while True:
             shown += os.read(terminal, 65_536)
     os.close(terminal)
@@ -290,7 +314,7 @@ def test_the_progress_is_shown_on_a_terminal_only(served):
     assert run_tester(*[TENCH] * 5, "--url", served.url).stderr == ""
 
 
-def test_whoever_reads_the_output_may_leave(served):
+def test_closed_output_ends_the_run_silently(served):
     with started(*[TENCH] * 300, "--url", served.url) as process:
         process.stdout.readline()
         process.stdout.close()
@@ -299,7 +323,7 @@ def test_whoever_reads_the_output_may_leave(served):
 
 
 @pytest.mark.parametrize("other_model", ["5 classes with sigmoid"], indirect=True)
-def test_expect_names_the_images_of_another_model(other_model, tmp_path):
+def test_expect_works_with_another_model(other_model, tmp_path):
     path, tench, newt = other_model
     (tmp_path / "a=b.jpeg").symlink_to(NEWT)
     with ready(tmp_path, MODEL_PATH=str(path)) as served:
@@ -332,14 +356,14 @@ def test_expect_names_the_images_of_another_model(other_model, tmp_path):
         ["--unknown"],
     ],
 )
-def test_wrong_usage_is_exit_code_2(arguments):
+def test_wrong_usage_exits_with_2(arguments):
     result = run_tester(*arguments)
     assert result.returncode == 2
     assert "usage: test_server.py" in result.stderr
 
 
 @pytest.mark.parametrize("key", ["sécret", "sec\x07ret", "“secret”", " "])
-def test_a_key_that_no_header_takes_is_exit_code_2_and_not_printed(key):
+def test_key_invalid_in_a_header_exits_with_2_unprinted(key):
     for arguments, environment in ((["--api-key", key], {}), ([], {"BANANA_API_KEY": key})):
         result = run_tester(TENCH, "--url", "http://127.0.0.1:1", *arguments, **environment)
         assert result.returncode == 2
@@ -347,10 +371,10 @@ def test_a_key_that_no_header_takes_is_exit_code_2_and_not_printed(key):
         assert "ret" not in result.stderr
 
 
-def test_a_pasted_url_and_key_may_end_in_a_line_feed(tmp_path):
+def test_url_and_key_may_end_in_a_line_feed(tmp_path):
     with ready(tmp_path, stub=True, BANANA_API_KEY="key") as served:
         (tmp_path / "release").touch()
-        (tmp_path / "answer.json").write_text(json.dumps(ANSWER))
+        (tmp_path / "answer.json").write_text(json.dumps(RESULT))
         url = f"{served.url}/\n".replace("http", "HTTP")
         assert run_tester(TENCH, BANANA_MODEL_URL=url, BANANA_API_KEY="key\n").returncode == 0
         assert run_tester(TENCH, "--url", url, "--api-key", " key\r\n").returncode == 0

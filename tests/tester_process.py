@@ -1,4 +1,4 @@
-"""Run test_server.py as a command, for the tests of it."""
+"""Run test_server.py as a command."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from tests.server_process import ROOT
 
 
 def command_line(*arguments, **environment):
-    """Return what runs the tester, for `subprocess`."""
+    """Return the arguments of `subprocess` that run the tester."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BANANA_")}
     command = [sys.executable, ROOT / "test_server.py", *map(str, arguments)]
     return {"args": command, "cwd": ROOT, "env": clean | environment}
@@ -23,7 +23,7 @@ def run_tester(*arguments, **environment):
 
 @contextmanager
 def started(*arguments, **environment):
-    """Run the tester while the context lasts, to be read and interrupted."""
+    """Run the tester while the context lasts, so that it can be read and interrupted."""
     with subprocess.Popen(
         **command_line(*arguments, **environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -1,4 +1,4 @@
-"""Many images: which are found, and how their answers come through an endpoint that is slow, wrong or gone."""
+"""Many images: which are found, and their results from an endpoint that is slow, wrong or unavailable."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ from tests.server_process import DEADLINE_S
 
 
 class FakeEndpoint:
-    """Answers with the number in the image as the class; `act` is called before, and may raise."""
+    """Returns the number in the image as the class; calls `act` first, which may raise."""
 
     def __init__(self, act=lambda number: None):
         self.act = act
@@ -24,7 +24,7 @@ class FakeEndpoint:
         number = int(image)
         self.asked.append(number)
         self.act(number)
-        return {"class_id": number, "class_name": str(number), "call_ms": 1.0}
+        return {"class_id": number, "class_name": str(number), "request_ms": 1.0}
 
 
 def numbered(folder, count):
@@ -38,7 +38,7 @@ def classes(outcomes):
     return [outcome.get("class_id", outcome.get("error")) for outcome in outcomes]
 
 
-def test_a_folder_stands_for_its_images_at_any_depth_sorted(tmp_path):
+def test_folder_is_searched_at_any_depth_and_sorted(tmp_path):
     for name in ("b/2.png", "b/10.JPG", "a/x.webp", "z.jpeg", "a/notes.txt", "a/._x.webp", ".cache/y.jpg", "README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -47,16 +47,16 @@ def test_a_folder_stands_for_its_images_at_any_depth_sorted(tmp_path):
     assert sorted(ignored) == [tmp_path / name for name in (".cache", "README", "a/._x.webp", "a/notes.txt")]
 
 
-def test_what_is_named_is_taken_whatever_it_is_in_the_order_given(tmp_path):
+def test_named_files_are_kept_in_order_whatever_they_are(tmp_path):
     paths = [tmp_path / "missing.jpg", Path(__file__), tmp_path / "missing.jpg"]
     assert find_images(paths) == (paths, [])
 
 
-def test_every_format_that_the_server_decodes_is_found_by_its_suffix():
+def test_every_format_of_the_server_has_its_suffix():
     assert {f".{name.lower()}" for name in FORMATS} | {".jpg"} <= SUFFIXES
 
 
-def test_as_many_calls_as_asked_for_are_in_flight_and_never_more(tmp_path):
+def test_exactly_the_given_number_of_requests_is_in_flight(tmp_path):
     all_there = threading.Barrier(3, timeout=DEADLINE_S)
     lock = threading.Lock()
     now, most = 0, 0
@@ -75,7 +75,7 @@ def test_as_many_calls_as_asked_for_are_in_flight_and_never_more(tmp_path):
     assert most == 3
 
 
-def test_answers_come_in_order_although_a_later_image_is_quicker(tmp_path):
+def test_results_are_in_order_even_if_a_later_one_is_faster(tmp_path):
     last = threading.Event()
 
     def act(number):
@@ -95,7 +95,7 @@ def test_rejected_image_does_not_stop_the_others(tmp_path, status):
 
     paths = [*numbered(tmp_path, 3), tmp_path / "missing.jpg", tmp_path]
     outcomes = list(classify_in_order(FakeEndpoint(act), paths, 2))
-    assert [outcome["picture"] for outcome in outcomes] == list(map(str, paths))
+    assert [outcome["image"] for outcome in outcomes] == list(map(str, paths))
     missing, folder = "No such file or directory", "Is a directory"
     assert classes(outcomes) == [
         0,
@@ -107,7 +107,7 @@ def test_rejected_image_does_not_stop_the_others(tmp_path, status):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
-def test_a_refusal_that_is_not_about_the_image_ends_it(tmp_path, status):
+def test_rejection_not_about_the_image_ends_the_run(tmp_path, status):
     def act(number):
         raise RequestRejected(status, "no")
 
@@ -115,12 +115,12 @@ def test_a_refusal_that_is_not_about_the_image_ends_it(tmp_path, status):
         list(classify_in_order(FakeEndpoint(act), numbered(tmp_path, 3), 2))
 
 
-def test_an_endpoint_that_goes_away_ends_it_and_nothing_more_is_sent(tmp_path):
+def test_lost_endpoint_ends_the_run_and_stops_sending(tmp_path):
     stopped = threading.Event()
 
     def act(number):
         if number > 5:
-            stopped.wait(DEADLINE_S)  # as calls in flight do that never get an answer
+            stopped.wait(DEADLINE_S)  # like requests in flight that get no response
         if number >= 5:
             raise EndpointUnavailable("gone")
 
@@ -134,7 +134,7 @@ def test_an_endpoint_that_goes_away_ends_it_and_nothing_more_is_sent(tmp_path):
     assert len(endpoint.asked) <= 5 + 1 + 4
 
 
-def test_one_image_without_an_answer_is_an_endpoint_that_is_down(tmp_path):
+def test_one_image_without_a_response_ends_the_run(tmp_path):
     def act(number):
         raise EndpointUnavailable("failed")
 
@@ -142,7 +142,7 @@ def test_one_image_without_an_answer_is_an_endpoint_that_is_down(tmp_path):
         list(classify_in_order(FakeEndpoint(act), numbered(tmp_path, 1), 4))
 
 
-def test_a_folder_of_very_many_takes_little_memory(tmp_path):
+def test_many_images_need_little_memory(tmp_path):
     path = tmp_path / "0.jpg"
     path.write_text(f"{0:1000000}")
     tracemalloc.start()

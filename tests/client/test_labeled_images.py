@@ -1,4 +1,4 @@
-"""What `--expect` takes: one's own images with their classes, each wrong form refused in words."""
+"""The preset images, and the argument of `--expect`."""
 
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.server_process import TENCH
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository with the illustrations alone."""
+    """A repository with only the illustrations."""
     monkeypatch.setattr(labeled_images, "ROOT", tmp_path)
     (tmp_path / "images" / "photos").mkdir(parents=True)
     for name in CLASSES:
@@ -57,14 +57,14 @@ def test_failed_illustration_is_unproven_for_other_models(repository, folder, na
 
 
 @pytest.mark.parametrize("name", ["cat.jpg", "a=b.jpg", "=", "x=1=2.json=3.jpg", "with space.jpg"])
-def test_an_image_and_its_class_are_split_at_the_last_equals_sign(tmp_path, name):
+def test_expectation_is_split_at_the_last_equals_sign(tmp_path, name):
     image = tmp_path / name
     image.touch()
     assert parse_expectation(f"{image}=7") == LabeledImage(image, 7)
 
 
 @pytest.mark.parametrize(
-    ("argument", "says"),
+    ("argument", "message"),
     [
         (f"{TENCH}", "expected IMAGE=CLASS_ID"),
         (f"{TENCH}=", "non-negative integer"),
@@ -79,12 +79,12 @@ def test_an_image_and_its_class_are_split_at_the_last_equals_sign(tmp_path, name
         ("known.json", "expected IMAGE=CLASS_ID"),
     ],
 )
-def test_a_wrong_form_is_refused_with_the_right_one(argument, says):
-    with pytest.raises(ArgumentTypeError, match=says):
+def test_invalid_expectation_is_rejected(argument, message):
+    with pytest.raises(ArgumentTypeError, match=message):
         parse_expectation(argument)
 
 
-def test_a_class_without_a_name_may_have_any_and_one_with_a_name_only_that():
+def test_class_name_is_compared_only_if_it_is_known():
     cat, dog = ({"class_name": name, "probability": 0.9876} for name in ("cat", "dog"))
     assert LabeledImage(Path("cat.jpg"), 7).check(cat | {"class_id": 7}, "a") == "7 cat, probability 0.988"
     with pytest.raises(AssertionError, match=r"^expected 7, got 0 dog$"):

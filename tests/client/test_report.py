@@ -1,4 +1,4 @@
-"""What the testers print of what an endpoint says."""
+"""The output of the testers."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from client.report import escape, run_checks
         (None, "None"),
     ],
 )
-def test_what_is_not_printable_is_escaped_and_what_begins_a_command_too(text, printed):
+def test_escapes_non_printable_characters_and_commands(text, printed):
     assert escape(text) == printed
 
 
@@ -28,7 +28,7 @@ def test_message_of_a_check_is_cut():
     assert test["message"] == "b" * 1000
 
 
-def test_a_check_fails_by_the_exceptions_named_and_by_no_other():
+def test_check_fails_only_with_the_given_exceptions():
     def check(subject):
         raise subject
 
