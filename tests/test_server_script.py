@@ -343,7 +343,7 @@ def test_a_key_that_no_header_takes_is_exit_code_2_and_not_printed(key):
     for arguments, environment in ((["--api-key", key], {}), ([], {"BANANA_API_KEY": key})):
         result = run_tester(TENCH, "--url", "http://127.0.0.1:1", *arguments, **environment)
         assert result.returncode == 2
-        assert "BANANA_API_KEY: expected ASCII text, as an HTTP header takes it" in result.stderr
+        assert "BANANA_API_KEY: expected ASCII text" in result.stderr
         assert "ret" not in result.stderr
 
 

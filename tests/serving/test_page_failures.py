@@ -1,4 +1,4 @@
-"""The page, when something goes wrong: it says so, and offers to retry."""
+"""The page, when something goes wrong: it shows the error, and offers to retry."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browsing import wait_for_answers
+from tests.browsing import wait_for_results
 from tests.clients import begin_call
 from tests.server_process import NEWT, TENCH, is_ready, ready, serving, wait_until
 from tests.serving.pages import KEY, choose, file, give_key, rows
@@ -40,7 +40,7 @@ def test_wrong_key_is_asked_again_and_right_one_kept_for_tab(locked, opened):
         expect(page.locator("#key-wrong")).to_have_text("The server rejected this key. Is it complete?")
         expect(page.get_by_label("API key")).to_be_focused()
         give_key(page, KEY)
-        wait_for_answers(page, 1)
+        wait_for_results(page, 1)
         assert rows(page)[0][0] == "tench"
         page.reload()
         choose(page, NEWT)
@@ -59,7 +59,7 @@ def test_key_that_is_no_longer_accepted_is_asked_for(locked, opened):
         page.get_by_label("Choose images").set_input_files([TENCH, NEWT])
         expect(page.locator("#key-wrong")).to_have_text("The server rejected this key. Is it complete?")
         give_key(page, KEY)
-        wait_for_answers(page, 2)
+        wait_for_results(page, 2)
         assert [rows(page, card)[0][0] for card in range(2)] == ["tench", "common newt"]
 
 
@@ -86,7 +86,7 @@ def test_busy_server_is_asked_again_after_retry_after(tmp_path, opened):
         page.get_by_label("Choose images").set_input_files([file("<i>name</i>", b"x")])
         expect(page.locator(".card")).to_contain_text("All threads are busy: try again. Next try in 1 s.")
         (tmp_path / "release").touch()
-        wait_for_answers(page, 1)
+        wait_for_results(page, 1)
         assert rows(page) == [["<b onclick=x>cock</b>", "< 0.1 %"]]
         expect(page.get_by_role("heading", name="<i>name</i>")).to_be_visible()
 
