@@ -13,14 +13,16 @@ from tests.serving.pages import KEY, choose, file, give_key, rows
 
 
 def test_refusals_are_the_servers_and_stop_no_other_image(served, opened):
+    content = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    message = served.post(data=content, headers={"Content-Type": "application/octet-stream"}).json()["error"]["message"]
+    assert "HEIC" in message and "JPEG" in message
     with opened(served) as page:
-        choose(page, file("notes.txt", b"text", "text/plain"), TENCH)
+        choose(page, file("IMG_0001.HEIC", content, "image/heic"), TENCH)
         refused = page.locator(".card").first
-        message = served.post(data=b"text", headers={"Content-Type": "image/x"}).json()["error"]["message"]
         expect(refused.locator(".state")).to_have_text(re.compile(re.escape(message), re.IGNORECASE))
         expect(refused.get_by_role("button", name="Retry")).to_be_hidden()
         expect(refused.locator(".preview")).to_have_count(0)  # the browser cannot show it either
-        expect(page.get_by_role("log")).to_contain_text("notes.txt: ")
+        expect(page.get_by_role("log")).to_contain_text("IMG_0001.HEIC: ")
         assert rows(page, 1)[0][0] == "tench"
 
 
