@@ -1,13 +1,13 @@
 """How fast the server is on this machine, and how close to what the machine can do.
 
-    make bench                                            # this server, PyTorch behind it, and the limit
-    make bench-peers                                      # and LitServe and FastAPI behind the same load
+    make bench                                            # this server, PyTorch as its backend, and the limit
+    make bench-peers                                      # also LitServe and FastAPI
     python -m benchmarks.bench --rounds 3 --seconds 5 [--peers] [--output table.md]
 
-Every candidate is started anew in every round, the rounds interleave, and the table has medians. What others took CPU
-time from, another program or the machine's host, is measured again. The load is a closed
-loop over kept connections: one preset picture of 500x375 as base64 JSON. The limit is no server at all: the same
-decoding, resizing and running in a bare loop, on as many threads as there are CPUs.
+Every candidate is restarted in every round, the rounds interleave, and the table has medians. A measurement is repeated
+if other programs, or the machine's host, took too much CPU time. The load is a closed loop over keep-alive connections:
+one preset image of 500x375 (29 KB) as base64 JSON. The limit is a loop without a server: the same decoding, resizing
+and inference, on one thread per CPU.
 """
 
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
@@ -41,13 +41,13 @@ MODEL_PATH = Path(os.environ.get("MODEL_PATH") or ROOT / "classifier.onnx").reso
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 CLIENTS = 16
 START_TIMEOUT_S = 60
-MAX_FOREIGN_CPU = 0.05  # of the CPUs' time; over that a measurement was disturbed
+MAX_FOREIGN_CPU = 0.05  # share of CPU time; a measurement with more is repeated
 TRIES = 3
 
 
 @dataclass
 class Candidate:
-    """A server to measure, and what was measured in each round."""
+    """A server to measure, and its figures from each round."""
 
     name: str
     command: list[str]
@@ -56,14 +56,14 @@ class Candidate:
 
 
 def candidates(model: str, peers: bool) -> list[Candidate]:
-    """Return what is measured; `model` is the known model's name."""
+    """Return the servers to measure; `model` is the name of a known model."""
     server = [sys.executable, "server.py"]
     found = [
         Candidate("this server", server),
         Candidate("this server, PRECISION=f32", server, {"PRECISION": "f32"}),
         Candidate("this server, EXECUTION_PROVIDER=cpu", server, {"EXECUTION_PROVIDER": "cpu"}),
         Candidate(
-            "PyTorch eager behind this server",
+            "this server, PyTorch eager as its backend",
             [sys.executable, "-m", "benchmarks.pytorch_eager"],
             {"BENCH_MODEL": model},
         ),
@@ -80,32 +80,32 @@ def request(port: int, body: bytes) -> bytes:
     return head.encode() + b"\r\n\r\n" + body
 
 
-def read_answer(connection: socket.socket) -> None:
-    """Read a whole answer. Raises RuntimeError for any status but 200."""
-    answer = b""
-    while b"\r\n\r\n" not in answer:
+def read_response(connection: socket.socket) -> None:
+    """Read a whole response. Raises RuntimeError unless its status is 200."""
+    response = b""
+    while b"\r\n\r\n" not in response:
         received = connection.recv(65536)
         if not received:
             raise RuntimeError("the server closed the connection")
-        answer += received
-    head, _, rest = answer.partition(b"\r\n\r\n")
+        response += received
+    head, _, rest = response.partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200"):
-        raise RuntimeError(answer.decode(errors="replace"))
+        raise RuntimeError(response.decode(errors="replace"))
     missing = int(re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)[1]) - len(rest)
     while missing > 0:
         missing -= len(connection.recv(65536))
 
 
 def load(port: int, message: bytes, clients: int, seconds: float) -> list[float]:
-    """Return how long each call took, in ms, with so many clients that begin calls for so long.
+    """Return how long each request took, in ms, from N clients that send requests for some seconds.
 
-    All of them are in one thread: what the load takes of the CPUs is lost to the server.
+    All clients share one thread, because CPU time of the load is lost to the server.
     """
     times: list[float] = []
     began: dict[socket.socket, float] = {}
     end = time.perf_counter() + seconds
 
-    def call(connection: socket.socket) -> None:
+    def send(connection: socket.socket) -> None:
         began[connection] = time.perf_counter()
         connection.sendall(message)
 
@@ -114,24 +114,24 @@ def load(port: int, message: bytes, clients: int, seconds: float) -> list[float]
             connection = closing.enter_context(socket.create_connection(("127.0.0.1", port)))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * len(message))  # to send without waiting
             selector.register(connection, selectors.EVENT_READ)
-            call(connection)
+            send(connection)
         while began:
             for key, _ in selector.select():
-                read_answer(key.fileobj)
+                read_response(key.fileobj)
                 times.append((time.perf_counter() - began.pop(key.fileobj)) * 1e3)
                 if time.perf_counter() < end:
-                    call(key.fileobj)
+                    send(key.fileobj)
     return times
 
 
-def first_answer(port: int, message: bytes) -> None:
-    """Return once the server has answered a picture."""
+def wait_for_response(port: int, message: bytes) -> None:
+    """Return once the server has responded to an image."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             with socket.create_connection(("127.0.0.1", port)) as connection:
                 connection.sendall(message)
-                return read_answer(connection)
+                return read_response(connection)
         except (OSError, RuntimeError):
             if time.monotonic() > deadline:
                 raise
@@ -146,21 +146,21 @@ def memory_mb(pid: int) -> float:
 
 
 def cpu_ticks() -> tuple[int, int, int]:
-    """Return ticks since the machine started: of all kinds, stolen by the host, and busy."""
+    """Return clock ticks since the machine started: in total, stolen by the host, and busy."""
     user, nice, system, idle, iowait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     busy = user + nice + system + irq + softirq
     return busy + idle + iowait + steal, steal, busy
 
 
 def own_ticks() -> int:
-    """Return the CPU time of this program and of those it has waited for, in ticks."""
+    """Return the CPU time of this program and of the children it has waited for, in ticks."""
     return round(sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK"))
 
 
 def retry_if_noisy(measure_once: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Return what `measure_once` does, the first time that it has the CPUs to itself; else of the last try, and say so.
+    """Return the figures of the first run with little foreign CPU time, or of the last one, with a warning.
 
-    What it starts, it has to wait for.
+    `measure_once` must wait for the processes that it starts.
     """
     for attempt in range(TRIES):
         before, own_before = cpu_ticks(), own_ticks()
@@ -169,17 +169,17 @@ def retry_if_noisy(measure_once: Callable[[], dict[str, float]]) -> dict[str, fl
         foreign = busy - (own_ticks() - own_before)
         if max(foreign, 0) + steal <= MAX_FOREIGN_CPU * passed:
             return figures
-        again = "measured again" if attempt + 1 < TRIES else "kept, and not to be relied on"
-        print(f"  disturbed: {foreign / passed:.0%} foreign, {steal / passed:.0%} stolen; {again}", file=sys.stderr)
+        again = "measured again" if attempt + 1 < TRIES else "kept, but unreliable"
+        print(f"  noisy: {foreign / passed:.0%} foreign, {steal / passed:.0%} stolen; {again}", file=sys.stderr)
     return figures
 
 
-def measure(candidate: Candidate, picture: bytes, seconds: float) -> dict[str, float]:
+def measure(candidate: Candidate, image: bytes, seconds: float) -> dict[str, float]:
     """Start a candidate, stop it, and return its figures."""
     figures = {}
     port = free_port()
     own = {"PORT": str(port), "HOST": "127.0.0.1", "MODEL_PATH": str(MODEL_PATH)}
-    message = request(port, json.dumps({"image": base64.b64encode(picture).decode()}).encode())
+    message = request(port, json.dumps({"image": base64.b64encode(image).decode()}).encode())
     began = time.perf_counter()
     process = subprocess.Popen(
         candidate.command,
@@ -189,9 +189,9 @@ def measure(candidate: Candidate, picture: bytes, seconds: float) -> dict[str, f
         stderr=subprocess.DEVNULL,
     )
     try:
-        first_answer(port, message)
+        wait_for_response(port, message)
         figures["start s"] = time.perf_counter() - began
-        load(port, message, CLIENTS, 1)  # to have everything warm
+        load(port, message, CLIENTS, 1)  # warms up
         alone = load(port, message, 1, seconds)
         figures["1 client p50 ms"] = statistics.median(alone)
         began = time.perf_counter()
@@ -205,17 +205,17 @@ def measure(candidate: Candidate, picture: bytes, seconds: float) -> dict[str, f
     return figures
 
 
-def measure_limit(classifier: OnnxClassifier, picture: bytes, seconds: float) -> dict[str, float]:
-    """Return how fast the bare loop is: no server, no HTTP, no JSON."""
+def measure_limit(classifier: OnnxClassifier, image: bytes, seconds: float) -> dict[str, float]:
+    """Return the speed of a loop without a server, HTTP or JSON."""
     began = time.perf_counter()
     counts = [0] * available_cpus()
 
-    def classify_again_and_again(thread: int) -> None:
+    def classify_repeatedly(thread: int) -> None:
         while time.perf_counter() < began + seconds:
-            classifier.predict(classifier.preprocessor(picture)[None])
+            classifier.predict(classifier.preprocessor(image)[None])
             counts[thread] += 1
 
-    threads = [threading.Thread(target=classify_again_and_again, args=(n,)) for n in range(len(counts))]
+    threads = [threading.Thread(target=classify_repeatedly, args=(n,)) for n in range(len(counts))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -224,7 +224,7 @@ def measure_limit(classifier: OnnxClassifier, picture: bytes, seconds: float) ->
 
 
 def table(measured: list[Candidate], limit: Candidate, model: str) -> str:
-    """Return everything as Markdown."""
+    """Return the table of all figures, in Markdown."""
     columns = ["16 clients /s", "p99 ms", "1 client p50 ms", "start s", "MB"]
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     lines = [
@@ -242,30 +242,32 @@ def table(measured: list[Candidate], limit: Candidate, model: str) -> str:
 
 
 def main() -> None:
-    """Measure, round by round, and print the table."""
+    """Measure round by round, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each load in each round; default: %(default)s")
-    parser.add_argument("--peers", action="store_true", help="measure LitServe and FastAPI too")
-    parser.add_argument("--output", type=Path, help="write the table to this file as well")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="seconds of each load in each round; default: %(default)s"
+    )
+    parser.add_argument("--peers", action="store_true", help="also measure LitServe and FastAPI")
+    parser.add_argument("--output", type=Path, help="file to write the table to, in addition")
     given = parser.parse_args()
     if sys.platform != "linux":
         sys.exit("bench.py: CPU time and memory are read from /proc: run it on Linux")
     if given.peers and not PEERS_PYTHON.exists():
         sys.exit("bench.py: the peers are not installed: use `make bench-peers`")
-    picture = presets()[0].path.read_bytes()
+    image = presets()[0].path.read_bytes()
     classifier = OnnxClassifier(MODEL_PATH, "auto", "auto")
-    classifier.predict(classifier.preprocessor(picture)[None])
-    servers, limit = candidates(classifier.model_name, given.peers), Candidate("the limit: a bare loop", [])
-    order = [servers[0], limit, *servers[1:]]  # the limit beside this server, as the machine's speed drifts
+    classifier.predict(classifier.preprocessor(image)[None])
+    servers, limit = candidates(classifier.model_name, given.peers), Candidate("the limit: a loop without a server", [])
+    order = [servers[0], limit, *servers[1:]]  # next to this server, because the machine's speed drifts
     for round_number in range(given.rounds):
-        # Every second round runs backwards, so that no one always follows the same one.
+        # Every second round is reversed, so that none always follows the same one.
         for candidate in order if round_number % 2 == 0 else reversed(order):
             print(f"round {round_number + 1} of {given.rounds}: {candidate.name}", file=sys.stderr)
             if candidate is limit:
-                figures = retry_if_noisy(lambda: measure_limit(classifier, picture, given.seconds))
+                figures = retry_if_noisy(lambda: measure_limit(classifier, image, given.seconds))
             else:
-                figures = retry_if_noisy(partial(measure, candidate, picture, given.seconds))
+                figures = retry_if_noisy(partial(measure, candidate, image, given.seconds))
             for figure, value in figures.items():
                 candidate.figures.setdefault(figure, []).append(value)
     text = table(servers, limit, classifier.model_name)

@@ -1,8 +1,8 @@
-"""What PRECISION=auto costs in accuracy: each picture's answer in the fastest precision beside the exact one.
+"""What PRECISION=auto costs in accuracy: each image's result compared with the exact one.
 
-    python -m benchmarks.precision FOLDER_OF_PICTURES
+    python -m benchmarks.precision FOLDER_OF_IMAGES
 
-Where the hardware has bfloat16 or TF32, auto computes in that, and it decodes a large JPEG at a reduced scale.
+If the hardware has bfloat16 or TF32, auto computes in it; large JPEGs are decoded at a reduced scale.
 """
 
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
@@ -21,29 +21,31 @@ MODEL_PATH = os.environ.get("MODEL_PATH") or str(ROOT / "classifier.onnx")
 
 
 def main() -> None:
-    """Compare the two on every picture, and print one line for each measure."""
+    """Compare the two on every image, and print the differences."""
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m benchmarks.precision FOLDER_OF_PICTURES")
+        sys.exit("usage: python -m benchmarks.precision FOLDER_OF_IMAGES")
     exact, fast = (OnnxClassifier(MODEL_PATH, "auto", precision) for precision in ("f32", "auto"))
     same, moved, gaps = 0, [], []
     for path in sorted(Path(sys.argv[1]).iterdir()):
         try:
-            wanted, got = (c.predict(c.preprocessor(path)[None])[0] for c in (exact, fast))
+            expected, actual = (c.predict(c.preprocessor(path)[None])[0] for c in (exact, fast))
         except InvalidInput as error:
             print(f"{path}: {error}", file=sys.stderr)
             continue
-        moved.append(float(np.abs(wanted - got).max()))
-        if wanted.argmax() == got.argmax():
+        moved.append(float(np.abs(expected - actual).max()))
+        if expected.argmax() == actual.argmax():
             same += 1
         else:
-            gaps.append(float(wanted.max() - wanted[got.argmax()]))
+            gaps.append(float(expected.max() - expected[actual.argmax()]))
     if not moved:
-        sys.exit(f"{sys.argv[1]}: no pictures")
-    print(f"{fast.model_name} on {fast.runner.provider}, {fast.runner.precision} beside {exact.runner.precision}")
-    print(f"the same class first: {same} of {len(moved)}")
-    print(f"a probability moves by: {np.median(moved):.4f} in the median, {max(moved):.4f} at most")
+        sys.exit(f"{sys.argv[1]}: no images")
+    print(
+        f"{fast.model_name} on {fast.runner.provider}: {fast.runner.precision} compared with {exact.runner.precision}"
+    )
+    print(f"same top class: {same} of {len(moved)}")
+    print(f"change of a probability: median {np.median(moved):.4f}, max {max(moved):.4f}")
     if gaps:
-        print(f"where another class comes first, the two were {max(gaps):.4f} apart at most")
+        print(f"if the top class differs, the two were at most {max(gaps):.4f} apart")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A yardstick: server.py with PyTorch in eager mode behind it, where app.py has ONNX Runtime.
+"""For comparison: server.py with PyTorch in eager mode as its backend, in place of app.py.
 
 BENCH_MODEL=efficientnet-lite0 python -m benchmarks.pytorch_eager
 """
@@ -19,9 +19,9 @@ NAME = os.environ["BENCH_MODEL"]
 
 
 def init() -> None:
-    """Load the network, and let it answer once."""
+    """Load the network and run it once."""
     global network, preprocessor, class_names
-    torch.set_num_threads(1)  # a thread for each call in work was measured faster than all threads for one
+    torch.set_num_threads(1)  # measured faster for concurrent calls than all threads for one
     trained = trained_model.load(NAME)
     network, class_names = trained.network_with_activation, trained.class_names
     preprocessor = ImagePreprocessor(trained.size, trained.mean, trained.std)
@@ -29,7 +29,7 @@ def init() -> None:
 
 
 def warm_up() -> None:
-    """Let the network answer an empty picture."""
+    """Run the network on a blank image."""
     with torch.inference_mode():
         network(torch.zeros(1, 3, *preprocessor.size))
 

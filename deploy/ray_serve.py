@@ -1,10 +1,10 @@
-"""Many machines: server.py in front of app.py on the machines of a Ray cluster, by Ray Serve.
+"""Serve from the machines of a Ray cluster: server.py in front, app.py in replicas of Ray Serve.
 
     python -m deploy.ray_serve                        # a cluster of this machine alone
     RAY_ADDRESS=auto python -m deploy.ray_serve       # the cluster that this machine belongs to
 
-The server stays what it is, and with it all of the HTTP contract; only what it asks of app.py is done by replicas that
-Ray Serve starts, places, watches and replaces. Every machine has this repository and the model at the same paths.
+The server and its HTTP contract do not change; its calls of app.py go to replicas that Ray Serve starts, places,
+monitors and replaces. Every machine must have this repository and the model at the same paths.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ if SETTINGS.MAX_REPLICAS < SETTINGS.MIN_REPLICAS:
     raise BadSetting(f"MAX_REPLICAS={SETTINGS.MAX_REPLICAS} is less than MIN_REPLICAS={SETTINGS.MIN_REPLICAS}")
 
 NAME = "classifier"
-WORKERS = SETTINGS.CPUS_PER_REPLICA + app.EXTRA_WORKERS  # calls in a replica
+WORKERS = SETTINGS.CPUS_PER_REPLICA + app.EXTRA_WORKERS  # concurrent requests per replica
 ENVIRONMENT = vars(app.SETTINGS) | {
     "MODEL_PATH": Path(app.SETTINGS.MODEL_PATH).resolve(),
     "THREADS": SETTINGS.CPUS_PER_REPLICA,
@@ -46,34 +46,34 @@ ENVIRONMENT = vars(app.SETTINGS) | {
         "target_ongoing_requests": SETTINGS.CPUS_PER_REPLICA,
     },
     max_ongoing_requests=WORKERS,
-    logging_config={"enable_access_log": False},  # the server has one
+    logging_config={"enable_access_log": False},  # the server writes one
 )
 class Replica:
-    """app.py, in a process of its own on any machine of the cluster."""
+    """app.py in a separate process, on any machine of the cluster."""
 
     def __init__(self) -> None:
         app.init()
 
     async def inference(self, model_inputs: dict) -> dict:
-        """Do what app.inference does."""
+        """Call app.inference."""
         return await asyncio.to_thread(app.inference, model_inputs)
 
     def status(self) -> dict:
-        """Return what app.status does."""
+        """Call app.status."""
         return app.status()
 
     def check_health(self) -> None:
-        """Let Ray Serve replace a replica whose model no longer answers."""
+        """Raise if the model fails, so that Ray Serve replaces the replica."""
         app.warm_up()
 
 
 class Replicas:
-    """What server.py asks of app.py, done by the replicas."""
+    """The backend of server.py: app.py's functions, called in the replicas."""
 
     WORKERS = SETTINGS.MAX_REPLICAS * WORKERS
 
     def init(self) -> None:
-        """Find the deployment that runs in the cluster, or else deploy; return when it answers."""
+        """Connect to the deployment in the cluster, or create it; return when it is ready."""
         if NAME in serve.status().applications:
             self.handle = serve.get_app_handle(NAME)
         else:
@@ -81,34 +81,34 @@ class Replicas:
         self.first_status = self.handle.status.remote().result()
 
     def status(self) -> dict:
-        """Return what runs in the replicas, as the first said."""
+        """Return the status of the first replica that started."""
         return self.first_status
 
     def warm_up(self) -> None:
-        """Raise what Ray raises where no replica answers."""
+        """Call any replica. Raises Ray's error if none responds."""
         self.handle.status.remote().result(timeout_s=server.SETTINGS.RESPONSE_TIMEOUT_S)
 
     def inference(self, model_inputs: dict) -> dict:
-        """Do what app.inference does. Raises Unavailable where the replica was lost, or all have enough to do."""
+        """Call app.inference in a replica. Raises Unavailable if the replica is lost, or none responds."""
         response = self.handle.inference.remote(model_inputs)
         try:
             return response.result(timeout_s=server.SETTINGS.RESPONSE_TIMEOUT_S)
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
-            raise Unavailable("the machine that was at work on it is gone") from error
+            raise Unavailable("the replica that processed the request is lost") from error
         except DeploymentUnavailableError as error:
-            raise Unavailable("every machine has enough to do") from error
+            raise Unavailable("no replica is running") from error
         except TimeoutError as error:
             response.cancel()
-            raise Unavailable(f"there was no answer within {server.SETTINGS.RESPONSE_TIMEOUT_S} s") from error
+            raise Unavailable(f"no replica responded within {server.SETTINGS.RESPONSE_TIMEOUT_S} s") from error
 
 
 def main() -> None:
     """Serve until SIGTERM, as server.py does."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(**({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
-    serve.start(proxy_location="Disabled")  # the server has the routes, not Ray Serve's own proxies
+    serve.start(proxy_location="Disabled")  # server.py has the routes
     replicas = Replicas()
     server.main(replicas, server.load(replicas))
 

@@ -1,8 +1,8 @@
-"""A small network of one's own, to deploy: which of five colors does a picture show? It may be several.
+"""An example of a custom model: a small network that finds five colors in an image; it may show several.
 
-    python examples/colors.py      # train it; writes colors.pth, and red.png to try it on, into examples/trained/
+    python examples/colors.py      # trains it; writes colors.pth, and red.png to try it on, to examples/trained/
 
-docs/custom-models.md says how it is converted and served.
+docs/custom-models.md shows how to convert and serve it.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ OUTPUT = Path(__file__).parent / "trained"
 
 
 class Colors(nn.Module):
-    """Takes float32 [batch, 3, 96, 128], normalized to -1 to 1; returns a logit for each color, [batch, 5]."""
+    """Returns a logit per color, [batch, 5], of float32 [batch, 3, 96, 128], normalized to [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,20 +30,20 @@ class Colors(nn.Module):
         self.head = nn.Conv2d(16, len(COLORS), 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x)).amax((2, 3))  # a color that is anywhere is there
+        return self.head(self.features(x)).amax((2, 3))  # anywhere in the image
 
 
 def main() -> None:
-    """Train on noisy pictures of one color on the left and one on the right."""
+    """Train on noisy images of one color on the left and one on the right."""
     torch.manual_seed(0)
     network = Colors()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
     for _ in trange(STEPS, desc="training"):
         shown = torch.randint(len(COLORS), (BATCH, 2))
         halves = COLORS[shown].transpose(1, 2).repeat_interleave(WIDTH // 2, 2)
-        pictures = halves[:, :, None] + 0.1 * torch.randn(BATCH, 3, HEIGHT, WIDTH)
-        wanted = torch.zeros(BATCH, len(COLORS)).scatter(1, shown, 1)
-        loss = binary_cross_entropy_with_logits(network((pictures - 0.5) / 0.5), wanted)
+        images = halves[:, :, None] + 0.1 * torch.randn(BATCH, 3, HEIGHT, WIDTH)
+        labels = torch.zeros(BATCH, len(COLORS)).scatter(1, shown, 1)
+        loss = binary_cross_entropy_with_logits(network((images - 0.5) / 0.5), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

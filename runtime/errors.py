@@ -4,7 +4,7 @@ import traceback
 
 
 class InvalidInput(ValueError):
-    """The caller sent something that cannot be classified; the message says what to do about it."""
+    """The request cannot be classified; the message includes what to do about it."""
 
 
 class InvalidModel(ValueError):
@@ -12,11 +12,11 @@ class InvalidModel(ValueError):
 
 
 class BackendUnavailable(Exception):
-    """The execution provider asked for does not work here; the message says why."""
+    """The requested backend does not work on this machine; the message is the reason."""
 
 
 class Unavailable(Exception):
-    """No answer can be had now, but may be had soon; the message says why. A server answers 503."""
+    """The request cannot be processed now, but may be retried; the message is the reason. A server responds 503."""
 
 
 def release_frames(error: BaseException) -> None:

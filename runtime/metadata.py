@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself, checked as strictly as a request."""
+"""The metadata of an ONNX file, validated as strictly as a request."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ Side = Annotated[int, Meta(ge=1, le=4096)]  # of the model's input, in pixels
 
 
 class Preprocessing(msgspec.Struct, frozen=True):
-    """Height and width of the model's input; mean and std per channel, one for grey or three."""
+    """Height and width of the model's input; mean and std per channel, one for gray or three for RGB."""
 
     size: tuple[Side, Side]
     mean: tuple[float, ...]
@@ -19,11 +19,11 @@ class Preprocessing(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) in (1, 3):
-            raise ValueError("mean and std have to be one number each, or three")
+            raise ValueError("mean and std must have one entry each, or three")
 
 
 class Metadata(msgspec.Struct, frozen=True):
-    """`activation` is what made probabilities; None in a file that does not say."""
+    """What a file describes. `activation` is the last step, which returns probabilities; None if it is not named."""
 
     model: Name
     weights_digest: Name
@@ -33,9 +33,9 @@ class Metadata(msgspec.Struct, frozen=True):
 
 
 def parse(texts: Mapping[str, str]) -> Metadata:
-    """Return the metadata of a file's texts. Raises ValueError, which says what is wrong."""
+    """Return the metadata from the texts in a file. Raises ValueError with the reason."""
     try:
         as_json = {name: msgspec.json.decode(texts[name]) for name in ("preprocessing", "class_names") if name in texts}
         return msgspec.convert({**texts, **as_json}, Metadata)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(f"its metadata cannot be used: {error}") from error
+        raise ValueError(f"invalid metadata: {error}") from error

@@ -1,7 +1,7 @@
-"""Settings from environment variables, each with its unit, bounds and default.
+"""Settings from environment variables, each with its unit, range and default.
 
-Each program reads its own group once, at its start, with `read`; a value that means nothing ends it with a sentence.
-docs/configuration.md has a row for each setting, which a test holds to this file. Imports nothing but Python's own.
+Each program reads its own group once, at its start, with `read`; an invalid value ends it with one line. A test
+compares docs/configuration.md with this file. Imports only the standard library.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-ROOT = Path(__file__).parent.parent  # of this repository
+ROOT = Path(__file__).parent.parent  # of the repository
 Group = TypeVar("Group")
 
 
@@ -26,7 +26,7 @@ class BadSetting(SystemExit):
 
 
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many CPUs this process may use, at least 1: its affinity, or its container's quota if that is less."""
+    """Return the number of CPUs available to this process: its affinity or its container's quota, and at least 1."""
     # macOS has no affinity.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -36,20 +36,20 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
             quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
             period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
     except OSError:
-        return cpus  # no control group that can be read, and so no quota to keep to
+        return cpus  # without a readable control group there is no quota
     return cpus if quota in ("max", "-1") else max(1, min(cpus, math.ceil(int(quota) / int(period))))
 
 
 def setting(default: object, expected: str, help: str, parse: Callable[[str], Any]) -> Any:
-    """Return a field of a group. `parse` raises ValueError for a text that is not `expected`."""
+    """Return a field of a group. `parse` raises ValueError if its text is not what `expected` describes."""
     return field(default=default, metadata={"expected": expected, "help": help, "parse": parse})
 
 
 def integer(default: int | None, minimum: int, maximum: int, help: str) -> Any:
-    """Return the field of a whole number from `minimum` to `maximum`, both included."""
+    """Return a field for a whole number from `minimum` to `maximum`, inclusive."""
 
     def parse(text: str) -> int:
-        # int() takes blanks, signs, underscores and the digits of other scripts too.
+        # int() also accepts spaces, signs, underscores and the digits of other scripts.
         if not re.fullmatch("[0-9]{1,19}", text) or not minimum <= int(text) <= maximum:
             raise ValueError
         return int(text)
@@ -58,7 +58,7 @@ def integer(default: int | None, minimum: int, maximum: int, help: str) -> Any:
 
 
 def text(default: str | None, expected: str, help: str, pattern: str, strip: bool = False) -> Any:
-    """Return the field of a printable text that matches `pattern`; with `strip` without the white space at its ends."""
+    """Return a field for a printable text that matches `pattern`; `strip` drops leading and trailing white space."""
 
     def parse(text: str) -> str:
         text = text.strip() if strip else text
@@ -70,68 +70,68 @@ def text(default: str | None, expected: str, help: str, pattern: str, strip: boo
 
 
 def choice(default: str, allowed: tuple[str, ...], help: str) -> Any:
-    """Return the field of one of the texts `allowed`."""
+    """Return a field for one of the texts `allowed`."""
     return text(default, f"one of {', '.join(allowed)}", help, "|".join(allowed))
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What app.py reads."""
+    """Settings of app.py."""
 
-    MODEL_PATH: str = setting(str(ROOT / "classifier.onnx"), "a path", "the file that convert_to_onnx.py wrote", str)
+    MODEL_PATH: str = setting(str(ROOT / "classifier.onnx"), "a path", "ONNX file written by convert_to_onnx.py", str)
     EXECUTION_PROVIDER: str = choice(
-        "auto", ("auto", "cuda", "openvino", "cpu"), "what runs the model; auto: the fastest that works"
+        "auto", ("auto", "cuda", "openvino", "cpu"), "backend that runs the model; auto: the fastest that works"
     )
     PRECISION: str = choice(
-        "auto", ("auto", "f32"), "auto: bfloat16 or TF32 where the hardware has it; f32: exact, also in decoding"
+        "auto", ("auto", "f32"), "auto: bfloat16 or TF32 if the hardware has it; f32: exact, decoding included"
     )
-    THREADS: int | None = integer(None, 1, 1024, "threads of the model; unset: the CPUs that the container may use")
-    MAX_IMAGES: int = integer(16, 1, 1024, "images in one call")
+    THREADS: int | None = integer(None, 1, 1024, "threads of the model; unset: the CPUs available to the container")
+    MAX_IMAGES: int = integer(16, 1, 1024, "images per request")
     MAX_IMAGE_MB: int = integer(400, 1, 100_000, "memory for decoding one image, in units of 1,000,000 bytes")
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What server.py reads."""
+    """Settings of server.py."""
 
     HOST: str = text("0.0.0.0", "an address", "address to listen on", r"\S+")
     PORT: int = integer(8000, 1, 65_535, "port to listen on")
     BANANA_API_KEY: str | None = text(
         None,
-        "UTF-8 text without blanks at its ends",
-        "the key that callers have to send; unset: open to everyone",
+        "UTF-8 text without leading or trailing spaces",
+        "API key that requests must send; unset: none is required",
         r"\S|\S.*\S",
     )
     CORS_ORIGIN: str | None = text(
         None,
         "* or one origin such as https://example.com",
-        "the web page's origin that browsers let call, or *; unset: none",
+        "origin of web pages that may call from a browser, or * for all; unset: none",
         r"\*|https?://[^/\s,]+",
     )
-    LOG_FORMAT: str = choice("text", ("text", "json"), "how a line of the log is written")
-    MAX_QUEUE: int = integer(64, 0, 100_000, "calls that may wait beside those being processed")
-    MAX_BODY_MB: int = integer(20, 1, 1024, "size of one request's body, in units of 1,000,000 bytes")
-    REQUEST_TIMEOUT_S: int = integer(30, 1, 3600, "seconds that a request's head may take to arrive, and then its body")
-    RESPONSE_TIMEOUT_S: int = integer(60, 1, 3600, "seconds from a request's first byte to its answer")
-    KEEP_ALIVE_TIMEOUT_S: int = integer(75, 1, 3600, "seconds that a connection is kept between requests")
-    SHUTDOWN_GRACE_S: int = integer(10, 0, 3600, "seconds that calls may take to finish after SIGTERM")
+    LOG_FORMAT: str = choice("text", ("text", "json"), "format of log lines")
+    MAX_QUEUE: int = integer(64, 0, 100_000, "requests that may wait, in addition to those being processed")
+    MAX_BODY_MB: int = integer(20, 1, 1024, "size of a request body, in units of 1,000,000 bytes")
+    REQUEST_TIMEOUT_S: int = integer(30, 1, 3600, "seconds for a request's headers to arrive, and again for its body")
+    RESPONSE_TIMEOUT_S: int = integer(60, 1, 3600, "seconds from a request's first byte to its response")
+    KEEP_ALIVE_TIMEOUT_S: int = integer(75, 1, 3600, "seconds that an idle connection is kept open")
+    SHUTDOWN_GRACE_S: int = integer(10, 0, 3600, "seconds that running requests may take after SIGTERM")
 
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """What test_server.py reads; its options --url and --api-key come first."""
+    """Settings of test_server.py; its options --url and --api-key take precedence."""
 
     BANANA_MODEL_URL: str | None = text(
         None,
         "a URL that begins with http:// or https://",
-        "the endpoint; unset: a server is started on this machine",
+        "URL of the endpoint; unset: a server is started on this machine",
         r"(?i:https?)://\S+",
         strip=True,
     )
     BANANA_API_KEY: str | None = text(
         None,
-        "ASCII text, as an HTTP header takes it",
-        "the endpoint's key; unset: none is sent",
+        "ASCII text, as HTTP headers require",
+        "API key of the endpoint; unset: none is sent",
         r"[!-~]([ -~]*[!-~])?",
         strip=True,
     )
@@ -139,16 +139,16 @@ class EndpointSettings:
 
 @dataclass(frozen=True)
 class RaySettings:
-    """What deploy/ray_serve.py reads beside the server's and the model's."""
+    """Settings of deploy/ray_serve.py, in addition to the server's and the model's."""
 
-    MIN_REPLICAS: int = integer(1, 1, 1000, "replicas that are kept")
-    MAX_REPLICAS: int = integer(4, 1, 1000, "replicas that there may be; at least MIN_REPLICAS")
-    CPUS_PER_REPLICA: int = integer(1, 1, 1024, "CPUs of a replica, and so its THREADS")
-    REPLICAS_PER_GPU: int = integer(0, 0, 100, "replicas that share a GPU; 0: none is asked for")
+    MIN_REPLICAS: int = integer(1, 1, 1000, "minimum number of replicas")
+    MAX_REPLICAS: int = integer(4, 1, 1000, "maximum number of replicas; at least MIN_REPLICAS")
+    CPUS_PER_REPLICA: int = integer(1, 1, 1024, "CPUs per replica, and its THREADS")
+    REPLICAS_PER_GPU: int = integer(0, 0, 100, "replicas that share a GPU; 0: no replica uses one")
 
 
 def read(group: type[Group], environment: Mapping[str, str] = os.environ) -> Group:
-    """Return the settings of a group; a variable that is unset or empty has its default. Raises BadSetting."""
+    """Return the settings of a group; an unset or empty variable has its default. Raises BadSetting."""
     values = {}
     for known in fields(group):  # type: ignore[arg-type]
         if value := environment.get(known.name):

@@ -4,8 +4,31 @@ Nothing here may need more than Python 3.6: an older one would print a traceback
 """
 
 import os
-import signal
 import sys
+
+
+def excepthook(kind, error, traceback):  # type: ignore[no-untyped-def]
+    """Report the exception that ends the program (`sys.excepthook`)."""
+    script = sys.argv[0].rpartition(os.sep)[2]
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{script}: interrupted", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(130)  # the shell's code for SIGINT; to return would be to wait for threads that are still running
+    elif not issubclass(kind, ModuleNotFoundError):
+        sys.__excepthook__(kind, error, traceback)
+    elif is_outside_venv():
+        print(f"{script}: {error}: activate .venv with: . {quote(str(ACTIVATE))}", file=sys.stderr)
+    else:
+        pip, all_of_it = f"{quote(sys.executable)} -m pip install -r", quote(str(ROOT / "requirements.txt"))
+        print(f"{script}: {error}: install the packages with: {pip} {all_of_it}", file=sys.stderr)
+        if script == "test_server.py":
+            client = quote(str(ROOT / "requirements" / "client.txt"))
+            print(f"To call an existing endpoint, this is enough: {pip} {client}", file=sys.stderr)
+
+
+sys.excepthook = excepthook  # before the next imports, which Ctrl-C may interrupt
+
+import signal
 import threading
 from pathlib import Path
 from shlex import quote
@@ -28,30 +51,10 @@ def on_interrupt(number, frame):  # type: ignore[no-untyped-def]
     raise KeyboardInterrupt
 
 
-def excepthook(kind, error, traceback):  # type: ignore[no-untyped-def]
-    """Report the exception that ends the program (`sys.excepthook`)."""
-    script = Path(sys.argv[0]).name
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"{script}: interrupted", file=sys.stderr)
-        sys.stdout.flush()
-        os._exit(130)  # the shell's code for SIGINT; to return would be to wait for threads that are still running
-    elif not issubclass(kind, ModuleNotFoundError):
-        sys.__excepthook__(kind, error, traceback)
-    elif is_outside_venv():
-        print(f"{script}: {error}: activate .venv with: . {quote(str(ACTIVATE))}", file=sys.stderr)
-    else:
-        pip, all_of_it = f"{quote(sys.executable)} -m pip install -r", quote(str(ROOT / "requirements.txt"))
-        print(f"{script}: {error}: install the packages with: {pip} {all_of_it}", file=sys.stderr)
-        if script == "test_server.py":
-            client = quote(str(ROOT / "requirements" / "client.txt"))
-            print(f"To call an existing endpoint, this is enough: {pip} {client}", file=sys.stderr)
-
-
 if sys.version_info < (3, 11):  # noqa: UP036  an older Python is what this reports
     advice = f"activate .venv with: . {quote(str(ACTIVATE))}" if is_outside_venv() else "run it with python3.11"
     sys.exit(f"Python 3.11 or later is required, this is {sys.version.split()[0]}: {advice}")
 
-sys.excepthook = excepthook
 # A background job ignores SIGINT and must keep doing so; pytest handles it; only the main thread may set a handler.
 if (
     signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -17,6 +17,6 @@ def browsing() -> Iterator[Browser]:
         yield browser
 
 
-def wait_for_answers(page: Page, count: int) -> None:
-    """Return when the page shows `count` pictures, each with its answer or with what is the matter."""
+def wait_for_results(page: Page, count: int) -> None:
+    """Return once the page shows `count` images, each with its classes or an error."""
     page.locator(".card[aria-busy=false]").nth(count - 1).wait_for()

@@ -1,4 +1,4 @@
-"""deploy/knative.yaml: fields that Kubernetes and Knative know, and numbers that are the server's."""
+"""deploy/knative.yaml: its fields exist in Kubernetes and Knative, and its numbers match the server's."""
 
 import copy
 
@@ -19,7 +19,7 @@ KNATIVES_OWN = {"containerConcurrency", "timeoutSeconds"}
 
 
 def round_trip(manifest: dict) -> dict:
-    """Return what is left of a manifest in Knative's own model, which drops what it does not know."""
+    """Return a manifest without the fields that Knative's own model does not have."""
     return knative.Service.model_validate(manifest).model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
@@ -30,7 +30,7 @@ def test_every_field_is_in_knatives_schema():
 @pytest.mark.parametrize(
     "where", [("spec",), ("spec", "template", "spec"), ("spec", "template", "spec", "containers", 0)]
 )
-def test_a_field_that_is_not_in_knatives_schema_is_found_out(where):
+def test_unknown_fields_are_noticed(where):
     wrong = copy.deepcopy(MANIFEST)
     place = wrong
     for key in where:
@@ -39,16 +39,16 @@ def test_a_field_that_is_not_in_knatives_schema_is_found_out(where):
     assert round_trip(wrong) == MANIFEST
 
 
-def test_the_pod_is_one_that_kubernetes_takes():
+def test_kubernetes_accepts_the_pod():
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}}
     pod["spec"] = {name: value for name, value in copy.deepcopy(SPEC).items() if name not in KNATIVES_OWN}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        # Knative fills it in, and Kubernetes demands it.
+        # Kubernetes requires it; Knative fills it in.
         pod["spec"]["containers"][0][probe]["httpGet"]["port"] = CONTAINER["ports"][0]["containerPort"]
     kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_a_replica_is_given_as_many_calls_as_the_server_takes():
+def test_concurrency_matches_the_servers():
     annotations = MANIFEST["spec"]["template"]["metadata"]["annotations"]
     workers = int(ENVIRONMENT["THREADS"]) + app.EXTRA_WORKERS
     assert CONTAINER["resources"]["limits"]["cpu"] == f"{ENVIRONMENT['THREADS']}000m"
@@ -56,12 +56,12 @@ def test_a_replica_is_given_as_many_calls_as_the_server_takes():
     assert SPEC["containerConcurrency"] == workers + int(ENVIRONMENT["MAX_QUEUE"])
 
 
-def test_without_the_secret_of_its_key_it_does_not_start():
+def test_api_key_secret_is_required():
     [key] = [entry["valueFrom"] for entry in CONTAINER["env"] if entry["name"] == "BANANA_API_KEY"]
     assert key == {"secretKeyRef": {"name": "classifier", "key": "api-key"}}  # not optional
 
 
-def test_the_server_starts_with_these_settings_and_the_probes_see_it_load(tmp_path):
+def test_probes_follow_the_start_of_the_server(tmp_path):
     [port] = CONTAINER["ports"]
     assert port["name"] == "http1" and "PORT" not in ENVIRONMENT
     paths = {CONTAINER[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
@@ -72,5 +72,5 @@ def test_the_server_starts_with_these_settings_and_the_probes_see_it_load(tmp_pa
         assert {served.get(path).status_code for path in paths} == {200}
 
 
-def test_the_servers_own_answer_comes_before_knative_gives_up():
+def test_knatives_timeout_is_longer_than_the_servers():
     assert SPEC["timeoutSeconds"] > max(SETTINGS.RESPONSE_TIMEOUT_S, SETTINGS.SHUTDOWN_GRACE_S)

@@ -217,7 +217,7 @@ def test_ones_own_model_is_deployed_by_the_readmes_commands(checkout):
     assert all(f"examples/trained/{name}" in printed[0] for name in ("colors.pth", "red.png"))
 
     classifier = OnnxClassifier(checkout / "colors.onnx")
-    assert classifier.class_names == ["red", "green", "blue", "yellow", "grey"]
+    assert classifier.class_names == ["red", "green", "blue", "yellow", "gray"]
     network = Colors().eval()
     network.load_state_dict(torch.load(checkout / "examples/trained/colors.pth"))
     for right, left in enumerate(COLORS):

@@ -367,7 +367,7 @@ def test_key_invalid_in_a_header_exits_with_2_unprinted(key):
     for arguments, environment in ((["--api-key", key], {}), ([], {"BANANA_API_KEY": key})):
         result = run_tester(TENCH, "--url", "http://127.0.0.1:1", *arguments, **environment)
         assert result.returncode == 2
-        assert "BANANA_API_KEY: expected ASCII text, as an HTTP header takes it" in result.stderr
+        assert "BANANA_API_KEY: expected ASCII text" in result.stderr
         assert "ret" not in result.stderr
 
 

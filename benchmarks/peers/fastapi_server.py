@@ -2,7 +2,7 @@
 
     make bench-peers
 
-benchmarks/bench.py starts it.
+Started by benchmarks/bench.py.
 """
 
 import common
@@ -15,7 +15,7 @@ session = common.load()
 
 
 class Inputs(BaseModel):
-    """The body of a call."""
+    """The body of a request."""
 
     image: str
 

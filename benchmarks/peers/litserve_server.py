@@ -1,8 +1,8 @@
-"""LitServe as its README teaches it, with two workers.
+"""LitServe as in its README, with two workers.
 
     make bench-peers
 
-benchmarks/bench.py starts it.
+Started by benchmarks/bench.py.
 """
 
 import common

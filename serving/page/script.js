@@ -1,6 +1,6 @@
 const MAX_IN_FLIGHT = 4; // requests; a browser opens at most six connections
 const MAX_TRIES = 5; // of an image that the server has no room for
-const MAX_RETRY_AFTER_S = 30; // whatever the server says
+const MAX_RETRY_AFTER_S = 30; // if the server names more
 const RESPONSE_TIMEOUT_S = 120; // from the start of the upload
 const HEALTH_INTERVAL_S = 2; // while the server is not healthy
 const KEY = "BANANA_API_KEY"; // its name in sessionStorage
@@ -173,7 +173,7 @@ function add(files, none) {
   byId("note").hidden = files.length > 0 || !none;
   if (!files.length) return;
   const added = [...files].map(file => new Card(file));
-  byId("answers").prepend(...added.map(card => card.element));
+  byId("results").prepend(...added.map(card => card.element));
   cards.push(...added);
   retry(added);
 }

@@ -1,8 +1,8 @@
-"""ray_serve.py on a cluster of two nodes, both on this machine: the same contract, also when a node is lost.
+"""ray_serve.py on a cluster of two nodes on this machine: the same HTTP contract, also when a node is lost.
 
     make test-ray
 
-Not a part of `make test`, because Ray is large and for few.
+Not part of `make test`, because Ray is large and few need it.
 """
 
 import base64
@@ -28,7 +28,7 @@ CLIENTS = 6
 
 
 def on_ray(folder: Path, cluster: Cluster, **environment: str) -> AbstractContextManager[Served]:
-    """Run ray_serve.py in the cluster while the context lasts, from the moment that it is ready."""
+    """Run ray_serve.py in the cluster while the context lasts; it is ready when the context begins."""
     return ready(folder, script=("-m", "deploy.ray_serve"), RAY_ADDRESS=cluster.address, **environment)
 
 
@@ -43,7 +43,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def served(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The server with a replica on each node, for which it has waited."""
+    """The server, ready, with a replica on each node."""
     folder = tmp_path_factory.mktemp("ray")
     settings = {"MIN_REPLICAS": "2", "MAX_REPLICAS": "2", "MAX_QUEUE": "4", "BANANA_API_KEY": "key"}
     with on_ray(folder, cluster, **settings) as served:
@@ -59,7 +59,7 @@ def replicas_of(node: Node) -> list[int]:
 
 
 def refused(served: Served) -> float:
-    """Return how many requests were answered 503."""
+    """Return the number of responses with status 503."""
     return served.metric('classifier_requests_total{status="503"}', {"X-Banana-API-Key": "key"})
 
 
@@ -78,15 +78,15 @@ def post(served: Served, **arguments):
     ],
     ids=["json", "bytes", "form"],
 )
-def test_every_way_to_send_a_picture_is_answered(served, arguments):
-    answer = post(served, **arguments).json()
-    assert (answer["class_id"], answer["class_name"], len(answer["predictions"])) == (0, "tench", 2)
-    assert set(answer["timing_ms"]) == {"decode", "model", "total"}
+def test_accepts_every_way_to_send_an_image(served, arguments):
+    result = post(served, **arguments).json()
+    assert (result["class_id"], result["class_name"], len(result["predictions"])) == (0, "tench", 2)
+    assert set(result["timing_ms"]) == {"decode", "model", "total"}
 
 
-def test_several_pictures_come_back_in_their_order(served):
-    pictures = [base64.b64encode(path.read_bytes()).decode() for path in (NEWT, TENCH)]
-    assert [result["class_id"] for result in post(served, json={"images": pictures}).json()["results"]] == [26, 0]
+def test_several_images_keep_their_order(served):
+    images = [base64.b64encode(path.read_bytes()).decode() for path in (NEWT, TENCH)]
+    assert [result["class_id"] for result in post(served, json={"images": images}).json()["results"]] == [26, 0]
 
 
 def test_health_needs_no_key_and_names_what_runs(served):
@@ -96,64 +96,66 @@ def test_health_needs_no_key_and_names_what_runs(served):
 
 
 @pytest.mark.parametrize(
-    ("status", "says", "arguments"),
+    ("status", "key_word", "arguments"),
     [
         (401, "API key", {"headers": {"X-Banana-API-Key": "another"}}),
         (413, "20 MB", {"data": b"x" * 20_000_001}),
-        (422, "not an image", {"data": b"no picture", "headers": JPEG}),
-        (422, "not JSON", {"data": b"no JSON"}),
-        (422, '"top_k" has to be', {"data": TENCH.read_bytes(), "headers": JPEG, "params": {"top_k": "0"}}),
+        (422, "JPEG", {"data": b"not an image", "headers": JPEG}),
+        (422, "JSON", {"data": b"not JSON"}),
+        (422, "top_k", {"data": TENCH.read_bytes(), "headers": JPEG, "params": {"top_k": "0"}}),
     ],
 )
-def test_refusals_say_what_to_do_and_nothing_of_ray(served, status, says, arguments):
+def test_errors_name_the_cause_but_not_ray(served, status, key_word, arguments):
     response = served.post(**arguments) if status == 401 else post(served, **arguments)
     assert response.status_code == status
     assert set(response.json()["error"]) == {"type", "message"}
-    assert says in response.json()["error"]["message"]
+    assert key_word in response.json()["error"]["message"]
     assert "Traceback" not in response.text and "ray" not in response.text
 
 
 def test_503_with_retry_after_when_all_queues_are_full(served):
     with flooding(served, clients=20, **{"X-Banana-API-Key": "key"}) as flood:
-        wait_until(lambda: flood.statuses[200] >= 50 and flood.statuses[503] >= 50, "some are taken and some are not")
+        wait_until(
+            lambda: flood.statuses[200] >= 50 and flood.statuses[503] >= 50, "some are accepted and some are not"
+        )
     assert not flood.faults
     assert set(flood.statuses) == {200, 503}
 
 
-def test_every_call_is_answered_while_a_node_is_lost(served, cluster):
+def test_lost_node_loses_no_request(served, cluster):
     [lost] = cluster.worker_nodes
     [replica] = replicas_of(lost)
     refused_before = refused(served)
-    picture = base64.b64encode(TENCH.read_bytes()).decode()
+    image = base64.b64encode(TENCH.read_bytes()).decode()
     classes: list[int] = []
     over = threading.Event()
 
     def call() -> None:
         client = Client("key", served.url, verbosity="")
         while not over.is_set():
-            classes.append(client.call("/", json={"image": picture}, headers={}, retry_timeout=60)[0]["class_id"])
+            classes.append(client.call("/", json={"image": image}, headers={}, retry_timeout=60)[0]["class_id"])
 
     callers = [threading.Thread(target=call) for _ in range(CLIENTS)]
     with flooding(served, clients=2, **{"X-Banana-API-Key": "key"}) as flood:
         for caller in callers:
             caller.start()
-        wait_until(lambda: len(classes) > 50, "calls are answered by two nodes")
+        wait_until(lambda: len(classes) > 50, "two nodes respond")
         os.kill(replica, signal.SIGSTOP)
-        time.sleep(0.5)  # in which it is given calls that it cannot finish
+        time.sleep(0.5)  # in which it receives requests that it cannot finish
         os.kill(replica, signal.SIGKILL)
         cluster.remove_node(lost, allow_graceful=False)
         so_far = len(classes)
-        wait_until(lambda: len(classes) > so_far + 100, "calls are answered by the node that is left")
+        wait_until(lambda: len(classes) > so_far + 100, "the remaining node responds")
         over.set()
         for caller in callers:
             caller.join()
     assert set(classes) == {0}
     assert not flood.faults
-    assert refused(served) > refused_before  # so some calls were lost, and were tried again
+    assert refused(served) > refused_before  # so some were lost, and sent again
     assert is_ready(served)
 
 
-def test_sigterm_ends_the_server_and_leaves_the_replicas_to_the_next(served, cluster, tmp_path):
+def test_sigterm_stops_the_server_and_keeps_the_replicas(served, cluster, tmp_path):
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(60) == 0
     with on_ray(tmp_path, cluster, MODEL_PATH="nowhere.onnx") as another:  # with which no replica could start

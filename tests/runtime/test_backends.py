@@ -1,4 +1,4 @@
-"""backends.py: the provider that is picked, that each gives the model's answers, and batching for a GPU."""
+"""backends.py: which one is selected, that each returns the model's probabilities, and batches for a GPU."""
 
 import ctypes
 import logging
@@ -23,7 +23,7 @@ from tests.graphs import of_other_classes
 from tests.server_process import DEADLINE_S, MODEL_PATH, NEWT, ROOT, TENCH, wait_until
 
 OPENVINO = "OpenVINOExecutionProvider"
-PICTURES = [TENCH, NEWT]
+IMAGES = [TENCH, NEWT]
 
 
 def works(provider):
@@ -35,7 +35,7 @@ def works(provider):
     return True
 
 
-needs_openvino = pytest.mark.skipif(not works("openvino"), reason="openvino does not work on this machine")
+needs_openvino = pytest.mark.skipif(not works("openvino"), reason="OpenVINO does not work on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +43,24 @@ def cpu():
     return OnnxClassifier(MODEL_PATH, "cpu", threads=2)
 
 
-def pixels_of(classifier, pictures=PICTURES):
-    return np.stack([classifier.preprocessor(picture) for picture in pictures])
+def pixels_of(classifier, images=IMAGES):
+    return np.stack([classifier.preprocessor(image) for image in images])
 
 
-def test_every_provider_can_be_asked_for():
+def test_every_provider_can_be_selected():
     choices = ModelSettings.__dataclass_fields__["EXECUTION_PROVIDER"].metadata["expected"]
     assert choices == f"one of auto, {', '.join(backends.BACKENDS)}"
 
 
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("openvino", marks=needs_openvino)])
-def test_pixels_of_one_channel_are_an_error_and_not_spread_over_three(provider):
+def test_pixels_of_one_channel_are_not_broadcast_to_three(provider):
     classifier = OnnxClassifier(MODEL_PATH, provider)
     with pytest.raises(Exception, match=r"wrong shape|invalid dimensions"):
         classifier.predict(np.zeros((1, *classifier.preprocessor.size, 1), np.uint8))
 
 
 @needs_openvino
-def test_auto_takes_openvino_before_the_cpu_provider(monkeypatch, caplog):
+def test_auto_prefers_openvino_to_the_cpu_provider(monkeypatch, caplog):
     monkeypatch.setattr(backends, "ctypes", SimpleNamespace(CDLL=lambda name: ctypes.CDLL(f"no-{name}")))
     with caplog.at_level(logging.INFO, "server"):
         assert OnnxClassifier(MODEL_PATH, "auto").runner.provider == OPENVINO
@@ -68,14 +68,14 @@ def test_auto_takes_openvino_before_the_cpu_provider(monkeypatch, caplog):
 
 
 @needs_openvino
-def test_openvino_in_f32_gives_the_cpu_providers_probabilities(cpu):
+def test_openvino_in_f32_matches_the_cpu_provider(cpu):
     classifier = OnnxClassifier(MODEL_PATH, "openvino", "f32", threads=2)
     assert classifier.runner.precision == "f32"
     np.testing.assert_allclose(classifier.predict(pixels_of(cpu)), cpu.predict(pixels_of(cpu)), atol=1e-4)
 
 
 @needs_openvino
-def test_openvino_by_itself_stays_near(cpu):
+def test_openvino_in_auto_precision_stays_close(cpu):
     classifier = OnnxClassifier(MODEL_PATH, "openvino", "auto", threads=2)
     np.testing.assert_allclose(classifier.predict(pixels_of(cpu)), cpu.predict(pixels_of(cpu)), atol=0.1)
 
@@ -84,9 +84,9 @@ def test_openvino_by_itself_stays_near(cpu):
 @pytest.mark.parametrize("size", [(375, 500), (1000, 800), (37, 1200), (1, 1)])
 def test_pixels_of_another_size_never_reach_openvinos_resize(cpu, size):
     classifier = OnnxClassifier(MODEL_PATH, "openvino", "f32", threads=2)
-    picture = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
-    expected = cpu.predict(cpu.preprocessor.resize(picture[0])[None])
-    np.testing.assert_allclose(classifier.predict(picture), expected, atol=1e-4)
+    image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    expected = cpu.predict(cpu.preprocessor.resize(image[0])[None])
+    np.testing.assert_allclose(classifier.predict(image), expected, atol=1e-4)
 
 
 def call_concurrently(classifier, pixels, until):
@@ -179,7 +179,7 @@ def call_in_progress(run, held):
         call.result()
 
 
-def test_lone_calls_take_latency_and_others_throughput():
+def test_only_concurrent_calls_use_the_throughput_model():
     latency, opened = HeldRun(1), []
     run = LatencyAndThroughput(latency, lambda: opened.append(HeldRun(2)) or opened[-1].go.set() or opened[-1])
     with call_in_progress(run, latency):
@@ -203,7 +203,7 @@ def test_throughput_model_that_fails_to_open_is_one_warning(caplog):
     assert caplog.records[0].exc_info is None
 
 
-def test_a_provider_asked_for_by_name_is_an_error_where_it_does_not_work(monkeypatch):
+def test_named_provider_that_does_not_work_is_an_error(monkeypatch):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this build of ONNX Runtime has CUDA")
     monkeypatch.setattr(backends, "ctypes", SimpleNamespace(CDLL=lambda name: Driver(0)))
@@ -211,7 +211,7 @@ def test_a_provider_asked_for_by_name_is_an_error_where_it_does_not_work(monkeyp
         OnnxClassifier(MODEL_PATH, "cuda")
 
 
-def test_openvino_that_is_not_there_is_named_and_auto_does_without(monkeypatch, caplog):
+def test_auto_works_without_openvino_and_reports_it(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendUnavailable, match="execution provider openvino: import of openvino halted"):
         OnnxClassifier(MODEL_PATH, "openvino")
@@ -232,9 +232,7 @@ def test_openvino_that_is_not_there_is_named_and_auto_does_without(monkeypatch, 
         ("f32", "amx_bf16", "f32"),
     ],
 )
-def test_bfloat16_is_asked_for_by_name_where_the_cpu_has_it_and_openvino_says_what_it_does(
-    monkeypatch, tmp_path, precision, flags, asked
-):
+def test_bfloat16_is_requested_if_the_cpu_has_it(monkeypatch, tmp_path, precision, flags, asked):
     import openvino
 
     (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags} avx2\n")
@@ -257,7 +255,7 @@ def test_bfloat16_is_asked_for_by_name_where_the_cpu_has_it_and_openvino_says_wh
 
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("openvino", marks=needs_openvino)])
 @pytest.mark.parametrize("in_place", [True, False])
-def test_a_file_replaced_while_it_is_served_changes_nothing(tmp_path, caplog, opened, provider, in_place):
+def test_replaced_file_changes_nothing_until_a_restart(tmp_path, caplog, opened, provider, in_place):
     path, other = tmp_path / "served.onnx", tmp_path / "other.onnx"
     path.write_bytes(MODEL_PATH.read_bytes())
     other.write_bytes(MODEL_PATH.read_bytes())
@@ -293,7 +291,7 @@ class Driver:
     ("load", "why"),
     [(lambda name: ctypes.CDLL(f"no-{name}"), "no NVIDIA GPU"), (lambda name: Driver(100), "returns 100")],
 )
-def test_a_gpu_that_is_not_there_is_known_before_onnx_runtime_is_asked(monkeypatch, load, why):
+def test_missing_gpu_is_noticed_before_onnx_runtime(monkeypatch, load, why):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(backends, "ctypes", SimpleNamespace(CDLL=load))
     with pytest.raises(BackendUnavailable, match=why):
@@ -310,8 +308,8 @@ sys.addaudithook(trace)
 
 
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("openvino", marks=needs_openvino)])
-def test_nothing_is_reported_to_anyone(tmp_path, provider):
-    # Who reports keeps an identifier in the home folder.
+def test_no_telemetry_is_sent(tmp_path, provider):
+    # Telemetry keeps an identifier in the home folder.
     clean = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     folders = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR"), str(tmp_path))
     environment = clean | folders | {"MODEL_PATH": str(MODEL_PATH), "EXECUTION_PROVIDER": provider}
@@ -322,13 +320,13 @@ def test_nothing_is_reported_to_anyone(tmp_path, provider):
 
 
 @needs_openvino
-def test_onnx_runtime_is_not_imported_where_openvino_runs_the_model(tmp_path):
+def test_onnx_runtime_is_not_imported_if_openvino_runs(tmp_path):
     code = f"import sys, model; model.OnnxClassifier({str(MODEL_PATH)!r}, 'auto'); print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert not {"onnxruntime", "openvino_telemetry", "openvino.tools.ovc"} & set(result.stdout.split())
 
 
-def test_auto_passes_over_a_provider_that_answers_nonsense_and_says_so(monkeypatch, caplog):
+def test_auto_skips_a_provider_that_returns_nonsense(monkeypatch, caplog):
     def nonsense(*arguments):
         runner = backends._open_cpu(*arguments)
         runner.provider = "NonsenseExecutionProvider"

@@ -1,4 +1,4 @@
-"""metadata.py: what a file says of itself is what the onnx package reads, and what means nothing is refused."""
+"""metadata.py: metadata is read as the onnx package reads it, and invalid metadata is rejected."""
 
 import json
 
@@ -20,7 +20,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("openvino", marks=needs_openvino)])
-def test_the_metadata_is_what_the_onnx_package_reads(provider):
+def test_metadata_equals_what_the_onnx_package_reads(provider):
     expected = {entry.key: entry.value for entry in onnx.load(MODEL_PATH).metadata_props}
     classifier = OnnxClassifier(MODEL_PATH, provider)
     assert classifier.model_name == expected["model"]
@@ -31,7 +31,7 @@ def test_the_metadata_is_what_the_onnx_package_reads(provider):
     assert classifier.activation == expected["activation"]
 
 
-def test_texts_of_any_script_are_taken():
+def test_accepts_texts_of_any_script():
     assert parse(RIGHT).class_names == ("\u00e4", "\U0001f41f")
     assert parse(RIGHT).preprocessing.size == (2, 3)
     assert parse({name: text for name, text in RIGHT.items() if name != "activation"}).activation is None
@@ -53,7 +53,7 @@ def preprocessing(**changed):
         pytest.param({"class_names": '["a", ""]'}, id="an empty class name"),
         pytest.param({"class_names": "[" * 100_000 + "]" * 100_000}, id="deeply nested"),
         pytest.param({"class_names": "["}, id="not JSON"),
-        pytest.param({"preprocessing": "[]"}, id="no object"),
+        pytest.param({"preprocessing": "[]"}, id="not an object"),
         pytest.param({"preprocessing": "{}"}, id="no size"),
         pytest.param(preprocessing(size="ab"), id="a text for the size"),
         pytest.param(preprocessing(size=[2]), id="one side"),
@@ -68,13 +68,13 @@ def preprocessing(**changed):
         pytest.param(preprocessing(std=[None]), id="null for std"),
     ],
 )
-def test_what_means_nothing_is_refused_in_a_sentence(wrong):
+def test_rejects_invalid_metadata(wrong):
     parse(RIGHT | preprocessing())
-    with pytest.raises(ValueError, match=r"its metadata cannot be used: ."):
+    with pytest.raises(ValueError, match=r"invalid metadata: ."):
         parse(RIGHT | wrong)
 
 
 @pytest.mark.parametrize("absent", ["model", "weights_digest", "preprocessing", "class_names"])
-def test_what_has_to_be_there_is_missed_by_name(absent):
-    with pytest.raises(ValueError, match=f"its metadata cannot be used: .*{absent}"):
+def test_missing_field_is_named(absent):
+    with pytest.raises(ValueError, match=f"invalid metadata: .*{absent}"):
         parse({name: text for name, text in RIGHT.items() if name != absent})

@@ -1,4 +1,4 @@
-"""runtime/ and client/ on Windows and macOS: no import needs what Linux alone has, nor does calling an endpoint."""
+"""runtime/ and client/ on Windows and macOS: neither imports nor calls of an endpoint need what only Linux has."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def run(system, statements, *arguments):
 
 
 @pytest.mark.parametrize("system", [WINDOWS, MACOS], ids=["windows", "macos"])
-def test_an_endpoint_can_be_called_without_linux(served, system):
+def test_endpoint_can_be_called_without_linux(served, system):
     statements = "sys.argv[0] = 'test_server.py'; runpy.run_path('test_server.py', run_name='__main__')"
     result = run(system, statements, "--url", served.url, str(TENCH))
     assert result.returncode == 0, result.stderr
@@ -51,7 +51,7 @@ def test_an_endpoint_can_be_called_without_linux(served, system):
 
 
 @pytest.mark.parametrize("system", [WINDOWS, MACOS], ids=["windows", "macos"])
-def test_a_model_can_be_run_without_linux(system):
+def test_model_can_be_run_without_linux(system):
     code = f"import model; print(model.OnnxClassifier({str(MODEL_PATH)!r}).predict)"
     result = run(system, code)
     assert result.returncode == 0, result.stderr

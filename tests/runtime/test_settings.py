@@ -1,4 +1,4 @@
-"""settings.py: what an environment variable may hold, what happens where it holds something else, and the CPUs."""
+"""settings.py: valid and invalid environment variables, and the number of CPUs."""
 
 import os
 import subprocess
@@ -16,16 +16,16 @@ from tests.server_process import ROOT
 class Group:
     PORT: int = integer(8000, 1, 65535, "port")
     FORMAT: str = choice("text", ("text", "json"), "format")
-    WEB_KEY: str | None = text(None, "text without blanks at its ends", "key", r"\S|\S.*\S")
+    WEB_KEY: str | None = text(None, "text without leading or trailing spaces", "key", r"\S|\S.*\S")
 
 
 @pytest.mark.parametrize("environment", [{}, {"PORT": "", "FORMAT": "", "WEB_KEY": ""}])
-def test_the_default_counts_where_a_variable_is_unset_or_empty(environment):
+def test_unset_or_empty_variable_has_its_default(environment):
     assert read(Group, environment) == Group(8000, "text", None)
 
 
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("8080", 8080), ("65535", 65535), ("007", 7)])
-def test_a_whole_number_from_minimum_to_maximum_is_taken(text, number):
+def test_accepts_whole_numbers_in_range(text, number):
     assert number == read(Group, {"PORT": text}).PORT
 
 
@@ -36,24 +36,24 @@ def test_a_whole_number_from_minimum_to_maximum_is_taken(text, number):
         pytest.param("80.5", id="a fraction"),
         pytest.param("1e3", id="an exponent"),
         pytest.param("0x50", id="hexadecimal"),
-        pytest.param("1_000", id="an underscore, which int() takes"),
-        pytest.param(" 80 ", id="blanks, which int() takes"),
-        pytest.param(" ", id="only a blank"),
+        pytest.param("1_000", id="an underscore, which int() accepts"),
+        pytest.param(" 80 ", id="spaces, which int() accepts"),
+        pytest.param(" ", id="only a space"),
         pytest.param("+80", id="a plus"),
         pytest.param("-80", id="negative"),
         pytest.param("0", id="below the minimum"),
         pytest.param("65536", id="above the maximum"),
-        pytest.param("٨٠", id="Arabic digits, which int() takes"),
-        pytest.param("8²", id="a superscript, which isdigit() takes"),
+        pytest.param("٨٠", id="Arabic digits, which int() accepts"),
+        pytest.param("8²", id="a superscript, which isdigit() accepts"),
     ],
 )
-def test_anything_else_ends_the_program_with_a_sentence(text):
+def test_rejects_anything_else(text):
     with pytest.raises(BadSetting) as stopped:
         read(Group, {"PORT": text})
     assert str(stopped.value) == f"PORT={text!r}: expected a whole number from 1 to 65535"
 
 
-def test_a_choice_is_one_of_those_allowed():
+def test_choice_is_one_of_those_allowed():
     assert read(Group, {"FORMAT": "json"}).FORMAT == "json"
     with pytest.raises(BadSetting, match="FORMAT='xml': expected one of text, json"):
         read(Group, {"FORMAT": "xml"})
@@ -62,16 +62,16 @@ def test_a_choice_is_one_of_those_allowed():
 @pytest.mark.parametrize(
     "secret",
     [
-        pytest.param("secret\n", id="the line feed of a pasted secret"),
-        pytest.param(" secret", id="a blank in front"),
+        pytest.param("secret\n", id="line feed of a pasted secret"),
+        pytest.param(" secret", id="leading space"),
         pytest.param("sec\x00ret", id="a control character"),
         pytest.param("s\udce9cret", id="a byte that is not UTF-8"),
     ],
 )
-def test_a_key_that_could_never_be_sent_is_refused_and_not_shown(secret):
+def test_key_that_cannot_be_sent_is_rejected_and_not_shown(secret):
     with pytest.raises(BadSetting) as stopped:
         read(Group, {"WEB_KEY": secret})
-    assert str(stopped.value) == "WEB_KEY: expected text without blanks at its ends"
+    assert str(stopped.value) == "WEB_KEY: expected text without leading or trailing spaces"
 
 
 @pytest.mark.parametrize("script", ["server.py", "benchmarks/bench.py"])
@@ -98,7 +98,7 @@ def test_invalid_setting_names_the_program_and_exits_1(script):
         ({}, 8),
     ],
 )
-def test_the_cpus_are_those_that_the_container_may_use(monkeypatch, tmp_path, files, cpus):
+def test_cpus_are_those_available_to_the_container(monkeypatch, tmp_path, files, cpus):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
     (tmp_path / "cpu").mkdir()
     for name, content in files.items():
@@ -106,7 +106,7 @@ def test_the_cpus_are_those_that_the_container_may_use(monkeypatch, tmp_path, fi
     assert available_cpus(tmp_path) == cpus
 
 
-def test_where_the_system_tells_no_affinity_all_cpus_count(monkeypatch, tmp_path):
+def test_all_cpus_count_if_there_is_no_affinity(monkeypatch, tmp_path):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert available_cpus(tmp_path) == 12

@@ -46,7 +46,7 @@ def test_missing_package_is_reported_by_every_script(script):
     assert error.startswith(f"{script}: No module named '")
 
 
-def test_missing_package_says_what_to_install(script):
+def test_missing_package_is_reported_with_how_to_install(script):
     requirements = script.with_name("requirements.txt")
     assert run(script)[1].endswith(f"{sys.executable} -m pip install -r '{requirements}'\n")
     tester = script.rename(script.with_name("test_server.py"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.browsing import wait_for_answers
+from tests.browsing import wait_for_results
 from tests.server_process import DEADLINE_S
 
 KEY = "the 'key' of $HOME"
@@ -19,11 +19,11 @@ def choose(page: Page, *images: Path | dict) -> None:
     shown = page.locator(".card").count()
     files = [file(each.name, each.read_bytes()) if isinstance(each, Path) else each for each in images]
     page.get_by_label("Choose images").set_input_files(files)
-    wait_for_answers(page, shown + len(images))
+    wait_for_results(page, shown + len(images))
 
 
 def file(name: str, content: bytes, kind: str = "image/jpeg") -> dict:
-    """Return a file as Playwright takes it."""
+    """Return a file for Playwright."""
     return {"name": name, "mimeType": kind, "buffer": content}
 
 

@@ -15,7 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
-from tests.browsing import wait_for_answers
+from tests.browsing import wait_for_results
 from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH
 from tests.serving.pages import KEY, choose, file, give_key, rows
 
@@ -61,8 +61,8 @@ def test_style_and_script_need_no_key(locked, name, kind):
     "path", ["/page/", "/page/index.html", "/page/../server.py", "/page/..%2Fopenapi.json", "/page/%2e%2e/openapi.json"]
 )
 def test_no_other_file_is_served(served, path):
-    answer = served.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    assert answer.startswith(b"HTTP/1.1 404 ")
+    response = served.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert response.startswith(b"HTTP/1.1 404 ")
 
 
 def test_page_needs_no_key_but_requests_do(locked):
@@ -83,16 +83,16 @@ def test_page_names_no_other_host():
 
 
 def test_image_is_shown_with_classes_and_timing(served, opened):
-    answer = served.post(data=TENCH.read_bytes(), headers={"Content-Type": "image/jpeg"}).json()
+    expected = served.post(data=TENCH.read_bytes(), headers={"Content-Type": "image/jpeg"}).json()
     health = served.get("/healthcheck").json()
     with opened(served) as page:
         choose(page, TENCH)
-        assert [name for name, _ in rows(page)] == [each["class_name"] for each in answer["predictions"]]
-        assert rows(page)[0] == ["tench", f"{answer['probability'] * 100:.1f} %"]
-        ids = [f"class {each['class_id']}" for each in answer["predictions"]]
+        assert [name for name, _ in rows(page)] == [each["class_name"] for each in expected["predictions"]]
+        assert rows(page)[0] == ["tench", f"{expected['probability'] * 100:.1f} %"]
+        ids = [f"class {each['class_id']}" for each in expected["predictions"]]
         expect(page.locator("tbody th small")).to_have_text(ids)
         bars = page.locator("tbody tr").evaluate_all("rows => rows.map(row => row.style.getPropertyValue('--share'))")
-        assert [float(bar) for bar in bars] == pytest.approx([each["probability"] for each in answer["predictions"]])
+        assert [float(bar) for bar in bars] == pytest.approx([each["probability"] for each in expected["predictions"]])
         expect(page.get_by_role("heading", name=f"{TENCH.name} · 500 \u00d7 375 · 29 kB")).to_be_visible()
         assert page.get_by_role("img", name=TENCH.name).evaluate("image => image.naturalWidth") == 500
         assert facts(page).keys() == {"Round trip", "Server", "Decoding", "Model"}
@@ -149,7 +149,7 @@ def test_images_can_be_dropped_anywhere(served, opened):
         expect(page.locator("body")).to_have_class("dragging")
         for kind in ("dragOver", "drop"):
             drag(kind, NEWT, TENCH)
-        wait_for_answers(page, 2)
+        wait_for_results(page, 2)
         assert [rows(page, card)[0][0] for card in range(2)] == ["common newt", "tench"]
         expect(page.locator("body")).to_have_class("used")
 
@@ -170,7 +170,7 @@ def test_image_can_be_pasted_and_text_is_not_an_image(served, opened):
             base64.b64encode(png.getvalue()).decode(),
         )
         page.keyboard.press("Control+V")
-        wait_for_answers(page, 1)
+        wait_for_results(page, 1)
         assert rows(page)[0][0] == "tench"
         expect(page.locator("#note")).to_be_hidden()
 
@@ -180,7 +180,7 @@ def test_page_fits_phones_and_offers_their_camera(served, opened):
         camera = page.get_by_label("Take a photo")
         assert camera.get_attribute("capture") == "environment"
         camera.set_input_files([TENCH])
-        wait_for_answers(page, 1)
+        wait_for_results(page, 1)
         for width in (390, 320):
             page.set_viewport_size({"width": width, "height": 844})
             assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -204,7 +204,7 @@ def test_keyboard_reaches_everything(served, opened):
             expect(page.get_by_label("Choose images")).to_be_focused()
             page.keyboard.press("Enter")
         choosing.value.set_files([TENCH])
-        wait_for_answers(page, 1)
+        wait_for_results(page, 1)
         page.keyboard.press("Tab")
         expect(page.get_by_role("button", name="Clear")).to_be_focused()
         page.keyboard.press("Enter")
@@ -239,10 +239,10 @@ def test_at_most_four_requests_are_in_flight(served, opened):
         page.get_by_label("Choose images").set_input_files([TENCH] * 9)
         expect(page.get_by_text("Classifying …")).to_have_count(4)
         expect(page.get_by_text("Waiting.")).to_have_count(5)
-        for answered in range(9):
-            wait_until_held(page, held, min(answered + 4, 9))
-            held[answered].continue_()
-        wait_for_answers(page, 9)
+        for done in range(9):
+            wait_until_held(page, held, min(done + 4, 9))
+            held[done].continue_()
+        wait_for_results(page, 9)
 
 
 def wait_until_held(page: Page, held: list[Route], count: int) -> None:

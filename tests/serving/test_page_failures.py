@@ -1,4 +1,4 @@
-"""The page, when something goes wrong: it says so, and offers to retry."""
+"""The page, when something goes wrong: it shows the error, and offers to retry."""
 
 import json
 import re
@@ -6,21 +6,23 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browsing import wait_for_answers
+from tests.browsing import wait_for_results
 from tests.clients import begin_call
 from tests.server_process import NEWT, TENCH, is_ready, ready, serving, wait_until
 from tests.serving.pages import KEY, choose, file, give_key, rows
 
 
 def test_refusals_are_the_servers_and_stop_no_other_image(served, opened):
+    content = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    message = served.post(data=content, headers={"Content-Type": "application/octet-stream"}).json()["error"]["message"]
+    assert "HEIC" in message and "JPEG" in message
     with opened(served) as page:
-        choose(page, file("notes.txt", b"text", "text/plain"), TENCH)
+        choose(page, file("IMG_0001.HEIC", content, "image/heic"), TENCH)
         refused = page.locator(".card").first
-        message = served.post(data=b"text", headers={"Content-Type": "image/x"}).json()["error"]["message"]
         expect(refused.locator(".state")).to_have_text(re.compile(re.escape(message), re.IGNORECASE))
         expect(refused.get_by_role("button", name="Retry")).to_be_hidden()
         expect(refused.locator(".preview")).to_have_count(0)  # the browser cannot show it either
-        expect(page.get_by_role("log")).to_contain_text("notes.txt: ")
+        expect(page.get_by_role("log")).to_contain_text("IMG_0001.HEIC: ")
         assert rows(page, 1)[0][0] == "tench"
 
 
@@ -40,7 +42,7 @@ def test_wrong_key_is_asked_again_and_right_one_kept_for_tab(locked, opened):
         expect(page.locator("#key-wrong")).to_have_text("The server rejected this key. Is it complete?")
         expect(page.get_by_label("API key")).to_be_focused()
         give_key(page, KEY)
-        wait_for_answers(page, 1)
+        wait_for_results(page, 1)
         assert rows(page)[0][0] == "tench"
         page.reload()
         choose(page, NEWT)
@@ -59,7 +61,7 @@ def test_key_that_is_no_longer_accepted_is_asked_for(locked, opened):
         page.get_by_label("Choose images").set_input_files([TENCH, NEWT])
         expect(page.locator("#key-wrong")).to_have_text("The server rejected this key. Is it complete?")
         give_key(page, KEY)
-        wait_for_answers(page, 2)
+        wait_for_results(page, 2)
         assert [rows(page, card)[0][0] for card in range(2)] == ["tench", "common newt"]
 
 
@@ -86,7 +88,7 @@ def test_busy_server_is_asked_again_after_retry_after(tmp_path, opened):
         page.get_by_label("Choose images").set_input_files([file("<i>name</i>", b"x")])
         expect(page.locator(".card")).to_contain_text("All threads are busy: try again. Next try in 1 s.")
         (tmp_path / "release").touch()
-        wait_for_answers(page, 1)
+        wait_for_results(page, 1)
         assert rows(page) == [["<b onclick=x>cock</b>", "< 0.1 %"]]
         expect(page.get_by_role("heading", name="<i>name</i>")).to_be_visible()
 
