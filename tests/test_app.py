@@ -16,8 +16,8 @@ from runtime import inputs
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput, Unavailable
 from runtime.inputs import LargeImageSlot
-from tests.hostile import encoded, huge
 from tests.imports import needed, packages
+from tests.malicious_images import encoded, huge
 from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH
 
 

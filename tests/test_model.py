@@ -12,7 +12,7 @@ from model import LARGE_PIXELS, ImagePreprocessor, OnnxClassifier
 from runtime import decoding
 from runtime.decoding import FORMATS
 from runtime.errors import InvalidInput, InvalidModel
-from tests.hostile import encoded
+from tests.malicious_images import encoded
 from tests.server_process import MODEL_PATH, NEWT, TENCH
 
 

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from runtime import decoding, webp
 from runtime.decoding import FORMATS, decoding_bytes, open_image, to_rgb
 from runtime.errors import InvalidInput
-from tests.hostile import (
+from tests.malicious_images import (
     PNG_SIGNATURE,
     bmp_rle,
     encoded,
