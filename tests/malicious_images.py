@@ -169,10 +169,12 @@ class _Bits:
         return int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little")
 
 
-def webp_stream_of_groups(side: int, groups: int) -> bytes:
+def webp_stream_of_groups(side: int, groups: int, cache_bits: int = 0) -> bytes:
     """Return a black square of a lossless WebP, with a group of Huffman tables for each of its first 4x4 blocks."""
     bits = _Bits()
-    bits.write(0b000100, 6)  # no transform, no color cache, groups by blocks of 4 pixels
+    bits.write(0, 1)  # no transform
+    bits.write(cache_bits << 1 | bool(cache_bits), 5 if cache_bits else 1)  # a color cache
+    bits.write(0b0001, 4)  # groups by blocks of 4 pixels
 
     def single() -> None:
         bits.write(0b0001, 4)  # a code of one symbol, which is 0
@@ -203,14 +205,14 @@ def riff_chunk(kind: bytes, data: bytes) -> bytes:
     return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
 
 
-def webp_of_groups(side: int, groups: int) -> bytes:
-    """Return a lossless WebP that libwebp reads with as many groups of Huffman tables."""
+def webp_of_groups(side: int, groups: int, cache_bits: int = 0) -> bytes:
+    """Return a lossless WebP with N groups of Huffman tables."""
     size = struct.pack("<BI", 0x2F, side - 1 | side - 1 << 14)
-    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups)))
+    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups, cache_bits)))
 
 
 def webp_of_alpha_groups(side: int, groups: int) -> bytes:
-    """Return a lossy WebP whose alpha channel has as many groups of Huffman tables."""
+    """Return a lossy WebP whose alpha channel has N groups of Huffman tables."""
     lossy = encoded(Image.new("RGB", (side, side)), "WEBP")[12:]
     canvas = bytes([0x10, 0, 0, 0]) + (side - 1).to_bytes(3, "little") * 2
     alpha = riff_chunk(b"ALPH", b"\1" + webp_stream_of_groups(side, groups))

@@ -23,6 +23,7 @@ from tests.malicious_images import (
     bmp_rle,
     encoded,
     exif_of,
+    exif_segments,
     gif_of_blocks,
     gif_with_disposal,
     jpeg_scans_of_three_components,
@@ -184,6 +185,36 @@ def test_ignores_an_orientation_in_xmp_alone(quarters, file_format):
     data = encoded(quarters, file_format, **options, **BEST.get(file_format, {}))
     assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
     assert_pixels(decoded(data), quarters, tolerance=12)
+
+
+def test_ignores_an_orientation_that_is_not_a_short(quarters):
+    exif = exif_of((0x0112, 4, 1, 6))
+    assert_pixels(decoded(encoded(quarters, "PNG", exif=exif)), quarters)
+
+
+def test_uses_the_first_exif_of_a_jpeg(quarters):
+    first, second = (exif_segments(exif_of((0x0112, 3, 1, orientation))) for orientation in (3, 6))
+    upside_down = encoded(quarters.transpose(Image.Transpose.ROTATE_180), "JPEG", **BEST["JPEG"])
+    data = b"".join([upside_down[:2], *first, *second, upside_down[2:]])
+    assert_pixels(decoded(data), quarters, tolerance=12)
+
+
+@pytest.mark.parametrize("keep_rgb", [False, True])
+def test_keeps_what_tells_the_color_space_of_a_jpeg(quarters, keep_rgb):
+    data = encoded(quarters, "JPEG", keep_rgb=keep_rgb, **{} if keep_rgb else BEST["JPEG"])
+    # Without JFIF's or Adobe's segment, libjpeg guesses from the names of the components.
+    old, new = (b"RGB", b"\1\2\3") if keep_rgb else (b"\1\2\3", b"RGB")
+    data = bytearray(data)
+    for marker, start in ((b"\xff\xc0", 10), (b"\xff\xda", 5)):
+        at, step = data.index(marker) + start, 3 if marker == b"\xff\xc0" else 2
+        assert data[at : at + 3 * step : step] == old
+        data[at : at + 3 * step : step] = new
+    assert_pixels(decoded(bytes(data)), quarters, tolerance=12)
+
+
+def test_counts_the_scans_of_the_first_image_alone(quarters):
+    image = encoded(quarters, "JPEG", progressive=True)
+    assert_pixels(decoded(image * 5), decoded(image))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -368,6 +399,24 @@ def test_counts_few_tables_in_ordinary_webp_files(mode, method, lossless):
     assert decoded(data).shape == (375, 500, 3)
 
 
+@pytest.mark.parametrize("colors", [2, 3, 4, 5, 16, 17, 256])
+@pytest.mark.parametrize("width", [123, 640])
+def test_counts_few_tables_in_webp_files_with_a_palette(colors, width):
+    image = Image.open(TENCH).convert("RGB").resize((width, 301)).quantize(colors, dither=Image.Dither.NONE)
+    image = image.convert("RGB")
+    for method in (0, 4, 6):
+        data = encoded(image, "WEBP", lossless=True, method=method, exact=True)
+        assert 0 < webp.table_bytes(data) < 3_000_000
+        assert_pixels(decoded(data), image)
+
+
+@pytest.mark.parametrize("cache_bits", [1, 11])
+def test_counts_the_color_cache_of_every_group(cache_bits):
+    data = webp_of_groups(64, 100, cache_bits)
+    assert decoded(data).shape == (64, 64, 3)
+    assert webp.table_bytes(data) == 100 * (webp.TABLE_BYTES + 4 * 2**cache_bits)
+
+
 @pytest.mark.parametrize(
     "make", [webp_of_groups, webp_of_alpha_groups, lambda *args: webp_animation(webp_of_groups(*args))]
 )
@@ -383,10 +432,13 @@ def test_rejects_a_webp_with_too_many_blocks():
         open_image(webp_of_groups(2048, 1))
 
 
-def test_counts_coefficients_of_partial_scans():
+def test_counts_the_coefficients_of_several_scans():
     whole, parts = (encoded(Image.new("CMYK", (1_000, 1_000)), "JPEG"), jpeg_scans_of_three_components(1_000))
     assert decoding_bytes(open_image(whole), 8) < 1_000_000
     assert decoding_bytes(open_image(parts), 8) > 8_000_000
+    for mode, kept in (("RGB", 3_000_000), ("L", 2_000_000), ("CMYK", 8_000_000)):
+        progressive = encoded(Image.new(mode, (1_000, 1_000)), "JPEG", progressive=True)
+        assert kept < decoding_bytes(open_image(progressive), 8) < 1.5 * kept
 
 
 @pytest.mark.parametrize(
@@ -502,6 +554,27 @@ def test_limits_the_cpu_time_of_decoding(monkeypatch, quarters):
     monkeypatch.setattr(decoding, "MAX_CPU_S", -1)
     with pytest.raises(InvalidInput, match="too long"):
         decoded(encoded(quarters, "PNG"))
+
+
+def test_limits_the_cpu_time_of_converting(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(decoding, "thread_time", lambda: clock[0])
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 100)
+    image, convert = open_image(encoded(Image.new("L", (100, 100)), "BMP")), decoding._on_white
+
+    def slow(strip):
+        clock[0] += 1.5
+        return convert(strip)
+
+    monkeypatch.setattr(decoding, "_on_white", slow)
+    with pytest.raises(InvalidInput, match="too long"):
+        to_rgb(image, width=9)
+    assert clock[0] == 3
+
+
+def test_uses_the_first_header_of_a_png():
+    second = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+    assert open_image(png_with(second)).size == (1, 1)
 
 
 CLAIMS = {name: lying(name, encoded(Image.new("L", (1, 1)), name), 2**31, 2**31) for name in FORMATS} | {
