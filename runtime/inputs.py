@@ -77,7 +77,10 @@ def load_images(inputs: Inputs, preprocessor: Any, slot: LargeImageSlot) -> tupl
     with ExitStack() as held:
         for n, image in enumerate(inputs.images):
             try:
-                opened = [preprocessor.open(_content(image), deadline)]  # popped below, so that nothing here keeps it
+                content = decode_base64(image) if isinstance(image, str) else image
+                if not isinstance(content, bytes | np.ndarray):
+                    raise InvalidInput("an image must be base64 text")
+                opened = [preprocessor.open(content, deadline)]  # popped below, so that nothing here keeps it
                 if not has_slot and preprocessor.is_large(opened[0]):
                     held.enter_context(slot.hold())
                     has_slot = True
@@ -88,11 +91,3 @@ def load_images(inputs: Inputs, preprocessor: Any, slot: LargeImageSlot) -> tupl
                 release_frames(error)  # frees the decoded image before the next request has the slot
                 raise InvalidInput(f"images[{n}]: {error}" if inputs.is_batch else str(error)) from None
     return np.stack(pixels), descriptions
-
-
-def _content(image: Any) -> bytes | np.ndarray:
-    if isinstance(image, str):
-        return decode_base64(image)
-    if isinstance(image, bytes | np.ndarray):
-        return image
-    raise InvalidInput("an image must be base64 text")
