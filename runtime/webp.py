@@ -28,7 +28,7 @@ def table_bytes(data: bytes) -> int:
         kind, size = struct.unpack_from("<4sI", data, at)
         content = memoryview(data)[at + 8 : at + 8 + size]
         at += 8 + size + size % 2
-        if is_animated and kind == b"ANMF":  # a frame's chunks follow its header of 16 bytes
+        if kind == b"ANMF":  # a frame's chunks follow its header of 16 bytes
             is_animated, at = False, at - size - size % 2 + 16
         elif is_animated:
             continue

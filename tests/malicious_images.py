@@ -169,10 +169,17 @@ class _Bits:
         return int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little")
 
 
-def webp_stream_of_groups(side: int, groups: int, cache_bits: int = 0) -> bytes:
+def webp_stream_of_groups(side: int, groups: int, cache_bits: int = 0, colors: int = 0) -> bytes:
     """Return a black square of a lossless WebP, with a group of Huffman tables for each of its first 4x4 blocks."""
     bits = _Bits()
-    bits.write(0, 1)  # no transform
+    width = side
+    if colors:  # a palette of black, with several pixels in each
+        bits.write(0b111, 3)
+        bits.write(colors - 1, 8)
+        bits.write(0, 1)
+        bits.write(0x11111, 20)  # five codes of one symbol
+        width = -(-side // (8 if colors <= 2 else 4 if colors <= 4 else 2 if colors <= 16 else 1))
+    bits.write(0, 1)  # no other transform
     bits.write(cache_bits << 1 | bool(cache_bits), 5 if cache_bits else 1)  # a color cache
     bits.write(0b0001, 4)  # groups by blocks of 4 pixels
 
@@ -191,7 +198,7 @@ def webp_stream_of_groups(side: int, groups: int, cache_bits: int = 0) -> bytes:
             bits.write(limit - 2, 8)
     for _ in range(3):
         single()
-    for n in range((side // 4) ** 2):
+    for n in range(-(-width // 4) * (side // 4)):
         number = min(n, groups - 1)
         bits.write(int(f"{number & 255:08b}"[::-1], 2), 8)
         bits.write(int(f"{number >> 8:08b}"[::-1], 2), 8)
@@ -205,10 +212,10 @@ def riff_chunk(kind: bytes, data: bytes) -> bytes:
     return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
 
 
-def webp_of_groups(side: int, groups: int, cache_bits: int = 0) -> bytes:
+def webp_of_groups(side: int, groups: int, **options: int) -> bytes:
     """Return a lossless WebP with N groups of Huffman tables."""
     size = struct.pack("<BI", 0x2F, side - 1 | side - 1 << 14)
-    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups, cache_bits)))
+    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups, **options)))
 
 
 def webp_of_alpha_groups(side: int, groups: int) -> bytes:
