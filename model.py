@@ -21,7 +21,7 @@ LARGE_PIXELS = 4_000_000
 # The reduced scale leaves both sides at least this many times as long as the model's input. Compared with full
 # resolution, a probability moved by up to 0.02; with 2 in place of 4 by up to 0.06.
 REDUCED_SIDES = 4
-LARGE_BYTES = 32_000_000  # of memory: an image that takes more to decode is decoded while no other large one is
+LARGE_BYTES = 32_000_000  # memory for decoding; images that need more are large and take turns
 
 ImageSource = bytes | str | os.PathLike | Image.Image | np.ndarray
 
@@ -37,7 +37,7 @@ class ImagePreprocessor:
     size: tuple[int, int] = (224, 224)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    max_image_mb: int = 400  # memory for decoding one image
+    max_image_mb: int = 400  # memory for decoding one image, in units of 1,000,000 bytes
     full_resolution: bool = True  # decode every JPEG at its own size, also a large one
 
     def __call__(self, source: ImageSource) -> np.ndarray:
@@ -75,12 +75,12 @@ class ImagePreprocessor:
             reduced_mb = decoding_bytes(image, replace(self, full_resolution=False)._scale(image)) // 1_000_000
             hint = "; PRECISION=auto would accept it" if reduced_mb <= self.max_image_mb else ""
             raise InvalidInput(
-                f"{what}, which take {needed_mb} MB to decode; the limit is {self.max_image_mb}: resize it{hint}"
+                f"{what} and needs {needed_mb} MB to decode; the limit is {self.max_image_mb} MB: resize it{hint}"
             )
         return image
 
     def is_large(self, image: Image.Image) -> bool:
-        """Return whether decoding the opened image takes much memory, so that it must wait its turn."""
+        """Return whether decoding the opened image needs so much memory that it must wait its turn."""
         return decoding_bytes(image, self._scale(image)) > LARGE_BYTES
 
     def resize(self, pixels: np.ndarray) -> np.ndarray:
@@ -103,7 +103,7 @@ class ImagePreprocessor:
         return normalized.transpose(0, 3, 1, 2)
 
     def _scale(self, image: Image.Image) -> int:
-        """Return 1, or 2, 4 or 8 if a JPEG can be decoded at that fraction of its sides."""
+        """Return the scale to decode at: 1, or 2, 4 or 8 for a JPEG that is decoded at a fraction of its sides."""
         if self.full_resolution or image.format != "JPEG" or image.width * image.height < LARGE_PIXELS:
             return 1
         return next((n for n in (8, 4, 2) if min(image.size) >= n * REDUCED_SIDES * max(self.size)), 1)
@@ -127,7 +127,7 @@ class OnnxClassifier:
 
         The defaults are those of the converter and the tests: exact, on ONNX Runtime's CPU provider. app.py passes its
         settings, which are `auto`: the fastest backend and precision, and large JPEGs at a reduced scale.
-        Images that take more than `max_image_mb` MB to decode are refused. Raises InvalidModel or BackendUnavailable.
+        Images that need more than `max_image_mb` MB to decode are refused. Raises InvalidModel or BackendUnavailable.
         """
         if not Path(path).is_file() or not os.access(path, os.R_OK):
             what = "is not a file that can be read" if Path(path).exists() else "is not there"

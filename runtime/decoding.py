@@ -1,4 +1,4 @@
-"""Decoding images that anyone may have sent: the memory is known from the header, the CPU time is limited."""
+"""Decoding untrusted image files to RGB: memory is estimated from the header, and CPU time is limited."""
 
 import io
 import struct
@@ -21,18 +21,18 @@ from runtime.errors import InvalidInput
 from runtime.image_formats import FORMATS, incomplete, recognize, unreadable
 from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip_png
 
-# JPEG's own limit. Resampling needs a table in proportion to the longer side: 400 MB for a line of 25 million pixels.
+# JPEG's own limit. Resampling needs a table proportional to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
-# Seconds of CPU time for all images of a request, checked at every read and strip. One image takes more than 1 only if
-# it was made to.
+# CPU time for all images of a request, checked at every read and every strip. A single image takes more than 1 s only
+# if it was made to.
 MAX_CPU_S = 2.0
 
-MAX_GIF_BLOCKS = 100_000  # to pass in search of the pixels
-STRIP_PIXELS = 1_000_000  # to convert to RGB at a time
-ROW_BYTES = 1_000  # of an image that has only the width of a model's input
+MAX_GIF_BLOCKS = 100_000  # data blocks in front of the pixels
+STRIP_PIXELS = 1_000_000  # converted to RGB at a time
+ROW_BYTES = 1_000  # memory per row of an image that is as narrow as a model's input
 
-# Decoded in place of a JPEG's missing end. Pixels change if some were missing too; else libjpeg skips it.
+# Put in front of the end marker that a JPEG lacks. libjpeg skips it if the pixels are complete; otherwise they change.
 PADDING = bytes(range(1, 255))
 
 UPRIGHT = {
@@ -45,21 +45,21 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns of every field that it skips, in words of the file: two lines in the log, and an entry kept for ever.
+# Pillow warns about every field that it skips and quotes the file: two lines in the log, and an entry that stays.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
-    """Return the image in a file's content, of which no more than the header has been read.
+    """Open an image file; only its header is read. Raises InvalidInput.
 
-    Nothing is read after `deadline`, in seconds of this thread's CPU time: by default MAX_CPU_S from now. The image's
-    `info` says what decoding takes at any scale (`fixed_bytes`), and if a JPEG `is_complete`. Raises InvalidInput.
+    `deadline` is in seconds of this thread's CPU time; later reads fail. It defaults to MAX_CPU_S from now. The image's
+    `info` has the memory that decoding needs at any scale (`fixed_bytes`) and whether a JPEG `is_complete`.
     """
     name = recognize(data)
     with _explaining(name):
         table_bytes = webp.table_bytes(data) if name == "WEBP" else 0
         file = {"JPEG": strip_jpeg, "PNG": strip_png}.get(name, lambda data: Stripped(data, b""))(data)
-        # Not Image.open, which tries other decoders too, and drops their reasons for refusing a file.
+        # Image.open would drop the decoder's reason for refusing a file.
         image = DECODERS[name](_TimedBytes(file.data, deadline))
         image.info.setdefault("exif", file.exif)
         image.info["fixed_bytes"] = table_bytes + file.coefficient_bytes + len(data) + len(file.data)
@@ -68,25 +68,25 @@ def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
 
 
 def decoding_bytes(image: Image.Image, scale: int = 1) -> int:
-    """Return how much memory it takes to decode an opened image to RGB; a JPEG at 1/`scale` of its sides."""
+    """Return how many bytes of memory decoding an opened image to RGB needs, a JPEG at 1/`scale` of its sides."""
     pixel_bytes = 1 if image.mode in ("1", "L", "P") else 2 if image.mode == "I;16" else 4
     if image.format == "WEBP":
-        pixel_bytes = 16  # two canvases in libwebp, two copies in Pillow
+        pixel_bytes = 16  # two canvases in libwebp and two copies in Pillow, of 4 bytes each
     elif image.info.get("compression") in (1, 2) or _box(image) != (0, 0, *image.size):
-        pixel_bytes += 5  # a list of a BMP's pixels, or a GIF's white canvas
+        pixel_bytes += 5  # a run-length encoded BMP, or a GIF that gets a white canvas
     if not image.info.get("is_complete", True):
-        pixel_bytes *= 3  # decoded twice, and compared
+        pixel_bytes *= 3  # decoded twice and compared
     if _orientation(image) in UPRIGHT:
-        pixel_bytes += 4
+        pixel_bytes += 4  # a rotated or mirrored copy
     size = image.width * image.height * pixel_bytes // scale**2
     return size + max(image.size) * ROW_BYTES // scale + image.info.get("fixed_bytes", 0)
 
 
 def to_rgb(image: Image.Image, scale: int = 1, width: int | None = None) -> Image.Image:
-    """Return the first frame as RGB: upright as its EXIF says, transparency on white, 16 bits cut to the upper 8.
+    """Decode the first frame to RGB: upright according to EXIF, transparency on white, of 16 bits the upper 8.
 
-    A JPEG is decoded at 1/`scale` of its sides. With `width` a large image is resized to it, strip by strip, so that it
-    is in memory once, not twice. Raises InvalidInput.
+    A JPEG is decoded at 1/`scale` of its sides. With `width`, a large image is resized to that width strip by strip, so
+    that memory holds it once, not twice. Raises InvalidInput.
     """
     file, is_complete = getattr(image, "fp", None), image.info.get("is_complete", True)
     deadline = getattr(file, "deadline", float("inf"))
@@ -96,7 +96,7 @@ def to_rgb(image: Image.Image, scale: int = 1, width: int | None = None) -> Imag
             padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + PADDING + END, deadline))
             if ImageChops.difference(decoded, _load(padded, scale)).getbbox():
                 raise IndexError
-        # Not ImageOps.exif_transpose, which writes all of the EXIF again: that takes seconds if there is much of it.
+        # Not ImageOps.exif_transpose, which rewrites all of the EXIF: that takes seconds if there is a lot of it.
         orientation = _orientation(image)
         upright = decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded
         if width is None or upright.width * upright.height <= STRIP_PIXELS:
@@ -111,11 +111,11 @@ def to_rgb(image: Image.Image, scale: int = 1, width: int | None = None) -> Imag
 
 
 class _TooSlow(Exception):
-    """The CPU time of a request's images is used up."""
+    """The CPU time for the images of a request is used up."""
 
 
 class _TimedBytes(io.BytesIO):
-    """An image's bytes, which can be read until a deadline."""
+    """An image file's bytes, readable until a deadline."""
 
     def __init__(self, data: bytes, deadline: float | None) -> None:
         super().__init__(data)
@@ -128,20 +128,20 @@ class _TimedBytes(io.BytesIO):
 
 
 class _FirstFrameGif(GifImageFile):
-    """A GIF without the disposal of its first frame, for which Pillow allocates the frame's area while it opens it."""
+    """A GIF that ignores disposal methods: opening one, Pillow would allocate the area to dispose of."""
 
     disposal_method = property(lambda self: 0, lambda self, method: None)
     blocks = 0
 
     def data(self) -> bytes | None:
-        """Return the next block: Pillow keeps those of comments. Raises ValueError."""
+        """Return the next data block. Raises ValueError if there are too many: Pillow keeps those of comments."""
         self.blocks += 1
         if self.blocks > MAX_GIF_BLOCKS:
             raise ValueError(f"it has more than {MAX_GIF_BLOCKS} blocks")
         return super().data()
 
 
-# No other decoder of Pillow's is ever tried: libtiff's and libavif's do as much work as a file of a kilobyte asks for.
+# Pillow's other decoders are never tried: libtiff and libavif do as much work as a file of one kilobyte demands.
 DECODERS: dict[str, Any] = dict(
     zip(FORMATS, (JpegImageFile, PngImageFile, WebPImageFile, _FirstFrameGif, BmpImageFile), strict=True)
 )
@@ -149,7 +149,7 @@ DECODERS: dict[str, Any] = dict(
 
 @contextmanager
 def _explaining(name: str, is_complete: bool = True) -> Iterator[None]:
-    """Raise InvalidInput in place of what a decoder raises, which a damaged file may make stumble over anything."""
+    """Turn any error of a decoder into InvalidInput; a damaged file can make Pillow raise anything."""
     try:
         yield
     except _TooSlow as error:
@@ -172,12 +172,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _box(image: Any) -> tuple[int, int, int, int]:
-    """Return which part of an opened image's canvas its first frame covers."""
+    """Return the part of the canvas that an opened image's first frame covers: left, top, right, bottom."""
     return image.tile[0].extents if getattr(image, "tile", None) else (0, 0, *image.size)
 
 
 def _load(image: Image.Image, scale: int) -> Image.Image:
-    """Return the decoded image, on white if it is a GIF whose first frame does not cover the canvas."""
+    """Decode an opened image; a GIF whose first frame does not cover the canvas is put on white."""
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))  # type: ignore[attr-defined]
     box = _box(image)

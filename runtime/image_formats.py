@@ -1,4 +1,4 @@
-"""Image formats, recognized by a file's first bytes: those that are accepted, and those that people send instead."""
+"""Image formats recognized by their first bytes: those that are accepted, and those that are often sent instead."""
 
 import re
 
@@ -10,8 +10,8 @@ ACCEPTED = re.compile(
 )
 SEND = "send JPEG, PNG, WebP, GIF or BMP"
 OTHERS = {
-    rb".{4}ftyp.{0,40}avi[fs]": f"this is an AVIF file; export it as JPEG, or {SEND}",
-    rb".{4}ftyp.{0,40}(hei[cmsx]|hev[cmsx]|mif1|msf1)": f"this is a HEIC file; export it as JPEG, or {SEND}",
+    rb".{4}ftyp.{0,40}avi[fs]": f"this is an AVIF file; {SEND}: export it as JPEG",
+    rb".{4}ftyp.{0,40}(hei[cmsx]|hev[cmsx]|mif1|msf1)": f"this is a HEIC file; {SEND}: export it as JPEG",
     rb".{4}ftypcrx|II\*\0.{4}CR|FUJIFILM|IIR[OS]|MMOR|IIU\0": f"this is a camera raw file; {SEND}",
     rb"II[*+]\0|MM\0[*+]": f"this is a TIFF or camera raw file; {SEND}",
     rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51": f"this is a JPEG 2000 file; {SEND}",
@@ -27,7 +27,7 @@ OTHERS = {
 
 
 def recognize(data: bytes) -> str:
-    """Return which of FORMATS a file has. Raises InvalidInput, which says what it is instead."""
+    """Return which of FORMATS a file is. Raises InvalidInput, which says what it is instead."""
     if found := ACCEPTED.match(data):
         return FORMATS[found.groups().index(found[0])]
     raise InvalidInput(next(reason for pattern, reason in OTHERS.items() if re.match(pattern, data, re.DOTALL)))
@@ -39,5 +39,5 @@ def incomplete(name: str) -> InvalidInput:
 
 
 def unreadable(name: str, reason: object) -> InvalidInput:
-    """Return the error for a damaged or unusual file of an accepted format."""
+    """Return the error for a file of an accepted format that is damaged or unusual."""
     return InvalidInput(f"a {name.replace('WEBP', 'WebP')} that cannot be read: {reason}")

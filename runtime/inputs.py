@@ -1,4 +1,4 @@
-"""The inputs of one request: parsed, and its images decoded within limits of time and memory."""
+"""The inputs of a request, parsed, and its images, decoded within limits of time and memory."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +16,7 @@ from runtime.errors import InvalidInput, Unavailable, release_frames
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a request asks for; `images` may still hold anything, which load_images checks."""
+    """What a request asks for. The items of `images` are not checked yet; load_images does that."""
 
     images: list
     is_batch: bool  # the request has "images", not "image"
@@ -25,7 +25,7 @@ class Inputs:
 
 
 def parse_inputs(model_inputs: Any, max_images: int) -> Inputs:
-    """Return the inputs in a request's JSON. Raises InvalidInput."""
+    """Check the JSON of a request. Raises InvalidInput."""
     if not isinstance(model_inputs, dict):
         raise InvalidInput('expected a JSON object such as {"image": "<base64>"}')
     is_batch = "images" in model_inputs
@@ -44,9 +44,9 @@ def parse_inputs(model_inputs: Any, max_images: int) -> Inputs:
 
 
 class LargeImageSlot:
-    """Lets one request at a time decode large images, each of which may take hundreds of megabytes.
+    """Lets one request at a time decode large images, each of which can need hundreds of megabytes.
 
-    At most `requests` use the slot or wait for it, so that some workers are always left for small images.
+    At most `requests` hold the slot or wait for it, so that the other workers stay free for small images.
     """
 
     def __init__(self, requests: int) -> None:
@@ -68,8 +68,8 @@ class LargeImageSlot:
 def load_images(inputs: Inputs, preprocessor: Any, slot: LargeImageSlot) -> tuple[np.ndarray, list[dict]]:
     """Return the images at the model's size, uint8 [batch, height, width, 3], and the format and size of each.
 
-    `preprocessor` is a model.ImagePreprocessor. All images together may take MAX_CPU_S. Raises InvalidInput, which
-    names the image if the request has several, or Unavailable if too many large images are being decoded.
+    `preprocessor` is a model.ImagePreprocessor. The images of a request share MAX_CPU_S. Raises InvalidInput, which
+    names the image if `images` was sent, or Unavailable if too many large images are being decoded.
     """
     pixels, descriptions = [], []
     deadline = thread_time() + MAX_CPU_S
@@ -77,7 +77,10 @@ def load_images(inputs: Inputs, preprocessor: Any, slot: LargeImageSlot) -> tupl
     with ExitStack() as held:
         for n, image in enumerate(inputs.images):
             try:
-                opened = [preprocessor.open(_content(image), deadline)]
+                content = decode_base64(image) if isinstance(image, str) else image
+                if not isinstance(content, bytes | np.ndarray):
+                    raise InvalidInput("an image must be base64 text")
+                opened = [preprocessor.open(content, deadline)]  # popped below, so that nothing here keeps it
                 if not has_slot and preprocessor.is_large(opened[0]):
                     held.enter_context(slot.hold())
                     has_slot = True
@@ -85,14 +88,6 @@ def load_images(inputs: Inputs, preprocessor: Any, slot: LargeImageSlot) -> tupl
                 descriptions.append({"format": opened[0].format or "pixels"} | size)
                 pixels.append(preprocessor(opened.pop()))
             except InvalidInput as error:
-                release_frames(error)  # and the image in them, before the next request has the slot
+                release_frames(error)  # frees the decoded image before the next request has the slot
                 raise InvalidInput(f"images[{n}]: {error}" if inputs.is_batch else str(error)) from None
     return np.stack(pixels), descriptions
-
-
-def _content(image: Any) -> bytes | np.ndarray:
-    if isinstance(image, str):
-        return decode_base64(image)
-    if isinstance(image, bytes | np.ndarray):
-        return image
-    raise InvalidInput("an image must be base64 text")

@@ -1,4 +1,7 @@
-"""JPEG and PNG files reduced to what decoding needs: Pillow keeps every segment, and refuses some that are sound."""
+"""JPEG and PNG files reduced to what decoding needs.
+
+Pillow keeps every segment of a header in memory, and refuses sound files for segments that decoding does not need.
+"""
 
 import re
 import struct
@@ -6,33 +9,33 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-MAX_SEGMENTS = 100_000  # segments or chunks to pass in search of the pixels
-MAX_HEADER_BYTES = 100_000  # of a JPEG's frame and tables, which have a few kilobytes
-# Scans of a progressive JPEG: encoders write 10, or 18 of CMYK. One of 42 bytes can pass over every pixel in vain.
+MAX_SEGMENTS = 100_000  # a JPEG's in front of the pixels; all chunks of a PNG
+MAX_HEADER_BYTES = 100_000  # a JPEG's frame header and tables, usually a few kilobytes
+# Scans of a progressive JPEG. Encoders write 10, or 18 for CMYK; a scan of 42 bytes can visit every pixel in vain.
 MAX_SCANS = 32
-MAX_SCANNED_PIXELS = 1_100_000_000  # pixels times scans: about 2 s of CPU time
-SCAN = b"\xff\xda\0"  # the marker of one, which its data cannot contain
+MAX_SCANNED_PIXELS = 1_100_000_000  # pixels times scans, about 2 s of CPU time
+SCAN = b"\xff\xda\0"  # the marker of a scan, which cannot occur in its data
 END = b"\xff\xd9"
 
 MARKER = re.compile(rb"\xff[\x01-\xfe]")
-STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers that no segment follows
+STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-DECODABLE = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # frames that are neither lossless nor hierarchical
+DECODABLE = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # the frames that are neither lossless nor hierarchical
 TABLES = {0xC4, 0xCC, 0xDB, 0xDD}
 
 
 @dataclass(frozen=True)
 class Stripped:
-    """A file's content, reduced to what decoding needs, and its EXIF."""
+    """What decoding needs of a file, and its EXIF."""
 
     data: bytes
     exif: bytes
-    coefficient_bytes: int = 0  # memory that a JPEG of several scans takes at any scale
-    is_complete: bool = True  # a JPEG had its end marker; `data` always has
+    coefficient_bytes: int = 0  # memory that decoding a JPEG of several scans needs at any scale
+    is_complete: bool = True  # whether a JPEG has its end marker; `data` always does
 
 
 def strip_jpeg(data: bytes) -> Stripped:
-    """Return what decoding needs of a JPEG. Raises ValueError, or IndexError or struct.error if it ends too early."""
+    """Strip a JPEG. Raises ValueError, or IndexError or struct.error if its header is cut off."""
     kept: dict[int, memoryview] = {}
     frame, exif, at = b"", b"", 2
     for n in range(MAX_SEGMENTS):
@@ -48,11 +51,11 @@ def strip_jpeg(data: bytes) -> Stripped:
             break
         if marker in FRAMES:
             if frame or marker not in DECODABLE:
-                raise ValueError("it has more than one frame" if frame else "it is lossless or hierarchical")
+                raise ValueError("it has more than one frame header" if frame else "it is lossless or hierarchical")
             is_progressive, frame = marker in (0xC2, 0xCA), segment
         if marker in FRAMES | TABLES:
             kept[n] = memoryview(data)[found.start() : at]
-        elif segment.startswith((b"JFIF\0", b"Adobe")) and len(segment) >= 12:  # they tell how colors are coded
+        elif segment.startswith((b"JFIF\0", b"Adobe")) and len(segment) >= 12:  # the color space depends on them
             kept.setdefault(-marker, memoryview(data)[found.start() : at])
         elif segment.startswith(b"Exif\0\0"):
             exif = exif or segment
@@ -65,9 +68,9 @@ def strip_jpeg(data: bytes) -> Stripped:
     is_complete, end = end > 0, end if end > 0 else len(data)
     scans = 1 + data.count(SCAN, at, end)
     if scans > MAX_SCANS or scans * width * height > MAX_SCANNED_PIXELS:
-        raise ValueError(f"its {scans} scans of {width}x{height} pixels take too long: save it as a baseline JPEG")
+        raise ValueError(f"it has {scans} scans of {width}x{height} pixels; save it as a baseline JPEG")
     coefficients = 0
-    if is_progressive or segment[0] < components:  # libjpeg keeps all of them until the last scan
+    if is_progressive or segment[0] < components:  # libjpeg keeps the coefficients until the last scan
         sampling = [divmod(frame[7 + 3 * n], 16) for n in range(components)]
         across, down = (8 * max(sides) for sides in zip(*sampling, strict=True))
         coefficients = -(-width // across) * -(-height // down) * 64 * sum(x * y for x, y in sampling)
@@ -76,7 +79,10 @@ def strip_jpeg(data: bytes) -> Stripped:
 
 
 def strip_png(data: bytes) -> Stripped:
-    """Return what decoding needs of a PNG's first image. Raises ValueError, or struct.error if it ends too early."""
+    """Strip a PNG to its first image. Raises ValueError, or struct.error if its header is cut off.
+
+    Ancillary chunks with a wrong checksum are skipped, as browsers do.
+    """
     chunks: dict[bytes, bytes] = {}
     pixels: list[Any] = []
     at = 8
@@ -96,15 +102,15 @@ def strip_png(data: bytes) -> Stripped:
         raise ValueError(f"it has more than {MAX_SEGMENTS} chunks")
     exif = chunks.pop(b"eXIf", b"")[8:]
     depth, color = struct.unpack_from("BB", chunks.get(b"IHDR", b""), 16)
-    if color == 0 and depth in (2, 4) and b"tRNS" in chunks:  # Pillow makes the pixels 8 bits deep, but not this gray
+    if color == 0 and depth in (2, 4) and b"tRNS" in chunks:  # Pillow scales the pixels to 8 bits, but not this
         transparent = b"tRNS\0" + bytes([chunks[b"tRNS"][9] * 255 // (2**depth - 1) & 255])
         chunks[b"tRNS"] = struct.pack(">I6sI", 2, transparent, zlib.crc32(transparent))
-    image_data = [struct.pack(">I", sum(map(len, pixels))), b"IDAT", *pixels, bytes(4)]  # Pillow skips its checksum
+    image_data = [struct.pack(">I", sum(map(len, pixels))), b"IDAT", *pixels, bytes(4)]  # Pillow ignores this checksum
     return Stripped(b"".join([data[:8], *chunks.values(), *image_data, b"\0\0\0\0IEND\xaeB`\x82"]), exif)
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Return the orientation, 1 to 8; 1 also if there is none, or if EXIF cannot be read, as that of many cameras."""
+    """Return the orientation, 1 to 8; 1 if there is none or the EXIF cannot be read, as with many cameras."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     try:

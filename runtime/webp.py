@@ -1,32 +1,34 @@
-"""The memory that libwebp takes for the Huffman tables of a WebP, known before it decodes the image.
+"""The memory that libwebp needs for the Huffman tables of a WebP, known before it decodes the image.
 
-A lossless image, or a compressed alpha channel, may have five tables for every 16 pixels, each of a few bits in the
-file and of kilobytes in memory: 300 KB take 400 MB. Their number is in the compressed stream, behind up to three small
-images that must be decoded to get there:
+A lossless image, or a compressed alpha channel, can have five tables for every 16 pixels. Each is a few bits in the
+file and kilobytes in memory: 300 KB need 400 MB. The number of tables is in the compressed stream, behind up to three
+small images that must be decoded to reach it:
 https://developers.google.com/speed/webp/docs/webp_lossless_bitstream_specification
 """
 
 import struct
 
 MAX_CHUNKS = 100_000
-MAX_BLOCKS = 100_000  # pixels of one of those small images; encoders write up to 16,000
-TABLE_BYTES = 13_000  # of the five tables of one group, without 4 bytes for each color in the color cache
+MAX_BLOCKS = 100_000  # pixels of one of those small images; encoders write at most 16,000
+TABLE_BYTES = 13_000  # the five tables of one group, without the 4 bytes per color of the color cache
 CODE_LENGTH_ORDER = (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 PREDICTOR, CROSS_COLOR, _SUBTRACT_GREEN, COLOR_INDEXING = range(4)
 
-Table = tuple[int, list[tuple[int, int]]]  # bits to look at, and for each value of them: bits used, symbol
+Table = tuple[
+    int, list[tuple[int, int]]
+]  # bits to look at; for each value of these, the bits that the symbol has, and the symbol
 
 
 def table_bytes(data: bytes) -> int:
-    """Return the memory for the tables of the first frame. Raises ValueError, IndexError or struct.error."""
-    if len(data) < struct.unpack_from("<I", data, 4)[0] + 7:  # an odd last byte may be missing
+    """Return the bytes of memory for the first frame's tables. Raises ValueError, IndexError or struct.error."""
+    if len(data) < struct.unpack_from("<I", data, 4)[0] + 7:  # padding may be missing
         raise IndexError
     is_animated, at, alpha = data[12:16] == b"VP8X" and bool(data[20] & 2), 12, memoryview(b"")
     for _ in range(MAX_CHUNKS):
         kind, size = struct.unpack_from("<4sI", data, at)
         content = memoryview(data)[at + 8 : at + 8 + size]
         at += 8 + size + size % 2
-        if is_animated and kind == b"ANMF":  # the chunks of a frame follow its header
+        if kind == b"ANMF":  # a frame's chunks follow its header of 16 bytes
             is_animated, at = False, at - size - size % 2 + 16
         elif is_animated:
             continue
@@ -43,15 +45,15 @@ def table_bytes(data: bytes) -> int:
 
 
 class _Stream:
-    """A lossless image's bits, the lowest of each byte first. Raises IndexError at their end, and ValueError."""
+    """The bits of a lossless image, the lowest of each byte first. Raises IndexError at the end, and ValueError."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self.data = data
         self.at = 0
 
     def table_bytes(self, width: int, height: int) -> int:
-        """Read the beginning of an image, up to the number of its tables."""
-        for _ in range(5):  # each of four transforms once
+        """Read the start of an image, up to the number of its tables; return their bytes in memory."""
+        for _ in range(5):  # each of the four transforms once
             if not self.read(1):
                 break
             transform = self.read(2)
@@ -92,12 +94,12 @@ class _Stream:
         return 1 << self.read(4) if self.read(1) else 0
 
     def read_blocks(self, width: int, height: int) -> int:
-        """Read an image of which each pixel stands for a block of pixels, as read_image does."""
+        """Do as read_image, for an image with one pixel for each block of pixels."""
         side = 4 << self.read(3)
         return self.read_image(-(-width // side), -(-height // side))
 
     def read_image(self, width: int, height: int) -> int:
-        """Read an image; return the largest number that the red (upper 8 bits) and green of a pixel make."""
+        """Read an image; return the largest number in the red (upper 8 bits) and green (lower 8 bits) of a pixel."""
         if width * height > MAX_BLOCKS:
             raise ValueError("its blocks are too small")
         sizes = (280 + self.read_cache(), 256, 256, 256, 40)
@@ -110,7 +112,7 @@ class _Stream:
                 self.read_length(self.read_symbol(distance))
                 continue
             pixels += 1
-            if symbol < 256:  # else a color of the cache, and so an earlier one
+            if symbol < 256:  # otherwise a color of the cache, so an earlier one
                 largest = max(largest, self.read_symbol(red) << 8 | symbol)
                 self.read_symbol(blue)
                 self.read_symbol(alpha)
@@ -118,7 +120,7 @@ class _Stream:
         return largest
 
     def read_code(self, size: int) -> list[int]:
-        """Read a Huffman code; return how many bits it has for each of `size` symbols."""
+        """Read a Huffman code; return the number of bits of each of its `size` symbols."""
         lengths = [0] * size
         if self.read(1):  # a simple code, of one or two symbols
             has_two = self.read(1)

@@ -1,4 +1,4 @@
-"""app.py: what Banana's contract takes and gives, without HTTP."""
+"""app.py: the inputs and responses of Banana's contract, without HTTP."""
 
 import base64
 import itertools
@@ -16,8 +16,8 @@ from runtime import inputs
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput, Unavailable
 from runtime.inputs import LargeImageSlot
-from tests.hostile import encoded, huge
 from tests.imports import needed, packages
+from tests.malicious_images import encoded, huge
 from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH
 
 
@@ -26,7 +26,7 @@ def initialized():
     app.init()
 
 
-def test_bytes_and_base64_text_are_the_same_picture():
+def test_classifies_bytes_and_base64_alike():
     example = json.loads((ROOT / "banana_config.json").read_text())["example_input"]
     by_bytes = app.inference({**example, "image": base64.b64decode(example["image"])})
     by_text = app.inference(example)
@@ -34,14 +34,14 @@ def test_bytes_and_base64_text_are_the_same_picture():
 
 
 def in_lines(text: str) -> str:
-    """Return the text in lines of 76 characters, as MIME has base64."""
+    """Return the text in lines of 76 characters, as in MIME."""
     return "".join(f"{text[at : at + 76]}\r\n" for at in range(0, len(text), 76))
 
 
 @pytest.mark.parametrize("write", [in_lines, "data:image/jpeg;base64,{}".format, "\t {} \n".format])
 @pytest.mark.parametrize("alphabet", [base64.b64encode, base64.urlsafe_b64encode])
 @pytest.mark.parametrize("padding", ["=", ""])
-def test_base64_is_taken_however_it_is_written(write, alphabet, padding):
+def test_accepts_base64_in_every_usual_form(write, alphabet, padding):
     for image in (bytes(range(256)), b"\xfb\xff\xfe?", b"hi", b"12345"):
         text = write(alphabet(image).decode().replace("=", padding))
         assert decode_base64(text) == image
@@ -50,13 +50,13 @@ def test_base64_is_taken_however_it_is_written(write, alphabet, padding):
 @pytest.mark.parametrize(
     "text", ["@", "a", "aGk=!", "!aGk=", "aGk=aGk=", "aG=k", "aGk==", "aG=", "=", "+/-_", "aG\0k", "aG\u00e9k", "aG,k"]
 )
-def test_what_is_no_base64_is_refused(text):
+def test_rejects_text_that_is_not_base64(text):
     for written in (text, f"data:image/png;base64,{text}"):
         with pytest.raises(InvalidInput, match="base64"):
             app.inference({"image": written})
 
 
-def test_pixels_are_the_picture_that_they_are_of():
+def test_classifies_pixels_like_their_file():
     pixels = np.asarray(Image.open(NEWT).convert("RGB"))
     by_pixels, by_file = (app.inference({"image": image}) for image in (pixels, NEWT.read_bytes()))
     assert by_pixels["predictions"] == by_file["predictions"]
@@ -66,12 +66,12 @@ def test_pixels_are_the_picture_that_they_are_of():
     "pixels",
     [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), "u1")],
 )
-def test_pixels_of_another_kind_are_refused(pixels):
+def test_rejects_pixels_of_another_shape_or_dtype(pixels):
     with pytest.raises(InvalidInput, match="uint8"):
         app.inference({"image": pixels})
 
 
-def test_the_example_of_banana_config_is_true():
+def test_gives_the_response_in_banana_config():
     config = json.loads((ROOT / "banana_config.json").read_text())
     expected = config["example_output"]
     answer = app.inference(config["example_input"])
@@ -82,22 +82,22 @@ def test_the_example_of_banana_config_is_true():
         assert answer["probability"] == pytest.approx(expected["probability"], abs=0.05)
 
 
-def test_class_0_is_a_class_like_any_other():
+def test_reports_class_0():
     answer = app.inference({"image": TENCH.read_bytes()})
     assert (answer["class_id"], answer["predictions"][0]["class_id"]) == (0, 0)
 
 
-def test_top_k_over_the_number_of_classes_names_them_all():
+def test_top_k_above_the_number_of_classes_returns_all():
     predictions = app.inference({"image": TENCH.read_bytes(), "top_k": 5000})["predictions"]
     assert sorted(prediction["class_id"] for prediction in predictions) == list(range(1000))
 
 
-def test_a_list_of_one_comes_back_as_a_list():
+def test_returns_a_list_for_a_list_of_one():
     answer = app.inference({"images": [NEWT.read_bytes()]})
     assert [result["class_id"] for result in answer["results"]] == [26]
 
 
-def test_waiting_large_images_leave_two_workers():
+def test_leaves_two_workers_to_small_images():
     large, small = huge("PNG", 3_000, 3_000), NEWT.read_bytes()
     with ThreadPoolExecutor(app.WORKERS) as callers:
         with app.large_images.hold():
@@ -111,7 +111,7 @@ def test_waiting_large_images_leave_two_workers():
         assert sum(call.exception() is None for call in calls) == app.WORKERS - 3
 
 
-def test_a_request_takes_the_large_image_slot_once(monkeypatch):
+def test_takes_the_slot_once_per_request(monkeypatch):
     monkeypatch.setattr(app, "large_images", LargeImageSlot(1))
     large = huge("PNG", 3_000, 3_000)
     results = app.inference({"images": [large, large]})["results"]
@@ -154,7 +154,7 @@ def large_file(size):
         "pixels",
     ],
 )
-def test_an_image_that_takes_much_memory_waits_its_turn(monkeypatch, data, large):
+def test_images_that_need_much_memory_take_turns(monkeypatch, data, large):
     monkeypatch.setattr(app, "large_images", LargeImageSlot(1))
     with app.large_images.hold():
         if large:
@@ -165,14 +165,14 @@ def test_an_image_that_takes_much_memory_waits_its_turn(monkeypatch, data, large
     app.inference({"image": data})
 
 
-def test_full_resolution_makes_a_large_jpeg_wait_its_turn():
+def test_large_jpegs_at_full_resolution_take_turns():
     data = encoded(Image.new("RGB", (6_000, 4_000)), "JPEG")
     for full_resolution in (False, True):
         preprocessor = replace(app.classifier.preprocessor, full_resolution=full_resolution)
         assert preprocessor.is_large(preprocessor.open(data)) == full_resolution
 
 
-def test_the_images_of_a_request_share_one_deadline(monkeypatch):
+def test_images_of_a_request_share_one_deadline(monkeypatch):
     opened, deadlines = ImagePreprocessor.open, []
 
     def recorded(self, source, deadline=None):
@@ -188,12 +188,12 @@ def test_the_images_of_a_request_share_one_deadline(monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [None, 7, "text", [], {}, {"image": None}, {"image": ["x"]}, {"images": "x"}])
-def test_anything_else_is_refused(wrong):
+def test_rejects_other_inputs(wrong):
     with pytest.raises(InvalidInput):
         app.inference(wrong)
 
 
-def test_what_serves_imports_nothing_that_converts_and_each_part_keeps_to_its_own():
+def test_serving_imports_no_conversion():
     model, everything = needed("app.py"), needed("server.py")
     for script in everything:
         assert not packages(script) & {"torch", "onnx", "pytorch_model", "convert_to_onnx"}, script
@@ -212,7 +212,7 @@ def test_what_serves_imports_nothing_that_converts_and_each_part_keeps_to_its_ow
         ("conversion", {"runtime", "model", "pytorch_model"}),
     ],
 )
-def test_a_package_imports_no_script_and_no_other_package_than_it_may(package, others):
+def test_packages_import_only_what_they_may(package, others):
     ours = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
     files = [str(path.relative_to(ROOT)) for path in (ROOT / package).glob("*.py")]
     assert len(files) > 1

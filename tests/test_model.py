@@ -1,4 +1,4 @@
-"""model.py: a picture within the limits becomes the right pixels, and the file's answers are those of its pixels."""
+"""model.py: images within the limits become the right pixels, and the file classifies them."""
 
 import io
 
@@ -12,7 +12,7 @@ from model import LARGE_PIXELS, ImagePreprocessor, OnnxClassifier
 from runtime import decoding
 from runtime.decoding import FORMATS
 from runtime.errors import InvalidInput, InvalidModel
-from tests.hostile import encoded
+from tests.malicious_images import encoded
 from tests.server_process import MODEL_PATH, NEWT, TENCH
 
 
@@ -21,7 +21,7 @@ def classifier():
     return OnnxClassifier(MODEL_PATH)
 
 
-def test_bytes_path_text_and_image_give_the_same_pixels():
+def test_accepts_bytes_path_and_image():
     preprocessor = ImagePreprocessor()
     expected = preprocessor(TENCH.read_bytes())
     for source in (TENCH, str(TENCH), Image.open(TENCH)):
@@ -29,7 +29,7 @@ def test_bytes_path_text_and_image_give_the_same_pixels():
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_too_costly_an_image_is_refused_before_it_is_decoded(monkeypatch, file_format):
+def test_rejects_costly_images_before_decoding(monkeypatch, file_format):
     class Decoded(BaseException):
         pass
 
@@ -40,7 +40,7 @@ def test_too_costly_an_image_is_refused_before_it_is_decoded(monkeypatch, file_f
     opened = decoding.open_image(data)
     needed_mb = decoding.decoding_bytes(opened) // 1_000_000
     monkeypatch.setattr(type(opened), "load", decode)
-    with pytest.raises(InvalidInput, match=rf"1500x1000 pixels.* {needed_mb} MB.* {needed_mb - 1}"):
+    with pytest.raises(InvalidInput, match=rf"1500x1000 pixels.* {needed_mb} MB.* {needed_mb - 1} MB"):
         ImagePreprocessor(max_image_mb=needed_mb - 1)(data)
     with pytest.raises(Decoded):
         ImagePreprocessor(max_image_mb=needed_mb)(data)
@@ -60,7 +60,7 @@ def test_too_costly_an_image_is_refused_before_it_is_decoded(monkeypatch, file_f
         ((4096, 4096), "RGBA", "WEBP", {"lossless": True, "method": 0}),
     ],
 )
-def test_the_images_that_people_have_are_accepted(size, mode, file_format, options):
+def test_accepts_large_photos_scans_and_screenshots(size, mode, file_format, options):
     preprocessor = ImagePreprocessor(full_resolution=False)
     image = preprocessor.open(encoded(Image.new(mode, size), file_format, **options))
     assert image.size == size
@@ -68,7 +68,7 @@ def test_the_images_that_people_have_are_accepted(size, mode, file_format, optio
         assert preprocessor(encoded(Image.new(mode, size, 1), file_format)).min() == 255
 
 
-def test_full_resolution_refuses_what_a_reduced_scale_accepts():
+def test_full_resolution_needs_more_memory():
     data = encoded(Image.new("RGB", (10_000, 11_000)), "JPEG")
     assert ImagePreprocessor(full_resolution=False)(data).shape == (224, 224, 3)
     with pytest.raises(InvalidInput, match="PRECISION=auto would accept it"):
@@ -77,7 +77,7 @@ def test_full_resolution_refuses_what_a_reduced_scale_accepts():
         ImagePreprocessor()(encoded(Image.new("1", (20_000, 21_000)), "PNG"))
 
 
-def test_a_side_that_is_too_long_is_refused():
+def test_rejects_a_side_of_over_65535():
     with pytest.raises(InvalidInput, match=r"65536x1 pixels; .* 65535 per side"):
         ImagePreprocessor()(encoded(Image.new("L", (65_536, 1)), "PNG"))
     assert ImagePreprocessor()(encoded(Image.new("L", (65_535, 1)), "PNG")).shape == (224, 224, 3)
@@ -87,7 +87,7 @@ def large_jpeg(width, height):
     return encoded(Image.open(TENCH).resize((width, height), Image.Resampling.BICUBIC), "JPEG", quality=92)
 
 
-def test_a_large_jpeg_is_decoded_smaller_unless_it_has_to_be_exact(classifier):
+def test_decodes_large_jpegs_at_a_reduced_scale(classifier):
     data = large_jpeg(4000, 3000)
     exact, reduced = ImagePreprocessor(), ImagePreprocessor(full_resolution=False)
     assert (exact(data) != reduced(data)).any()
@@ -99,7 +99,7 @@ def test_a_large_jpeg_is_decoded_smaller_unless_it_has_to_be_exact(classifier):
     assert not OnnxClassifier(MODEL_PATH, "cpu", "auto").preprocessor.full_resolution
 
 
-def test_the_reduced_scale_is_enough_for_the_longer_side_of_a_model():
+def test_reduced_scale_covers_the_longer_side():
     data = large_jpeg(4000, 3300)
     half = Image.open(io.BytesIO(data))
     half.draft(None, (2000, 1650))
@@ -107,22 +107,22 @@ def test_the_reduced_scale_is_enough_for_the_longer_side_of_a_model():
     np.testing.assert_array_equal(ImagePreprocessor((100, 400), full_resolution=False)(data), expected)
 
 
-def test_a_jpeg_that_is_not_large_is_decoded_exactly():
+def test_decodes_other_jpegs_at_full_resolution():
     data = large_jpeg(2000, LARGE_PIXELS // 2000 - 1)
     np.testing.assert_array_equal(ImagePreprocessor(full_resolution=False)(data), ImagePreprocessor()(data))
 
 
 @pytest.mark.parametrize("size", [(224, 224), (10, 20)])
-def test_resize_is_pillows_antialiased_bilinear(size):
-    picture = np.random.default_rng(0).integers(0, 256, (301, 97, 3), np.uint8)
-    expected = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
+def test_resizes_like_pillow_with_antialiasing(size):
+    image = np.random.default_rng(0).integers(0, 256, (301, 97, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
     assert expected.shape == (*size, 3)
-    np.testing.assert_array_equal(ImagePreprocessor(size).resize(picture), expected)
+    np.testing.assert_array_equal(ImagePreprocessor(size).resize(image), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_an_image_of_many_strips_has_the_pixels_of_the_whole(monkeypatch, mode, orientation):
+def test_strips_have_the_pixels_of_the_whole(monkeypatch, mode, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.open(NEWT).convert(mode)
@@ -136,7 +136,7 @@ def test_an_image_of_many_strips_has_the_pixels_of_the_whole(monkeypatch, mode, 
     np.testing.assert_array_equal(preprocessor(data), preprocessor.resize(whole))
 
 
-def test_normalize_is_the_formula_with_channels_first():
+def test_normalizes_by_the_formula_channels_first():
     pixels = np.arange(256 * 3, dtype=np.uint8).reshape(2, 8, 16, 3)
     preprocessor = ImagePreprocessor()
     normalized = preprocessor.normalize(pixels)
@@ -146,9 +146,9 @@ def test_normalize_is_the_formula_with_channels_first():
         np.testing.assert_allclose(normalized[:, channel], expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("picture", "class_id", "class_name"), [(TENCH, 0, "tench"), (NEWT, 26, "common newt")])
-def test_a_picture_is_reported_as_its_class_also_where_that_is_0(classifier, picture, class_id, class_name):
-    best = classifier.top(classifier.predict(classifier.preprocessor(picture)[None])[0], 5)[0]
+@pytest.mark.parametrize(("image", "class_id", "class_name"), [(TENCH, 0, "tench"), (NEWT, 26, "common newt")])
+def test_classifies_both_images(classifier, image, class_id, class_name):
+    best = classifier.top(classifier.predict(classifier.preprocessor(image)[None])[0], 5)[0]
     assert (best["class_id"], best["class_name"]) == (class_id, class_name)
     assert 0.5 < best["probability"] <= 1
 
@@ -162,7 +162,7 @@ def test_probabilities_sum_to_1(classifier):
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 10, 11, 1000, 1001])
-def test_the_top_k_come_in_descending_order_with_their_own_names(classifier, top_k):
+def test_top_k_is_descending_with_matching_names(classifier, top_k):
     row = classifier.predict(classifier.preprocessor(NEWT)[None])[0]
     predictions = classifier.top(row, top_k)
     assert [p["probability"] for p in predictions] == sorted(map(float, row), reverse=True)[:top_k]
@@ -171,27 +171,27 @@ def test_the_top_k_come_in_descending_order_with_their_own_names(classifier, top
 
 
 @pytest.mark.parametrize("top_k", [2, 10, 11, 100])
-def test_of_equal_probabilities_the_lower_id_comes_first(classifier, top_k):
+def test_lower_id_first_among_equal_probabilities(classifier, top_k):
     row = np.full(1000, 0.001, np.float32)
     row[[700, 300]] = 0.1
     assert [p["class_id"] for p in classifier.top(row, top_k)] == [300, 700, *range(top_k - 2)]
 
 
-def test_a_batch_of_two_gives_what_each_gives_alone(classifier):
-    pixels = [classifier.preprocessor(picture) for picture in (TENCH, NEWT)]
+def test_batch_equals_single_images(classifier):
+    pixels = [classifier.preprocessor(image) for image in (TENCH, NEWT)]
     alone = np.concatenate([classifier.predict(one[None]) for one in pixels])
     np.testing.assert_allclose(classifier.predict(np.stack(pixels)), alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("picture", [TENCH, NEWT], ids=["tench", "newt"])
-def test_the_graphs_own_resize_gives_what_the_preprocessors_gives(classifier, picture):
-    raw = classifier.predict(classifier.preprocessor.decode(picture)[None])
-    prepared = classifier.predict(classifier.preprocessor(picture)[None])
+@pytest.mark.parametrize("image", [TENCH, NEWT], ids=["tench", "newt"])
+def test_graph_resize_matches_the_preprocessor(classifier, image):
+    raw = classifier.predict(classifier.preprocessor.decode(image)[None])
+    prepared = classifier.predict(classifier.preprocessor(image)[None])
     np.testing.assert_allclose(raw, prepared, atol=5e-3, rtol=0)
 
 
-def test_the_callers_limit_reaches_the_preprocessor():
-    with pytest.raises(InvalidInput, match="the limit is 1:"):
+def test_passes_the_memory_limit_on():
+    with pytest.raises(InvalidInput, match="the limit is 1 MB"):
         OnnxClassifier(MODEL_PATH, max_image_mb=1).preprocessor(np.zeros((900, 900, 3), np.uint8))
 
 
@@ -214,17 +214,17 @@ def foreign(**metadata):
         pytest.param(foreign().replace(b"Identity", b"\x8edentity"), id="damaged text"),
     ],
 )
-def test_a_file_that_the_converter_did_not_write_is_refused(tmp_path, content):
+def test_rejects_files_of_other_origin(tmp_path, content):
     (tmp_path / "some.onnx").write_bytes(content)
     with pytest.raises(InvalidModel, match=r"some.onnx .*convert_to_onnx.py"):
         OnnxClassifier(tmp_path / "some.onnx")
 
 
-def test_an_absent_file_is_refused_with_what_makes_it(tmp_path):
+def test_rejects_a_missing_file(tmp_path):
     with pytest.raises(InvalidModel, match=r"absent.onnx is not there: make it with `python convert_to_onnx.py`"):
         OnnxClassifier(tmp_path / "absent.onnx")
 
 
-def test_what_cannot_be_read_as_a_file_is_refused(tmp_path):
+def test_rejects_a_folder_as_model(tmp_path):
     with pytest.raises(InvalidModel, match="is not a file that can be read: make it with"):
         OnnxClassifier(tmp_path)

@@ -6,7 +6,7 @@ import os
 from hypothesis import HealthCheck, settings
 
 import runtime.decoding  # noqa: F401  # which silences the warnings of Pillow
-from tests.hostile import small_images
+from tests.malicious_images import small_images
 
 SCALE = int(os.environ.get("FUZZ_SCALE") or 1)
 SMALL = small_images()

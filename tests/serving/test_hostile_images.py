@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import decoding
-from tests.hostile import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, with_right_checksums
+from tests.malicious_images import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, with_right_checksums
 from tests.serving.conftest import Ask
 from tests.serving.fuzzing import SMALL, examples
 

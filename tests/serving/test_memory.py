@@ -4,7 +4,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.hostile import SIDE, huge
+from tests.malicious_images import SIDE, huge
 from tests.server_process import TENCH, Served, ready
 
 LARGEST_MB = 600  # that an image of 25 million pixels may take; measured: 392

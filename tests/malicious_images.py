@@ -1,4 +1,4 @@
-"""Picture files made to do harm: small, lying about themselves, or valid and enormous."""
+"""Image files made to do harm: small ones that lie about their size, and valid ones that are enormous."""
 
 import io
 import struct
@@ -13,19 +13,19 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def encoded(image: Image.Image, file_format: str, **options) -> bytes:
-    """Return the image as a file of that format."""
+    """Return the image as a file of this format."""
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
 
 
 def small_images() -> dict[str, list[bytes]]:
-    """Return valid little files by format, of many kinds: what mutations start from."""
+    """Return small valid files of many kinds, by format: the starting points of mutations."""
     ramp, disc = Image.linear_gradient("L"), Image.radial_gradient("L")
     photo = Image.merge("RGB", (ramp, disc, ramp.rotate(90))).resize((24, 18))
     clear = photo.copy()
     clear.putalpha(128)
-    grey, dots, bits = photo.convert("L"), photo.quantize(16), photo.convert("1")
+    gray, dots, bits = photo.convert("L"), photo.quantize(16), photo.convert("1")
     deep = Image.new("I;16", (24, 18), 40_000)
     exif = Image.Exif()
     exif[274], exif[270], exif[282] = 6, "hello", (72, 1)
@@ -34,7 +34,7 @@ def small_images() -> dict[str, list[bytes]]:
     text.add_itxt("XML:com.adobe.xmp", "<tiff:Orientation>3</tiff:Orientation>")
     more = {"save_all": True, "append_images": [photo]}
     kinds: dict[str, list[tuple[Image.Image, dict]]] = {
-        "JPEG": [(photo, {"exif": exif}), (photo, {"progressive": True, "icc_profile": b"x" * 99}), (grey, {})],
+        "JPEG": [(photo, {"exif": exif}), (photo, {"progressive": True, "icc_profile": b"x" * 99}), (gray, {})],
         "PNG": [
             (clear, {"exif": exif, "pnginfo": text, "icc_profile": b"x" * 99}),
             (deep, {}),
@@ -42,7 +42,7 @@ def small_images() -> dict[str, list[bytes]]:
             (photo, more),
         ],
         "WEBP": [(photo, {"exif": exif}), (clear, {}), (clear, {"lossless": True}), (photo, more)],
-        "GIF": [(grey, {}), (dots, {"transparency": 1, "comment": b"hi"}), (dots, more)],
+        "GIF": [(gray, {}), (dots, {"transparency": 1, "comment": b"hi"}), (dots, more)],
         "BMP": [(bits, {}), (dots, {}), (photo, {}), (clear, {})],
     }
     files = {name: [encoded(image, name, **options) for image, options in kind] for name, kind in kinds.items()}
@@ -53,12 +53,12 @@ def small_images() -> dict[str, list[bytes]]:
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
-    """Return a PNG chunk with its right length and checksum."""
+    """Return a PNG chunk with correct length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_with(*chunks: bytes, kind: int = 2) -> bytes:
-    """Return a PNG of one pixel, of PNG's colour type `kind`, with more chunks in front of that."""
+    """Return a PNG of one pixel, of PNG's color type `kind`, with more chunks in front of it."""
     header, pixel = struct.pack(">IIBBBBB", 1, 1, 8, kind, 0, 0, 0), zlib.compress(b"\0\0\0\0")
     whole = [png_chunk(b"IHDR", header), *chunks, png_chunk(b"IDAT", pixel), png_chunk(b"IEND", b"")]
     return PNG_SIGNATURE + b"".join(whole)
@@ -74,7 +74,7 @@ def with_right_checksums(png: bytes) -> bytes:
 
 
 def bmp_rle(width: int, height: int, runs: bytes) -> bytes:
-    """Return a run-length encoded BMP of 256 colours."""
+    """Return a run-length encoded BMP of 256 colors."""
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
     start = 14 + len(header) + 1024
     return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + header + bytes(1024) + runs
@@ -100,14 +100,14 @@ def jpeg_of_many_scans(count: int) -> bytes:
 
 
 def huge(file_format: str, width: int, height: int) -> bytes:
-    """Return a valid file of one colour: a few kilobytes, or for BMP megabytes."""
+    """Return a valid file of one color: a few kilobytes, or for BMP megabytes."""
     mode = {"GIF": "L", "BMP": "1", "PNG": "RGBA", "WEBP": "RGBA"}.get(file_format, "RGB")
     fast = {"lossless": True, "method": 0} if file_format == "WEBP" else {}
     return encoded(Image.new(mode, (width, height)), file_format, **fast)
 
 
 def sizes_in_header(file_format: str, data: bytes) -> list[tuple[int, str]]:
-    """Return where a small picture's header has its width and height, and how struct writes them."""
+    """Return the offset of width and height in a small image's header, each with its struct format."""
     if file_format == "JPEG":
         start = next(at for at in range(len(data)) if data[at] == 0xFF and data[at + 1] in (0xC0, 0xC2))
         return [(start + 7, ">H"), (start + 5, ">H")]
@@ -119,7 +119,7 @@ def sizes_in_header(file_format: str, data: bytes) -> list[tuple[int, str]]:
 
 
 def lying(file_format: str, data: bytes, width: int, height: int) -> bytes:
-    """Return the picture with another size in its header, as near as the header's own width lets it."""
+    """Return the image with another size in its header, or the largest that fits there."""
     patched = bytearray(data)
     for (at, kind), value in zip(sizes_in_header(file_format, data), (width, height), strict=True):
         bits = 8 * struct.calcsize(kind) - (kind[1] == "i")
@@ -128,7 +128,7 @@ def lying(file_format: str, data: bytes, width: int, height: int) -> bytes:
 
 
 def webp_canvas(width: int, height: int) -> bytes:
-    """Return a WebP of one pixel on a canvas of that size."""
+    """Return a WebP of one pixel on a canvas of this size."""
     pixel = encoded(Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:]
     canvas = bytes([0, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8X", canvas) + pixel)
@@ -169,10 +169,19 @@ class _Bits:
         return int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little")
 
 
-def webp_stream_of_groups(side: int, groups: int) -> bytes:
+def webp_stream_of_groups(side: int, groups: int, cache_bits: int = 0, colors: int = 0) -> bytes:
     """Return a black square of a lossless WebP, with a group of Huffman tables for each of its first 4x4 blocks."""
     bits = _Bits()
-    bits.write(0b000100, 6)  # no transform, no color cache, groups by blocks of 4 pixels
+    width = side
+    if colors:  # a palette of black, with several pixels in each
+        bits.write(0b111, 3)
+        bits.write(colors - 1, 8)
+        bits.write(0, 1)
+        bits.write(0x11111, 20)  # five codes of one symbol
+        width = -(-side // (8 if colors <= 2 else 4 if colors <= 4 else 2 if colors <= 16 else 1))
+    bits.write(0, 1)  # no other transform
+    bits.write(cache_bits << 1 | bool(cache_bits), 5 if cache_bits else 1)  # a color cache
+    bits.write(0b0001, 4)  # groups by blocks of 4 pixels
 
     def single() -> None:
         bits.write(0b0001, 4)  # a code of one symbol, which is 0
@@ -189,7 +198,7 @@ def webp_stream_of_groups(side: int, groups: int) -> bytes:
             bits.write(limit - 2, 8)
     for _ in range(3):
         single()
-    for n in range((side // 4) ** 2):
+    for n in range(-(-width // 4) * (side // 4)):
         number = min(n, groups - 1)
         bits.write(int(f"{number & 255:08b}"[::-1], 2), 8)
         bits.write(int(f"{number >> 8:08b}"[::-1], 2), 8)
@@ -203,14 +212,14 @@ def riff_chunk(kind: bytes, data: bytes) -> bytes:
     return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
 
 
-def webp_of_groups(side: int, groups: int) -> bytes:
-    """Return a lossless WebP that libwebp reads with as many groups of Huffman tables."""
+def webp_of_groups(side: int, groups: int, **options: int) -> bytes:
+    """Return a lossless WebP with N groups of Huffman tables."""
     size = struct.pack("<BI", 0x2F, side - 1 | side - 1 << 14)
-    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups)))
+    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups, **options)))
 
 
 def webp_of_alpha_groups(side: int, groups: int) -> bytes:
-    """Return a lossy WebP whose alpha channel has as many groups of Huffman tables."""
+    """Return a lossy WebP whose alpha channel has N groups of Huffman tables."""
     lossy = encoded(Image.new("RGB", (side, side)), "WEBP")[12:]
     canvas = bytes([0x10, 0, 0, 0]) + (side - 1).to_bytes(3, "little") * 2
     alpha = riff_chunk(b"ALPH", b"\1" + webp_stream_of_groups(side, groups))
@@ -226,18 +235,18 @@ def webp_animation(image: bytes) -> bytes:
 
 
 def gif_of_frames(count: int) -> bytes:
-    """Return a GIF of so many frames, each another grey."""
+    """Return a GIF of N frames, each a different gray."""
     frames = [Image.new("L", (9, 9), n % 256) for n in range(count)]
     return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
 def zipped(kind: bytes, size: int) -> bytes:
-    """Return a PNG chunk that holds so many zeros compressed, a thousandth of their size."""
+    """Return a PNG chunk with N compressed zeros, which take a thousandth of their size."""
     return png_chunk(kind, b"x\0\0" + zlib.compress(bytes(size), 9))
 
 
 def exif_of_fractions(count: int) -> bytes:
-    """Return EXIF whose orientation is so many fractions."""
+    """Return EXIF whose orientation is N fractions."""
     return exif_of((274, 5, count, 0), tail=bytes([0, 0, 0, 1] * 2 * count))
 
 
@@ -248,7 +257,7 @@ def exif_segments(exif: bytes) -> list[bytes]:
 
 
 def turned(file_format: str) -> bytes:
-    """Return a picture of 24 million transparent pixels that lies on its side."""
+    """Return an image of 24 million transparent pixels with an orientation in its EXIF."""
     exif = Image.Exif()
     exif[274] = 6
     fast = {"lossless": True, "method": 0} if file_format == "WEBP" else {"compress_level": 1}
@@ -256,7 +265,7 @@ def turned(file_format: str) -> bytes:
 
 
 def webp_of_frames(count: int) -> bytes:
-    """Return a WebP of so many frames."""
+    """Return a WebP of N frames."""
     frames = [Image.new("RGB", (64, 64), (n % 256, n // 256, 0)) for n in range(count)]
     return encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:])
 
@@ -269,7 +278,7 @@ def png_interlaced() -> bytes:
     return PNG_SIGNATURE + header + png_chunk(b"IDAT", zlib.compress(bytes(size), 1)) + png_chunk(b"IEND", b"")
 
 
-# What makes them, by what they are, with the status that they get.
+# By name, the status that each one gets, and what makes it.
 BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "JPEG of 500 scans": (422, lambda: jpeg_of_many_scans(500)),
     "JPEG of 32 scans": (200, lambda: jpeg_of_many_scans(22)),
