@@ -137,6 +137,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--weights", type=Path, help="state dict, checkpoint or .safetensors; default: a known model's own"
     )
+    parser.add_argument("--weights-key", metavar="KEY", help="which weights, if a checkpoint has several: model_ema, …")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx beside this script"
     )
@@ -166,9 +167,10 @@ def main() -> None:
     try:
         check_output(options.output)
         if ":" in options.model:
-            trained = custom_model.load(options.model, options.weights, **options.custom)
+            trained = custom_model.load(options.model, options.weights, options.weights_key, **options.custom)
         else:
-            trained = trained_model.load(choose_model() if options.model == "auto" else options.model, options.weights)
+            name = choose_model() if options.model == "auto" else options.model
+            trained = trained_model.load(name, options.weights, options.weights_key)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
         agreement = convert(trained, options.output)
     except (ConversionError, OSError) as error:

@@ -27,6 +27,7 @@ from runtime.settings import ROOT
 def load(
     model: str,
     weights: Path,
+    weights_key: str | None = None,
     size: Sequence[int] = (224, 224),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -34,7 +35,7 @@ def load(
     activation: str | None = None,
     channels: int = 3,
 ) -> TrainedModel:
-    """Build the network of `model`, MODULE:CALLABLE, and load the file `weights` into it.
+    """Build the network of `model`, MODULE:CALLABLE, and load the file `weights` into it, as load_weights does.
 
     `size` is (height, width); `mean` and `std` are per channel, in units of 0 to 1. `labels` is a file with a class
     name a line. `activation`, by default softmax, makes probabilities of the outputs. Raises ConversionError.
@@ -47,7 +48,7 @@ def load(
     if min(size) < 1:
         raise ConversionError(f"--size has to be a height and a width of at least 1, not {tuple(size)}")
     network = build(model).cpu().float().eval()  # wherever, and in whatever precision, it was built
-    load_weights(network, weights)
+    load_weights(network, weights, weights_key)
     outputs = probe_outputs(network, (channels, *size))
     check_activation(activation, outputs)
     names = read_labels(labels) if labels else [f"class {number}" for number in range(outputs.shape[1])]

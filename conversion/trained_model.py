@@ -39,7 +39,7 @@ class TrainedModel:
         return nn.Sequential(self.network, ACTIVATIONS[self.activation]).eval()
 
 
-def load(name: str, weights: Path | None = None) -> TrainedModel:
+def load(name: str, weights: Path | None = None, weights_key: str | None = None) -> TrainedModel:
     """Build the known model `name` with its own weights, downloaded if need be, or with those of the file `weights`.
 
     Its own must have a known digest; a file that a person names need only fit. Raises ConversionError.
@@ -47,7 +47,7 @@ def load(name: str, weights: Path | None = None) -> TrainedModel:
     known = KNOWN_MODELS[name]
     path = weights or known_weights(known)
     network = known.build()
-    load_weights(network, path)
+    load_weights(network, path, weights_key)
     class_names = imagenet_class_names()
     return TrainedModel(name, network.eval(), path, sha256_digest(path), known.size, known.mean, known.std, class_names)
 

@@ -225,7 +225,7 @@ def test_absent_weights_end_with_a_sentence_and_the_old_file_stays(tmp_path):
     (tmp_path / "classifier.onnx").write_bytes(b"old")
     result = run_converter("--weights", "absent.pth", "--output", "classifier.onnx", folder=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "convert_to_onnx.py: absent.pth is not there\n"
+    assert result.stderr == "convert_to_onnx.py: there is no file absent.pth\n"
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"classifier.onnx": b"old"}
 
 
