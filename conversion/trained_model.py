@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from conversion import ConversionError
@@ -11,6 +12,18 @@ from conversion.weights import load_weights
 from pytorch_model import KNOWN_MODELS, KnownModel
 
 ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
+
+
+class Probabilities(nn.Module):
+    """Outputs of any float type to probabilities, float32 [batch, classes]; of one output to those of two classes."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, outputs: torch.Tensor) -> torch.Tensor:
+        probabilities = self.activation(outputs.float())
+        return torch.cat([1 - probabilities, probabilities], 1) if outputs.shape[1] == 1 else probabilities
 
 
 def imagenet_class_names() -> list[str]:
@@ -36,7 +49,7 @@ class TrainedModel:
     @property
     def network_with_activation(self) -> nn.Module:
         """The network and its activation: normalized pixels in, probabilities out."""
-        return nn.Sequential(self.network, ACTIVATIONS[self.activation]).eval()
+        return nn.Sequential(self.network, Probabilities(self.activation)).eval()
 
 
 def load(name: str, weights: Path | None = None, weights_key: str | None = None) -> TrainedModel:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from conversion import ConversionError
+from conversion.custom_model import format_error
 from conversion.graph_pixels import compare_pixels, open_preprocessing
 from conversion.trained_model import TrainedModel
 from model import ImagePreprocessor, OnnxClassifier
@@ -75,11 +76,19 @@ def predict_batch(path: Path, pixels: np.ndarray, classes: int) -> np.ndarray:
     return rows
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def pytorch_probabilities(trained: TrainedModel, normalized: np.ndarray) -> np.ndarray:
-    """Return PyTorch's probabilities, [batch, classes], of normalized pixels, one image at a time."""
+    """Return PyTorch's probabilities, [batch, classes], of normalized pixels, one image at a time.
+
+    Raises ConversionError if the network fails.
+    """
     network = trained.network_with_activation
-    return np.concatenate([network(torch.from_numpy(image[None])).numpy() for image in normalized])
+    # In the memory format of a data loader's, on which code such as x.view(len(x), -1) depends.
+    pixels = torch.from_numpy(normalized).clone(memory_format=torch.contiguous_format)
+    try:
+        return np.concatenate([network(image[None]).numpy() for image in pixels])
+    except Exception as error:  # someone else's code
+        raise ConversionError(f"the network fails on an image: {format_error(error)}") from error
 
 
 def compare_probabilities(names: Sequence[str], actual: np.ndarray, expected: np.ndarray) -> float:

@@ -100,6 +100,50 @@ class ForBatchesOfOneAndFour(Small):
         return super().forward(x).reshape(4 if len(x) == 4 else 1, -1)
 
 
+class Viewed(Small):
+    def forward(self, x):
+        x = self.pool(self.features(x))
+        return self.head(x.view(x.size(0), -1))
+
+
+def gray_viewed():
+    return Viewed(channels=1)
+
+
+class Double(Small):
+    def forward(self, x):
+        return super().forward(x).double()
+
+
+class Squeezed(Small):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+class InPlace(Small):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5))
+
+
+class Wrapper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wrapped = Dictionary()
+
+    def forward(self, x):
+        return self.wrapped(x)["logits"]
+
+
+class FailsAlone(Small):
+    def forward(self, x):
+        return super().forward(x[:1] + x[1])
+
+
+class Forgetful(Small):
+    def train(self, mode=True):
+        super().train(mode)  # and forgets to return the network
+
+
 class OneByOne(Small):
     def forward(self, x):
         return torch.cat([super(OneByOne, self).forward(one[None]) for one in x])
