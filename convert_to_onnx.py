@@ -14,8 +14,10 @@ import runtime.startup_errors  # reports an old Python, a missing package or Ctr
 import argparse
 import io
 import json
+import logging
 import sys
 import tempfile
+import textwrap
 import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -23,6 +25,8 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import compose, helper
+from onnx.checker import ValidationError
+from onnx.shape_inference import InferenceError
 
 from conversion import ConversionError, custom_model, trained_model
 from conversion.files import replacing
@@ -31,17 +35,26 @@ from conversion.preprocessing import OPSET, preprocessing_graph
 from conversion.trained_model import ACTIVATIONS, TrainedModel
 from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS
-from runtime.errors import InvalidModel
+from runtime.errors import BackendUnavailable, InvalidModel
 from runtime.settings import ROOT
 
 NETWORK_INPUT = "network_input"
-CUSTOM_OPTIONS = ("size", "mean", "std", "labels", "activation", "channels")  # a known model has its own
+CUSTOM_OPTIONS = (
+    "size",
+    "mean",
+    "std",
+    "labels",
+    "activation",
+    "channels",
+    "crop_pct",
+    "interpolation",
+)  # a known model has its own
 
 
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
     network = export_network(trained)
-    preprocessing = preprocessing_graph(trained)  # image to PIXELS, the normalized pixels
+    preprocessing = preprocessing_graph(trained.preprocessor)  # image to PIXELS, the normalized pixels
     preprocessing.ir_version = network.ir_version
     graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, NETWORK_INPUT)])
     del graph.opset_import[1:]  # both parts brought the same
@@ -49,12 +62,10 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
         part.ClearField("metadata_props")
     graph.producer_name, graph.producer_version = "convert_to_onnx.py", f"PyTorch {torch.__version__}"
-    channels = "RGB" if len(trained.mean) == 3 else "L"
-    description = {"size": trained.size, "mean": trained.mean, "std": trained.std, "channels": channels}
     metadata = {
         "model": trained.name,
         "weights_digest": trained.digest,
-        "preprocessing": json.dumps(description),
+        "preprocessing": json.dumps(trained.settings),
         "activation": trained.activation,
         "class_names": json.dumps(trained.class_names),
     }
@@ -68,9 +79,11 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     weights = sum(tensor.nbytes for tensor in trained.network.state_dict().values())
     if weights >= 2**31:  # the file is one Protocol Buffers message
         raise ConversionError(f"the network's weights are {weights / 1e9:.1f} GB; an ONNX file holds less than 2")
-    batch = torch.zeros(2, len(trained.mean), *trained.size)  # not 1, which the exporter takes for a constant
+    # A batch of 2, because the exporter takes 1 for a constant.
+    batch = torch.zeros(2, len(trained.preprocessor.mean), *trained.preprocessor.size)
     try:
         # The exporter logs, prints and warns pages about itself; its error is enough.
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             return torch.onnx.export(
                 trained.network_with_activation,
@@ -82,10 +95,10 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
                 dynamic_shapes=({0: "batch"},),
                 verbose=False,
             ).model_proto
-    except torch.onnx.OnnxExporterError as error:
+    except Exception as error:  # OnnxExporterError, or whatever the network makes the exporter stumble over
         raise ConversionError(
             f"PyTorch cannot export the network: {custom_model.format_error(error)}\n"
-            "Its steps have to be ones that ONNX has, and the same for every picture and any number of them"
+            "Its steps must be ones that ONNX has, and the same for every image and any number of them"
         ) from error
 
 
@@ -102,14 +115,15 @@ def check_output(output: Path) -> None:
 def convert(trained: TrainedModel, output: Path) -> str:
     """Write the model to `output`; say how close it is. Raises ConversionError, and then leaves `output` as it was."""
     print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
-    graph = build_graph(trained)
-    print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
     try:
+        graph = build_graph(trained)
+        print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
         with replacing(output) as part:
             onnx.save(graph, part)
             agreement = verify(part, trained)
-    except InvalidModel as error:
-        raise ConversionError(f"ONNX Runtime cannot run what became of the network: {error}") from error
+    except (InvalidModel, BackendUnavailable, ValidationError, InferenceError) as error:
+        reason = textwrap.shorten(str(error), 500, placeholder=" …")
+        raise ConversionError(f"the network cannot be run as ONNX: {reason}") from error
     return agreement
 
 
@@ -148,6 +162,10 @@ def parse_args() -> argparse.Namespace:
     custom.add_argument("--labels", type=Path, metavar="FILE", help="a class name a line; default: class 0, class 1, …")
     custom.add_argument("--activation", choices=ACTIVATIONS, help="what its outputs still need; default: softmax")
     custom.add_argument("--channels", type=int, choices=(1, 3), help="3: RGB, the default; 1: grey")
+    custom.add_argument(
+        "--crop-pct", type=float, metavar="SHARE", help="of a center crop, such as 0.875; default: squash"
+    )
+    custom.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of the resize; default: bilinear")
     options = parser.parse_args()
     given = {name: getattr(options, name) for name in CUSTOM_OPTIONS}
     options.custom = {name: value for name, value in given.items() if value is not None}
@@ -157,7 +175,7 @@ def parse_args() -> argparse.Namespace:
     if not colon and options.model not in (*KNOWN_MODELS, "auto"):
         parser.error(f"--model {options.model!r} is none of {known}, auto, and not MODULE:CALLABLE")
     if not colon and options.custom:
-        parser.error(f"{options.model} has its own --{', --'.join(options.custom)}: these are for MODULE:CALLABLE")
+        parser.error(f"{options.model} has its own {', '.join(options.custom)}: these options are for MODULE:CALLABLE")
     return options
 
 
@@ -172,6 +190,8 @@ def main() -> None:
             name = choose_model() if options.model == "auto" else options.model
             trained = trained_model.load(name, options.weights, options.weights_key)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
+        settings = ", ".join(f"{name} {value}" for name, value in trained.settings.items())
+        print(f"{trained.name}: {settings}, activation {trained.activation}", flush=True)
         agreement = convert(trained, options.output)
     except (ConversionError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")

@@ -24,6 +24,7 @@ from conversion import ConversionError, enumerate_few
 from conversion.download import sha256_digest
 from conversion.trained_model import TrainedModel
 from conversion.weights import load_weights
+from model import ImagePreprocessor
 from pytorch_model import IMAGENET_MEAN, IMAGENET_STD
 from runtime.settings import ROOT
 
@@ -38,6 +39,8 @@ def load(
     labels: Path | None = None,
     activation: str | None = None,
     channels: int = 3,
+    crop_pct: float | None = None,
+    interpolation: str = "bilinear",
 ) -> TrainedModel:
     """Build the network of `model`, MODULE:CALLABLE, and load the file `weights` into it, as load_weights does.
 
@@ -53,14 +56,16 @@ def load(
         raise ConversionError(f"--std must be more than 0, not {tuple(std)}")
     if min(size) < 1:
         raise ConversionError(f"--size must be a height and a width of at least 1, not {tuple(size)}")
+    if crop_pct is not None and not 0.1 <= crop_pct <= 1:
+        raise ConversionError(f"--crop-pct must be from 0.1 to 1, such as 0.875, not {crop_pct}")
     network = build(model)
     load_weights(network, weights, weights_key)
     outputs = probe_outputs(network, (channels, *size))
     check_activation(activation, outputs)
     names = name_classes(labels, outputs.shape[1])
+    preprocessor = ImagePreprocessor((size[0], size[1]), tuple(mean), tuple(std), crop_pct, interpolation)
     name, digest = model.replace(":", "."), sha256_digest(weights)
-    size, mean, std = (size[0], size[1]), tuple(mean), tuple(std)
-    return TrainedModel(name, network, weights, digest, size, mean, std, names, activation or "softmax")
+    return TrainedModel(name, network, weights, digest, preprocessor, names, activation or "softmax")
 
 
 def build(model: str) -> nn.Module:

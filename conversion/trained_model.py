@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from conversion import ConversionError
 from conversion.download import download, is_known, sha256_digest
 from conversion.weights import load_weights
+from model import ImagePreprocessor
 from pytorch_model import KNOWN_MODELS, KnownModel
 
 ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
@@ -40,11 +42,16 @@ class TrainedModel:
     network: nn.Module  # normalized pixels in; logits out, or whatever `activation` makes probabilities of
     weights: Path
     digest: str  # of the weights' file, as `sha256:…`
-    size: tuple[int, int]  # height, width
-    mean: tuple[float, ...]  # per channel, as `std` is, in units of 0 to 1; where it is one, the network takes grey
-    std: tuple[float, ...]
+    preprocessor: ImagePreprocessor
     class_names: list[str]  # entry n names class n
     activation: str = "softmax"  # one of ACTIVATIONS
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the preprocessing is, as the file describes it."""
+        names = ("size", "crop_pct", "interpolation", "mean", "std")
+        channels = "RGB" if len(self.preprocessor.mean) == 3 else "L"
+        return {name: getattr(self.preprocessor, name) for name in names} | {"channels": channels}
 
     @property
     def network_with_activation(self) -> nn.Module:
@@ -61,18 +68,21 @@ def load(name: str, weights: Path | None = None, weights_key: str | None = None)
     path = weights or known_weights(known)
     network = known.build()
     load_weights(network, path, weights_key)
-    class_names = imagenet_class_names()
-    return TrainedModel(name, network.eval(), path, sha256_digest(path), known.size, known.mean, known.std, class_names)
+    preprocessor = ImagePreprocessor(known.size, known.mean, known.std)
+    return TrainedModel(name, network.eval(), path, sha256_digest(path), preprocessor, imagenet_class_names())
 
 
 def known_weights(known: KnownModel) -> Path:
-    """Return the path of the model's own weights, downloaded if they are not there. Raises ConversionError."""
+    """Return the path of the model's own weights, downloaded with the test photographs if they are not there.
+
+    Raises ConversionError.
+    """
     path = known.weights
     if not path.is_file():
         download(known.urls, path, known.digests)
     elif not is_known(path, known.digests):
         raise ConversionError(
             f"{path} has the digest {sha256_digest(path)}, which is not a known one. "
-            "Remove it to have it downloaded, or name it with --weights if it is meant."
+            "Remove it to download the known one, or give it as --weights if it is the one that you mean."
         )
     return path

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from conversion.trained_model import TrainedModel
+from model import ImagePreprocessor
 
 
 class Small(nn.Module):
@@ -144,6 +145,17 @@ class Forgetful(Small):
         super().train(mode)  # and forgets to return the network
 
 
+class CeilMode(Small):
+    def forward(self, x):
+        return super().forward(functional.avg_pool2d(x, 3, 2, padding=1, ceil_mode=True))
+
+
+class Autocast(Small):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
 class OneByOne(Small):
     def forward(self, x):
         return torch.cat([super(OneByOne, self).forward(one[None]) for one in x])
@@ -162,16 +174,14 @@ class NotInOnnx(Small):
         return torch.linalg.svdvals(super().forward(x)[:, :, None] * x[:, :1, 0, :5])
 
 
-def trained(network, **changes):
-    """The network as it comes from custom_model.load, of 40x56 pixels."""
+def trained(network, size=(40, 56), mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1), crop_pct=None, **changes):
+    """The network as custom_model.load returns it."""
     described = {
         "name": "tests.network",
         "network": network.eval(),
         "weights": Path("none"),
         "digest": "sha256:0",
-        "size": (40, 56),
-        "mean": (0.5, 0.4, 0.3),
-        "std": (0.3, 0.2, 0.1),
+        "preprocessor": ImagePreprocessor(size, mean, std, crop_pct),
         "class_names": [f"class {number}" for number in range(5)],
     }
     return TrainedModel(**described | changes)
