@@ -29,6 +29,7 @@ from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
 
 from conversion import ConversionError, custom_model, trained_model
+from conversion.download import DownloadError
 from conversion.files import replacing
 from conversion.graph_pixels import PIXELS
 from conversion.preprocessing import OPSET, preprocessing_graph
@@ -128,13 +129,13 @@ def convert(trained: TrainedModel, output: Path) -> str:
 
 
 def choose_model() -> str:
-    """Return resnet18 if its weights are there or can be had, else efficientnet-lite0, and say so loudly."""
+    """Return resnet18 if its weights are there or can be downloaded; otherwise efficientnet-lite0, with a warning."""
     try:
         trained_model.known_weights(KNOWN_MODELS["resnet18"])
         return "resnet18"
     except ConversionError as error:
-        bar, instead = "!" * 100, "USING efficientnet-lite0 INSTEAD OF resnet18, whose weights cannot be had."
-        print(bar, error, "", instead, bar, sep="\n", file=sys.stderr)
+        reason = error.summary if isinstance(error, DownloadError) else error
+        print(f"resnet18's weights are not available ({reason}); using efficientnet-lite0", file=sys.stderr)
         return "efficientnet-lite0"
 
 

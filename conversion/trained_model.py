@@ -1,5 +1,6 @@
 """A network with its weights in it: a known model, loaded from its own weights or from others."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import torch
 from torch import nn
 
 from conversion import ConversionError
-from conversion.download import download, is_known, sha256_digest
+from conversion.download import DownloadError, download, download_photos, is_known, sha256_digest
 from conversion.weights import load_weights
 from model import ImagePreprocessor
 from pytorch_model import KNOWN_MODELS, KnownModel
+from runtime.settings import ROOT
 
 ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
 
@@ -80,6 +82,10 @@ def known_weights(known: KnownModel) -> Path:
     path = known.weights
     if not path.is_file():
         download(known.urls, path, known.digests)
+        try:
+            download_photos(ROOT / "images" / "photos")
+        except DownloadError as error:
+            print(f"the preset tests use illustrations, because {error.summary}", file=sys.stderr)
     elif not is_known(path, known.digests):
         raise ConversionError(
             f"{path} has the digest {sha256_digest(path)}, which is not a known one. "

@@ -316,4 +316,5 @@ def test_auto_falls_back_and_says_so(monkeypatch, capsys):
     assert convert_to_onnx.choose_model() == "efficientnet-lite0"
     stderr = capsys.readouterr().err
     assert "no network here" in stderr
-    assert "USING efficientnet-lite0 INSTEAD OF resnet18" in stderr
+    assert "using efficientnet-lite0" in stderr
+    assert stderr.count("\n") == 1
