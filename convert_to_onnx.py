@@ -16,7 +16,6 @@ import io
 import json
 import logging
 import sys
-import tempfile
 import textwrap
 import warnings
 from contextlib import redirect_stderr
@@ -30,7 +29,7 @@ from onnx.shape_inference import InferenceError
 
 from conversion import ConversionError, custom_model, trained_model
 from conversion.download import DownloadError
-from conversion.files import replacing
+from conversion.files import check_writable, replacing
 from conversion.graph_pixels import PIXELS
 from conversion.preprocessing import OPSET, preprocessing_graph
 from conversion.trained_model import ACTIVATIONS, TrainedModel
@@ -40,16 +39,7 @@ from runtime.errors import BackendUnavailable, InvalidModel
 from runtime.settings import ROOT
 
 NETWORK_INPUT = "network_input"
-CUSTOM_OPTIONS = (
-    "size",
-    "mean",
-    "std",
-    "labels",
-    "activation",
-    "channels",
-    "crop_pct",
-    "interpolation",
-)  # a known model has its own
+GENERAL_OPTIONS = ("model", "weights", "weights_key", "output")  # the others are for MODULE:CALLABLE
 
 
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
@@ -84,7 +74,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     batch = torch.zeros(2, len(trained.preprocessor.mean), *trained.preprocessor.size)
     try:
         # The exporter logs, prints and warns pages about itself; its error is enough.
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        logging.getLogger("torch").setLevel(logging.ERROR)
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             return torch.onnx.export(
                 trained.network_with_activation,
@@ -103,16 +93,6 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
         ) from error
 
 
-def check_output(output: Path) -> None:
-    """Raise ConversionError where no file can be written to `output`, before anything that takes long."""
-    if output.is_dir():
-        raise ConversionError(f"--output {output} cannot be written: Is a directory")
-    try:
-        tempfile.TemporaryFile(dir=output.parent).close()
-    except OSError as error:
-        raise ConversionError(f"--output {output} cannot be written: {error.strerror}") from error
-
-
 def convert(trained: TrainedModel, output: Path) -> str:
     """Write the model to `output`; say how close it is. Raises ConversionError, and then leaves `output` as it was."""
     print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
@@ -123,7 +103,7 @@ def convert(trained: TrainedModel, output: Path) -> str:
             onnx.save(graph, part)
             agreement = verify(part, trained)
     except (InvalidModel, BackendUnavailable, ValidationError, InferenceError) as error:
-        reason = textwrap.shorten(str(error), 500, placeholder=" …")
+        reason = textwrap.shorten(str(error.__cause__ or error), 500, placeholder=" …")
         raise ConversionError(f"the network cannot be run as ONNX: {reason}") from error
     return agreement
 
@@ -140,36 +120,36 @@ def choose_model() -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the command line, checked; exit 2 if it is wrong. `custom` has the given ones of CUSTOM_OPTIONS."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the command line, checked; exit 2 if it is wrong. `custom` has the options given for MODULE:CALLABLE."""
     known = ", ".join(KNOWN_MODELS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model",
         default="resnet18",
-        help=f"{known}; auto: resnet18 if its weights can be had, else efficientnet-lite0; or MODULE:CALLABLE, "
-        "what builds a network when called without arguments. Default: %(default)s",
+        help=f"{known}; auto: resnet18 if its weights are available, otherwise efficientnet-lite0; or MODULE:CALLABLE, "
+        "a function or class that returns a network when called without arguments; default: %(default)s",
+    )
+    parser.add_argument("--weights", type=Path, help="state dict or checkpoint; default: a known model's own")
+    parser.add_argument(
+        "--weights-key", metavar="KEY", help="selects one of several in a checkpoint, such as model_ema"
     )
     parser.add_argument(
-        "--weights", type=Path, help="state dict, checkpoint or .safetensors; default: a known model's own"
-    )
-    parser.add_argument("--weights-key", metavar="KEY", help="which weights, if a checkpoint has several: model_ema, …")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx beside this script"
+        "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx next to this script"
     )
     custom = parser.add_argument_group("for MODULE:CALLABLE")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
-    custom.add_argument("--mean", type=float, nargs="+", help="per channel, in units of 0 to 1; default: ImageNet's")
+    custom.add_argument("--crop-pct", type=float, metavar="SHARE", help="center crop, such as 0.875; default: squash")
+    custom.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="default: bilinear")
+    custom.add_argument("--mean", type=float, nargs="+", help="per channel, of pixels in [0, 1]; default: ImageNet's")
     custom.add_argument("--std", type=float, nargs="+", help="likewise")
-    custom.add_argument("--labels", type=Path, metavar="FILE", help="a class name a line; default: class 0, class 1, …")
-    custom.add_argument("--activation", choices=ACTIVATIONS, help="what its outputs still need; default: softmax")
-    custom.add_argument("--channels", type=int, choices=(1, 3), help="3: RGB, the default; 1: grey")
+    custom.add_argument("--channels", type=int, choices=(1, 3), help="1: gray; default: 3, RGB")
     custom.add_argument(
-        "--crop-pct", type=float, metavar="SHARE", help="of a center crop, such as 0.875; default: squash"
+        "--labels", type=Path, metavar="FILE", help="class names, one per line or JSON; default: numbers"
     )
-    custom.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of the resize; default: bilinear")
+    custom.add_argument("--activation", choices=ACTIVATIONS, help="makes outputs probabilities; default: softmax")
     options = parser.parse_args()
-    given = {name: getattr(options, name) for name in CUSTOM_OPTIONS}
-    options.custom = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    options.custom = {name: value for name, value in given.items() if name not in GENERAL_OPTIONS}
     module, colon, attribute = options.model.partition(":")
     if colon and not (module and attribute and options.weights):
         parser.error("a custom model is --model MODULE:CALLABLE --weights FILE")
@@ -184,7 +164,7 @@ def main() -> None:
     """Convert as the command line says; exit 1 with a sentence, and without a file, where that is not possible."""
     options = parse_args()
     try:
-        check_output(options.output)
+        check_writable(options.output)
         if ":" in options.model:
             trained = custom_model.load(options.model, options.weights, options.weights_key, **options.custom)
         else:

@@ -83,7 +83,7 @@ def build(model: str) -> nn.Module:
             raise TypeError(f"it gave {type(network).__name__}, not a torch.nn.Module")
         network.cpu().float()
         network.eval()
-    except Exception as error:  # someone else's code, which may raise anything
+    except (Exception, SystemExit) as error:  # someone else's code, which may raise anything
         hint = "it must be importable from here and callable without arguments"
         if clash := next(filter(is_name_clash, re.findall(r"'(\w+)[.']", str(error))), None):
             hint = f"this repository has a module named {clash} too: rename yours"
@@ -107,7 +107,7 @@ def probe_outputs(network: nn.Module, shape: Sequence[int]) -> torch.Tensor:
     given = noise.clone()
     try:
         outputs, alone = network(given), [network(noise[i : i + 1].clone()) for i in range(4)]
-    except Exception as error:  # as above
+    except (Exception, SystemExit) as error:  # as above
         raise ConversionError(
             f"the network fails on images of {list(shape)} (channels, height, width): {format_error(error)}\n"
             "--size and --channels set the shape"
@@ -123,7 +123,11 @@ def probe_outputs(network: nn.Module, shape: Sequence[int]) -> torch.Tensor:
         raise ConversionError("the network changes its input in place: let it begin with x = x.clone()")
     for rows in (outputs, *alone):
         batch = 4 if rows is outputs else 1
-        if rows.shape != (batch, *outputs.shape[1:2]) or rows.ndim != 2 or not rows.is_floating_point():
+        if (
+            rows.shape != (batch, *outputs.shape[1:2])
+            or rows.ndim != 2
+            or not (rows.numel() and rows.is_floating_point())
+        ):
             actual = f"{rows.dtype} {list(rows.shape)} for {batch} images"
             raise ConversionError(f"the network gives {actual}; expected float [{batch}, classes]")
     if not outputs.isfinite().all():

@@ -84,8 +84,8 @@ def known_weights(known: KnownModel) -> Path:
         download(known.urls, path, known.digests)
         try:
             download_photos(ROOT / "images" / "photos")
-        except DownloadError as error:
-            print(f"the preset tests use illustrations, because {error.summary}", file=sys.stderr)
+        except (DownloadError, OSError) as error:
+            print(f"the preset tests use illustrations: {getattr(error, 'summary', error)}", file=sys.stderr)
     elif not is_known(path, known.digests):
         raise ConversionError(
             f"{path} has the digest {sha256_digest(path)}, which is not a known one. "

@@ -16,7 +16,7 @@ class Preprocessing(msgspec.Struct, frozen=True):
     size: tuple[Side, Side]
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Meta(gt=0)], ...]
-    crop_pct: Annotated[float, Meta(gt=0, le=1)] | None = None  # none: the image is squashed
+    crop_pct: Annotated[float, Meta(ge=0.1, le=1)] | None = None  # none: the image is squashed
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:

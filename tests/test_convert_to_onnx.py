@@ -24,7 +24,7 @@ from convert_to_onnx import build_graph, convert
 from model import ImagePreprocessor, OnnxClassifier
 from pytorch_model import KNOWN_MODELS, Classifier
 from tests.graphs import broken_copy, swap_channels
-from tests.networks import Autocast, CeilMode, ControlFlow, NotInOnnx, OneByOne, Small, grey, trained
+from tests.networks import Autocast, ControlFlow, NotInOnnx, OneByOne, Small, grey, trained
 from tests.server_process import ROOT, TENCH
 
 
@@ -152,13 +152,10 @@ def test_the_server_and_the_graph_crop_as_the_file_describes(tmp_path):
     assert np.abs(squashed - from_file).max() > 0.01
 
 
-@pytest.mark.parametrize("network", [CeilMode, Autocast])
-def test_what_onnx_cannot_express_is_refused_in_a_sentence(tmp_path, network):
-    try:
-        convert(trained(network()), tmp_path / "classifier.onnx")
-    except ConversionError as error:
-        assert str(error).count("\n") <= 1
-        assert list(tmp_path.iterdir()) == []
+def test_what_onnx_cannot_express_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(ConversionError, match=r"cannot be run as ONNX: .*bfloat16"):
+        convert(trained(Autocast()), tmp_path / "classifier.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_refused_file_is_not_written_and_the_old_one_stays(monkeypatch, tmp_path):
@@ -277,7 +274,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_else(monkey
     (tmp_path / "file").touch()
     output = tmp_path / output
     monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py", "--weights", "absent.pth", "--output", str(output)])
-    with pytest.raises(SystemExit, match=re.escape(f"--output {output} cannot be written: {reason}")):
+    with pytest.raises(SystemExit, match=re.escape(f"{output} cannot be written: {reason}")):
         convert_to_onnx.main()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 

@@ -140,6 +140,7 @@ def test_names_a_module_of_ours_that_another_file_imports(tmp_path, monkeypatch)
         ("InPlace", r"in place"),
         ("FailsAlone", r"fails on images of \[3, 96, 128\].*IndexError"),
         ("NoClasses", r"torch.float32 \[4\] for 4 images; expected float \[4, classes\]"),
+        ("NoOutputs", r"\[4, 0\] for 4 images"),
         ("NotNumbers", r"outputs are not all finite numbers"),
         ("Random", r"random"),
         ("AcrossTheBatch", r"depends on the rest of the batch"),
@@ -165,6 +166,7 @@ def test_a_network_that_is_no_classifier_is_refused(tmp_path, name, message):
         ("sys:maxsize", r"sys:maxsize failed: TypeError: 'int' object is not callable"),
         ("tests.networks:with_arguments", r"failed: TypeError: .*'classes'.* callable without arguments"),
         ("tests.networks:not_a_network", r"not_a_network failed: .*list"),
+        ("tests.networks:exiting", r"exiting failed: SystemExit: usage"),
         ("tests.networks:failing", r"failing failed: KeyError: 'no such thing' \(.*networks.py, line \d+: raise"),
     ],
 )
