@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from conversion import ConversionError, enumerate_few
 
@@ -93,9 +94,8 @@ def find_names(own: list[str], tensors: Tensors, start: str) -> dict[str, dict[s
     """
     found: dict[str, dict[str, str]] = {}
     most = 0
-    for wrapper in [
-        prefix for prefix in dotted_prefixes(min(own, default="")) if all(name.startswith(prefix) for name in own)
-    ]:
+    wrappers = dotted_prefixes(min(own, default=""))
+    for wrapper in (prefix for prefix in wrappers if all(name.startswith(prefix) for name in own)):
         ends = {name.removeprefix(wrapper) for name in own}
         prefixes = (prefix for name in tensors for prefix in dotted_prefixes(name) if name.removeprefix(prefix) in ends)
         hits = Counter(prefix for prefix in prefixes if prefix.startswith(start))
@@ -116,7 +116,7 @@ def explain_misfit(own: Tensors, tensors: Tensors, prefix: str, names: Mapping[s
     shapes = [
         f"{name} {list(tensors[there].shape)} instead of {list(own[name].shape)}"
         for name, there in names.items()
-        if there in tensors and tensors[there].shape != own[name].shape
+        if there in tensors and not is_lazy(own[name]) and tensors[there].shape != own[name].shape
     ]
     extra = sorted(name for name in tensors.keys() - names.values() if name.startswith(prefix))
     if not missing:

@@ -60,6 +60,14 @@ def test_loads_the_weights_of_a_wrapped_network(path):
     assert torch.equal(filled["wrapped"][1].weight, network[1].weight)
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_loads_into_a_network_of_lazy_layers(path):
+    network, filled = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.LazyLinear(2))
+    torch.save(network.state_dict(), path)
+    load_weights(filled, path)
+    assert torch.equal(filled[0].weight, network[0].weight)
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "bin", "pth"])
 def test_recognizes_safetensors_by_their_content(tmp_path, suffix):
     network, filled = nn.Linear(3, 2), nn.Linear(3, 2)
