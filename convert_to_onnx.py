@@ -14,8 +14,9 @@ import runtime.startup_errors  # reports an old Python, a missing package or Ctr
 import argparse
 import io
 import json
+import logging
 import sys
-import tempfile
+import textwrap
 import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -23,25 +24,28 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import compose, helper
+from onnx.checker import ValidationError
+from onnx.shape_inference import InferenceError
 
 from conversion import ConversionError, custom_model, trained_model
-from conversion.files import replacing
+from conversion.download import DownloadError
+from conversion.files import check_writable, replacing
 from conversion.graph_pixels import PIXELS
 from conversion.preprocessing import OPSET, preprocessing_graph
 from conversion.trained_model import ACTIVATIONS, TrainedModel
 from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS
-from runtime.errors import InvalidModel
+from runtime.errors import BackendUnavailable, InvalidModel
 from runtime.settings import ROOT
 
 NETWORK_INPUT = "network_input"
-CUSTOM_OPTIONS = ("size", "mean", "std", "labels", "activation", "channels")  # a known model has its own
+GENERAL_OPTIONS = ("model", "weights", "weights_key", "output")  # the others are for MODULE:CALLABLE
 
 
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
     network = export_network(trained)
-    preprocessing = preprocessing_graph(trained)  # image to PIXELS, the normalized pixels
+    preprocessing = preprocessing_graph(trained.preprocessor)  # image to PIXELS, the normalized pixels
     preprocessing.ir_version = network.ir_version
     graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, NETWORK_INPUT)])
     del graph.opset_import[1:]  # both parts brought the same
@@ -49,12 +53,10 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
         part.ClearField("metadata_props")
     graph.producer_name, graph.producer_version = "convert_to_onnx.py", f"PyTorch {torch.__version__}"
-    channels = "RGB" if len(trained.mean) == 3 else "L"
-    description = {"size": trained.size, "mean": trained.mean, "std": trained.std, "channels": channels}
     metadata = {
         "model": trained.name,
         "weights_digest": trained.digest,
-        "preprocessing": json.dumps(description),
+        "preprocessing": json.dumps(trained.settings),
         "activation": trained.activation,
         "class_names": json.dumps(trained.class_names),
     }
@@ -68,9 +70,11 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     weights = sum(tensor.nbytes for tensor in trained.network.state_dict().values())
     if weights >= 2**31:  # the file is one Protocol Buffers message
         raise ConversionError(f"the network's weights are {weights / 1e9:.1f} GB; an ONNX file holds less than 2")
-    batch = torch.zeros(2, len(trained.mean), *trained.size)  # not 1, which the exporter takes for a constant
+    # A batch of 2, because the exporter takes 1 for a constant.
+    batch = torch.zeros(2, len(trained.preprocessor.mean), *trained.preprocessor.size)
     try:
         # The exporter logs, prints and warns pages about itself; its error is enough.
+        logging.getLogger("torch").setLevel(logging.ERROR)
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             return torch.onnx.export(
                 trained.network_with_activation,
@@ -82,81 +86,77 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
                 dynamic_shapes=({0: "batch"},),
                 verbose=False,
             ).model_proto
-    except torch.onnx.OnnxExporterError as error:
+    except Exception as error:  # OnnxExporterError, or whatever the network makes the exporter stumble over
         raise ConversionError(
             f"PyTorch cannot export the network: {custom_model.format_error(error)}\n"
-            "Its steps have to be ones that ONNX has, and the same for every picture and any number of them"
+            "Its steps must be ones that ONNX has, and the same for every image and any number of them"
         ) from error
-
-
-def check_output(output: Path) -> None:
-    """Raise ConversionError where no file can be written to `output`, before anything that takes long."""
-    if output.is_dir():
-        raise ConversionError(f"--output {output} cannot be written: Is a directory")
-    try:
-        tempfile.TemporaryFile(dir=output.parent).close()
-    except OSError as error:
-        raise ConversionError(f"--output {output} cannot be written: {error.strerror}") from error
 
 
 def convert(trained: TrainedModel, output: Path) -> str:
     """Write the model to `output`; say how close it is. Raises ConversionError, and then leaves `output` as it was."""
     print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
-    graph = build_graph(trained)
-    print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
     try:
+        graph = build_graph(trained)
+        print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
         with replacing(output) as part:
             onnx.save(graph, part)
             agreement = verify(part, trained)
-    except InvalidModel as error:
-        raise ConversionError(f"ONNX Runtime cannot run what became of the network: {error}") from error
+    except (InvalidModel, BackendUnavailable, ValidationError, InferenceError) as error:
+        reason = textwrap.shorten(str(error.__cause__ or error), 500, placeholder=" …")
+        raise ConversionError(f"the network cannot be run as ONNX: {reason}") from error
     return agreement
 
 
 def choose_model() -> str:
-    """Return resnet18 if its weights are there or can be had, else efficientnet-lite0, and say so loudly."""
+    """Return resnet18 if its weights are there or can be downloaded; otherwise efficientnet-lite0, with a warning."""
     try:
         trained_model.known_weights(KNOWN_MODELS["resnet18"])
         return "resnet18"
     except ConversionError as error:
-        bar, instead = "!" * 100, "USING efficientnet-lite0 INSTEAD OF resnet18, whose weights cannot be had."
-        print(bar, error, "", instead, bar, sep="\n", file=sys.stderr)
+        reason = error.summary if isinstance(error, DownloadError) else error
+        print(f"resnet18's weights are not available ({reason}); using efficientnet-lite0", file=sys.stderr)
         return "efficientnet-lite0"
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the command line, checked; exit 2 if it is wrong. `custom` has the given ones of CUSTOM_OPTIONS."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the command line, checked; exit 2 if it is wrong. `custom` has the options given for MODULE:CALLABLE."""
     known = ", ".join(KNOWN_MODELS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model",
         default="resnet18",
-        help=f"{known}; auto: resnet18 if its weights can be had, else efficientnet-lite0; or MODULE:CALLABLE, "
-        "what builds a network when called without arguments. Default: %(default)s",
+        help=f"{known}; auto: resnet18 if its weights are available, otherwise efficientnet-lite0; or MODULE:CALLABLE, "
+        "a function or class that returns a network when called without arguments; default: %(default)s",
+    )
+    parser.add_argument("--weights", type=Path, help="state dict or checkpoint; default: a known model's own")
+    parser.add_argument(
+        "--weights-key", metavar="KEY", help="selects one of several in a checkpoint, such as model_ema"
     )
     parser.add_argument(
-        "--weights", type=Path, help="state dict, checkpoint or .safetensors; default: a known model's own"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx beside this script"
+        "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx next to this script"
     )
     custom = parser.add_argument_group("for MODULE:CALLABLE")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
-    custom.add_argument("--mean", type=float, nargs="+", help="per channel, in units of 0 to 1; default: ImageNet's")
+    custom.add_argument("--crop-pct", type=float, metavar="SHARE", help="center crop, such as 0.875; default: squash")
+    custom.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="default: bilinear")
+    custom.add_argument("--mean", type=float, nargs="+", help="per channel, of pixels in [0, 1]; default: ImageNet's")
     custom.add_argument("--std", type=float, nargs="+", help="likewise")
-    custom.add_argument("--labels", type=Path, metavar="FILE", help="a class name a line; default: class 0, class 1, …")
-    custom.add_argument("--activation", choices=ACTIVATIONS, help="what its outputs still need; default: softmax")
-    custom.add_argument("--channels", type=int, choices=(1, 3), help="3: RGB, the default; 1: grey")
+    custom.add_argument("--channels", type=int, choices=(1, 3), help="1: gray; default: 3, RGB")
+    custom.add_argument(
+        "--labels", type=Path, metavar="FILE", help="class names, one per line or JSON; default: numbers"
+    )
+    custom.add_argument("--activation", choices=ACTIVATIONS, help="makes outputs probabilities; default: softmax")
     options = parser.parse_args()
-    given = {name: getattr(options, name) for name in CUSTOM_OPTIONS}
-    options.custom = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    options.custom = {name: value for name, value in given.items() if name not in GENERAL_OPTIONS}
     module, colon, attribute = options.model.partition(":")
     if colon and not (module and attribute and options.weights):
         parser.error("a custom model is --model MODULE:CALLABLE --weights FILE")
     if not colon and options.model not in (*KNOWN_MODELS, "auto"):
         parser.error(f"--model {options.model!r} is none of {known}, auto, and not MODULE:CALLABLE")
     if not colon and options.custom:
-        parser.error(f"{options.model} has its own --{', --'.join(options.custom)}: these are for MODULE:CALLABLE")
+        parser.error(f"{options.model} has its own {', '.join(options.custom)}: these options are for MODULE:CALLABLE")
     return options
 
 
@@ -164,12 +164,15 @@ def main() -> None:
     """Convert as the command line says; exit 1 with a sentence, and without a file, where that is not possible."""
     options = parse_args()
     try:
-        check_output(options.output)
+        check_writable(options.output)
         if ":" in options.model:
-            trained = custom_model.load(options.model, options.weights, **options.custom)
+            trained = custom_model.load(options.model, options.weights, options.weights_key, **options.custom)
         else:
-            trained = trained_model.load(choose_model() if options.model == "auto" else options.model, options.weights)
+            name = choose_model() if options.model == "auto" else options.model
+            trained = trained_model.load(name, options.weights, options.weights_key)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
+        settings = ", ".join(f"{name} {value}" for name, value in trained.settings.items())
+        print(f"{trained.name}: {settings}, activation {trained.activation}", flush=True)
         agreement = convert(trained, options.output)
     except (ConversionError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")

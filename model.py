@@ -3,6 +3,7 @@
 Neither needs PyTorch: the file that convert_to_onnx.py writes describes itself completely.
 """
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.backends import open_runner
-from runtime.decoding import MAX_SIDE, decoding_bytes, open_image, to_rgb
+from runtime.decoding import MAX_SIDE, Target, decoding_bytes, open_image, resize, to_rgb
 from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import available_cpus
 
@@ -31,24 +32,26 @@ class ImagePreprocessor:
     """Turns an image into the pixels that the ONNX file accepts, as the reference that its graph is held to.
 
     `size` is (height, width) of the model's input; `mean` and `std` are per channel, of pixels scaled to [0, 1]. One
-    entry each means a grayscale network; its graph still accepts RGB and converts it.
+    entry each means a grayscale network; its graph still accepts RGB and converts it. `interpolation` is Pillow's
+    bilinear or bicubic. Without `crop_pct` an image is squashed to `size`.
     """
 
     size: tuple[int, int] = (224, 224)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop_pct: float | None = None
+    interpolation: str = "bilinear"
     max_image_mb: int = 400  # memory for decoding one image, in units of 1,000,000 bytes
     full_resolution: bool = True  # decode every JPEG at its own size, also a large one
 
     def __call__(self, source: ImageSource) -> np.ndarray:
         """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput.
 
-        The pixels are those that `resize` makes of the decoded image. Pillow resizes the width first and then the
-        height, so to_rgb may do the first half of that for a large image, while it decodes it.
+        Its pixels are those that `resize` returns for the decoded image, but for an image that has the model's size
+        already: `resize` would not crop that one.
         """
         image = self.open(source)
-        rgb = to_rgb(image, self._scale(image), width=self.size[1])
-        return np.asarray(rgb.resize(self.size[::-1], Image.Resampling.BILINEAR))
+        return np.asarray(to_rgb(image, self._scale(image), self._target))
 
     def decode(self, source: ImageSource) -> np.ndarray:
         """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidInput."""
@@ -84,11 +87,35 @@ class ImagePreprocessor:
         return decoding_bytes(image, self._scale(image)) > LARGE_BYTES
 
     def resize(self, pixels: np.ndarray) -> np.ndarray:
-        """Squash RGB pixels of any size to the model's size with Pillow's antialiased bilinear filter.
+        """Return RGB pixels at the model's size, as Pillow's antialiased filter resizes them.
 
+        As in the graph, pixels of the model's size count as resized and cropped already.
         Accepts uint8 [height, width, 3], returns uint8 [size[0], size[1], 3].
         """
-        return np.asarray(Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BILINEAR))
+        if pixels.shape[:2] == self.size:
+            return pixels
+        return np.asarray(resize(Image.fromarray(pixels), self._target))
+
+    @property
+    def scaled_size(self) -> tuple[int, int]:
+        """The height and width that a scaled image covers before it is cropped to `size`."""
+        height, width = (math.floor(side / (self.crop_pct or 1)) for side in self.size)
+        return height, width
+
+    def fit(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the size that an image of `size` is scaled to, and there the left and top of the crop.
+
+        Sizes are (width, height). As in torchvision and timm, the shorter side is scaled to `scaled_size`, the longer
+        one in proportion to a whole number of pixels, and the center is cropped.
+        """
+        if self.crop_pct is None:
+            return (self.size[1], self.size[0]), (0, 0)
+        (width, height), (least_height, least_width) = size, self.scaled_size
+        whole = math.floor if least_height == least_width else round  # torchvision's Resize and timm's ResizeKeepRatio
+        scaled_width = max(least_width, whole(width * least_height / height))
+        scaled_height = max(least_height, whole(height * least_width / width))
+        left, top = round((scaled_width - self.size[1]) / 2), round((scaled_height - self.size[0]) / 2)
+        return (scaled_width, scaled_height), (left, top)
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Return (pixels / 255 - mean) / std, of RGB, or of its luma if `mean` has one entry.
@@ -102,11 +129,15 @@ class ImagePreprocessor:
         normalized = (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return normalized.transpose(0, 3, 1, 2)
 
+    @property
+    def _target(self) -> Target:
+        return Target(self.size[::-1], Image.Resampling[self.interpolation.upper()], self.fit)
+
     def _scale(self, image: Image.Image) -> int:
         """Return the scale to decode at: 1, or 2, 4 or 8 for a JPEG that is decoded at a fraction of its sides."""
         if self.full_resolution or image.format != "JPEG" or image.width * image.height < LARGE_PIXELS:
             return 1
-        return next((n for n in (8, 4, 2) if min(image.size) >= n * REDUCED_SIDES * max(self.size)), 1)
+        return next((n for n in (8, 4, 2) if min(image.size) >= n * REDUCED_SIDES * max(self.scaled_size)), 1)
 
 
 class OnnxClassifier:
@@ -142,9 +173,8 @@ class OnnxClassifier:
         self.class_names = list(described.class_names)
         self.activation = described.activation
         expected = described.preprocessing
-        self.preprocessor = ImagePreprocessor(
-            expected.size, expected.mean, expected.std, max_image_mb, full_resolution=precision == "f32"
-        )
+        known = (expected.size, expected.mean, expected.std, expected.crop_pct, expected.interpolation)
+        self.preprocessor = ImagePreprocessor(*known, max_image_mb, full_resolution=precision == "f32")
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of RGB pixels, uint8 [batch, any height, any width, 3]."""

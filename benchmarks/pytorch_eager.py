@@ -11,7 +11,6 @@ import torch
 
 import server
 from conversion import trained_model
-from model import ImagePreprocessor
 from runtime.settings import available_cpus
 
 WORKERS = available_cpus()
@@ -24,7 +23,7 @@ def init() -> None:
     torch.set_num_threads(1)  # measured faster for concurrent calls than all threads for one
     trained = trained_model.load(NAME)
     network, class_names = trained.network_with_activation, trained.class_names
-    preprocessor = ImagePreprocessor(trained.size, trained.mean, trained.std)
+    preprocessor = trained.preprocessor
     warm_up()
 
 

@@ -1,8 +1,10 @@
-"""Download a model's weights, whose digest is known: complete and right, or not at all."""
+"""Download files whose digest is known: complete and right, or not at all."""
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 from tqdm import tqdm
@@ -11,6 +13,32 @@ from conversion import ConversionError
 from conversion.files import replacing
 
 TIMEOUT_S = (5, 30)  # to connect, and without a single byte
+
+# The assignment's own photographs, on which the published results of its network are known.
+PHOTOS_URL = (
+    "https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/1a3464dd1125008f9e1545b34a0b0f0d06247b43"
+)
+PHOTOS = {
+    "n01440764_tench.jpeg": "sha256:98f7e89b26142f7bdb61f3a627dee89729b0bb07a29e9e7f3be9d394c00c6f01",
+    "n01632777_axolotl.jpeg": "sha256:04c86fd7c01c8383c04ff088a65a0e8692e8e4a8fa3169026249607252bc299f",
+}
+
+
+class DownloadError(ConversionError):
+    """No address gave the file; the message has the reason for each, and `summary` all of them in a clause."""
+
+    def __init__(self, path: Path, failures: dict[str, Exception]) -> None:
+        lines = [f"\n  {url}: {error}" for url, error in failures.items()]
+        super().__init__(
+            f"{path.name} could not be downloaded:{''.join(lines)}\nDownload it yourself to {path}, or give one with "
+            "--weights; or use --model efficientnet-lite0, whose weights come with a package"
+        )
+        hosts: dict[str, list[str]] = {}
+        for url, error in failures.items():
+            is_down = isinstance(error, requests.ConnectionError | requests.Timeout)
+            reason = "did not answer" if is_down else f"failed: {str(error).partition(' for url')[0]}"
+            hosts.setdefault(reason, []).append(str(urlsplit(url).hostname).removeprefix("www."))
+        self.summary = ", ".join(f"{' and '.join(names)} {reason}" for reason, names in hosts.items())
 
 
 def sha256_digest(path: Path) -> str:
@@ -33,9 +61,9 @@ def is_known(path: Path, digests: Sequence[str]) -> bool:
 def download(urls: Sequence[str], path: Path, digests: Sequence[str]) -> None:
     """Write to `path` what the first of `urls` gives that has one of `digests`, of either kind.
 
-    The file has its name only once it is complete and right. Raises ConversionError when every address has failed.
+    The file has its name only once it is complete and right. Raises DownloadError when every address has failed.
     """
-    reasons = []
+    failures: dict[str, Exception] = {}
     for url in urls:
         try:
             with replacing(path) as part:
@@ -44,12 +72,20 @@ def download(urls: Sequence[str], path: Path, digests: Sequence[str]) -> None:
                     raise ConversionError(f"digest {sha256_digest(part)} is not a known one")
             return
         except (requests.RequestException, ConversionError) as error:
-            reasons.append(f"  {url}: {error}\n")
-    raise ConversionError(
-        f"{path.name} could not be downloaded:\n{''.join(reasons)}"
-        f"Put the file there by hand, as {path}, or name one with --weights. Or take "
-        "--model efficientnet-lite0, whose weights come with a package; --model auto takes it by itself."
-    )
+            failures[url] = error
+    raise DownloadError(path, failures)
+
+
+def download_photos(folder: Path) -> None:
+    """Download the assignment's photographs to `folder`. Raises DownloadError."""
+    folder.mkdir(exist_ok=True)
+    try:
+        for name, digest in PHOTOS.items():
+            download([f"{PHOTOS_URL}/{name}"], folder / name, [digest])
+    except DownloadError:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+        raise
 
 
 def fetch(url: str, path: Path) -> None:

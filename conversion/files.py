@@ -1,8 +1,21 @@
-"""Files that have their name only once they are complete."""
+"""The file that is written: complete under its name, or not at all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+
+from conversion import ConversionError
+
+
+def check_writable(path: Path) -> None:
+    """Raise ConversionError if no file can be written to `path`."""
+    if path.is_dir():
+        raise ConversionError(f"{path} cannot be written: Is a directory")
+    try:
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ConversionError(f"{path} cannot be written: {error.strerror}") from error
 
 
 @contextmanager

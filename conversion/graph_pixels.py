@@ -9,14 +9,23 @@ from onnx import utils
 
 from conversion import ConversionError
 from runtime.backends import import_onnxruntime
+from runtime.errors import InvalidModel
 
 PIXELS = "preprocessing/pixels"  # the tensor between preprocessing and network: float32 [batch, channels, *size]
-LEVELS_TOLERANCE = 1.01  # of 255, between the graph's pixels and Pillow's: one is rounding
+# Of 255, between the graph's pixels and Pillow's. Both resize in two passes and round after each: halves are rounded
+# differently in about one value in fifty, and twice in a few of a million. Any wrong resize is off in many more.
+MAX_LEVELS, ONE_LEVEL, MAX_SHARE = 2.01, 1.01, 0.001
 
 
 def open_preprocessing(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the file's preprocessing: uint8 [batch, height, width, 3] to float32 [batch, channels, *size]."""
-    part = utils.Extractor(onnx.load(path)).extract_model(["image"], [PIXELS])
+    """Return the file's preprocessing: uint8 [batch, height, width, 3] to float32 [batch, channels, *size].
+
+    Raises InvalidModel if the file has none.
+    """
+    model = onnx.load(path)
+    if not any(PIXELS in node.output for node in model.graph.node):
+        raise InvalidModel(f"{path} has no {PIXELS}: it is not a file that convert_to_onnx.py wrote")
+    part = utils.Extractor(model).extract_model(["image"], [PIXELS])
     session = import_onnxruntime().InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {"image": pixels})[0]
 
@@ -24,13 +33,15 @@ def open_preprocessing(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 def compare_pixels(names: Sequence[str], graph: np.ndarray, reference: np.ndarray, std: Sequence[float]) -> float:
     """Return the largest difference of two arrays of normalized pixels, in levels of 255.
 
-    Both are float32 [images, channels, *size]. Raises ConversionError, with the image's name, if it is over the
-    tolerance.
+    Both are float32 [images, channels, *size]. Raises ConversionError, with the image's name, if it is over MAX_LEVELS
+    or if more than MAX_SHARE of the values differ by more than ONE_LEVEL.
     """
-    differences = np.abs((graph - reference) * np.reshape(std, (-1, 1, 1))).max(axis=(1, 2, 3)) * 255
-    for name, difference in zip(names, differences, strict=True):
-        if not difference <= LEVELS_TOLERANCE:
+    levels = np.abs((graph - reference) * np.reshape(std, (-1, 1, 1))) * 255
+    for name, image in zip(names, levels, strict=True):
+        share = (image > ONE_LEVEL).mean()
+        if not (image.max() <= MAX_LEVELS and share <= MAX_SHARE):
             raise ConversionError(
-                f"{name}: the graph's pixels are up to {difference:.1f} of 255 from Pillow's, 1 is allowed"
+                f"{name}: the graph's pixels are up to {image.max():.1f} of 255 from Pillow's (2 is allowed), "
+                f"{share:.2%} of them by more than 1 ({MAX_SHARE:.1%} is allowed)"
             )
-    return float(differences.max())
+    return float(levels.max())

@@ -6,14 +6,13 @@ import onnx
 from onnx import compose
 
 from conversion.graph_pixels import PIXELS
-from conversion.trained_model import TrainedModel
+from model import ImagePreprocessor
 
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning
 
-# ONNX's textual syntax. The resize works on the uint8 pixels: on float, or with any other setting, it drifts from
-# Pillow's by up to 105 of 255. On channels-last pixels, because transposing a large image first costs more than
-# resizing it. Pixels of the model's size skip it: OpenVINO takes half a millisecond, a fifth of its time, for these.
-GRAPH = Template("""
+# ONNX's textual syntax. Pixels of the model's size count as preprocessed and skip the resize, which would take OpenVINO
+# half a millisecond, a fifth of its time.
+START = """
 <ir_version: 10, opset_import: ["": $opset]>
 preprocessing (uint8[batch, height, width, 3] image) => (float[batch, $channels, $height, $width] pixels)
 <
@@ -28,21 +27,51 @@ preprocessing (uint8[batch, height, width, 3] image) => (float[batch, $channels,
     is_resized = Cast <to = 9> (both)
     resized = If (is_resized) <
         then_branch = keep () => (uint8[batch, $height, $width, 3] kept) { kept = Identity (image) },
-        else_branch = resize () => (uint8[batch, $height, $width, 3] squashed) {
-            sides = Constant <value = int64[2] {$height, $width}> ()
-            squashed = Resize <
-                mode = "linear", antialias = 1, exclude_outside = 1,
-                coordinate_transformation_mode = "half_pixel", axes = [1, 2]
-            > (image, , , sides)
-        }
+"""
+
+# On uint8 pixels: on float, or with any other setting, it drifts from Pillow's by up to 105 of 255. On channels-last
+# pixels, because transposing a large image first costs more than resizing it.
+RESIZE = """
+    Resize <
+        mode = $mode, antialias = 1, exclude_outside = 1, coordinate_transformation_mode = "half_pixel", axes = [1, 2]
+    > (image, , , sides)
+"""
+
+SQUASH = f"""
+        else_branch = resize () => (uint8[batch, $height, $width, 3] squashed) {{
+            sides = Constant <value = int64[2] {{$height, $width}}> ()
+            squashed = {RESIZE}
+        }}
     >
-    $levels
-    unit = Div (levels, white)
-    centred = Sub (unit, mean)
-    normalized = Div (centred, std)
-    pixels = Transpose <perm = [0, 3, 1, 2]> (normalized)
-}
-""")
+"""
+
+# As ImagePreprocessor.fit: float64 and the rounding of torchvision's and timm's Python.
+CROP = f"""
+        else_branch = resize () => (uint8[batch, $height, $width, 3] cropped) {{
+            least = Constant <value = double[2] {{$scaled_height, $scaled_width}}> ()
+            least_other = Constant <value = double[2] {{$scaled_width, $scaled_height}}> ()
+            swap = Constant <value = int64[2] {{1, 0}}> ()
+            two = Constant <value = double {{2}}> ()
+            target = Constant <value = int64[2] {{$height, $width}}> ()
+            axes = Constant <value = int64[2] {{1, 2}}> ()
+            given = Cast <to = 11> (image_size)
+            given_other = Gather (given, swap)
+            product = Mul (given, least_other)
+            quotient = Div (product, given_other)
+            whole = $rounding (quotient)
+            scaled = Max (least, whole)
+            sides = Cast <to = 7> (scaled)
+            scaled_image = {RESIZE}
+            excess = Sub (sides, target)
+            excess_float = Cast <to = 11> (excess)
+            half = Div (excess_float, two)
+            offset = Round (half)
+            start = Cast <to = 7> (offset)
+            end = Add (start, target)
+            cropped = Slice (scaled_image, start, end, axes)
+        }}
+    >
+"""
 
 RGB_LEVELS = "levels = Cast <to = 1> (resized)"
 
@@ -62,18 +91,31 @@ GRAY_LEVELS = """
     levels = Floor (exact)
 """
 
+NORMALIZE = """
+    unit = Div (levels, white)
+    centred = Sub (unit, mean)
+    normalized = Div (centred, std)
+    pixels = Transpose <perm = [0, 3, 1, 2]> (normalized)
+}
+"""
 
-def preprocessing_graph(trained: TrainedModel) -> onnx.ModelProto:
+
+def preprocessing_graph(preprocessor: ImagePreprocessor) -> onnx.ModelProto:
     """Return the steps from `image`, uint8 [batch, height, width, 3], to PIXELS, float32 [batch, channels, *size]."""
-    height, width = trained.size
-    text = GRAPH.substitute(
+    (height, width), (scaled_height, scaled_width) = preprocessor.size, preprocessor.scaled_size
+    resize = SQUASH if preprocessor.crop_pct is None else CROP
+    levels = GRAY_LEVELS if len(preprocessor.mean) == 1 else RGB_LEVELS
+    text = Template(START + resize + levels + NORMALIZE).substitute(
         opset=OPSET,
-        channels=len(trained.mean),
+        channels=len(preprocessor.mean),
         height=height,
         width=width,
-        mean=", ".join(map(repr, trained.mean)),
-        std=", ".join(map(repr, trained.std)),
-        levels=GRAY_LEVELS if len(trained.mean) == 1 else RGB_LEVELS,
+        mean=", ".join(map(repr, preprocessor.mean)),
+        std=", ".join(map(repr, preprocessor.std)),
+        mode='"linear"' if preprocessor.interpolation == "bilinear" else '"cubic", cubic_coeff_a = -0.5',
+        scaled_height=scaled_height,
+        scaled_width=scaled_width,
+        rounding="Floor" if scaled_height == scaled_width else "Round",
     )
     prefix = PIXELS.removesuffix("pixels")  # keeps its names apart from the network's
     return compose.add_prefix(onnx.parser.parse_model(text), prefix, rename_inputs=False)

@@ -1,16 +1,33 @@
 """A network with its weights in it: a known model, loaded from its own weights or from others."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from conversion import ConversionError
-from conversion.download import download, is_known, sha256_digest
+from conversion.download import DownloadError, download, download_photos, is_known, sha256_digest
 from conversion.weights import load_weights
+from model import ImagePreprocessor
 from pytorch_model import KNOWN_MODELS, KnownModel
+from runtime.settings import ROOT
 
 ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
+
+
+class Probabilities(nn.Module):
+    """Outputs of any float type to probabilities, float32 [batch, classes]; of one output to those of two classes."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, outputs: torch.Tensor) -> torch.Tensor:
+        probabilities = self.activation(outputs.float())
+        return torch.cat([1 - probabilities, probabilities], 1) if outputs.shape[1] == 1 else probabilities
 
 
 def imagenet_class_names() -> list[str]:
@@ -27,19 +44,24 @@ class TrainedModel:
     network: nn.Module  # normalized pixels in; logits out, or whatever `activation` makes probabilities of
     weights: Path
     digest: str  # of the weights' file, as `sha256:…`
-    size: tuple[int, int]  # height, width
-    mean: tuple[float, ...]  # per channel, as `std` is, in units of 0 to 1; where it is one, the network takes grey
-    std: tuple[float, ...]
+    preprocessor: ImagePreprocessor
     class_names: list[str]  # entry n names class n
     activation: str = "softmax"  # one of ACTIVATIONS
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What the preprocessing is, as the file describes it."""
+        names = ("size", "crop_pct", "interpolation", "mean", "std")
+        channels = "RGB" if len(self.preprocessor.mean) == 3 else "L"
+        return {name: getattr(self.preprocessor, name) for name in names} | {"channels": channels}
+
+    @property
     def network_with_activation(self) -> nn.Module:
         """The network and its activation: normalized pixels in, probabilities out."""
-        return nn.Sequential(self.network, ACTIVATIONS[self.activation]).eval()
+        return nn.Sequential(self.network, Probabilities(self.activation)).eval()
 
 
-def load(name: str, weights: Path | None = None) -> TrainedModel:
+def load(name: str, weights: Path | None = None, weights_key: str | None = None) -> TrainedModel:
     """Build the known model `name` with its own weights, downloaded if need be, or with those of the file `weights`.
 
     Its own must have a known digest; a file that a person names need only fit. Raises ConversionError.
@@ -47,19 +69,26 @@ def load(name: str, weights: Path | None = None) -> TrainedModel:
     known = KNOWN_MODELS[name]
     path = weights or known_weights(known)
     network = known.build()
-    load_weights(network, path)
-    class_names = imagenet_class_names()
-    return TrainedModel(name, network.eval(), path, sha256_digest(path), known.size, known.mean, known.std, class_names)
+    load_weights(network, path, weights_key)
+    preprocessor = ImagePreprocessor(known.size, known.mean, known.std)
+    return TrainedModel(name, network.eval(), path, sha256_digest(path), preprocessor, imagenet_class_names())
 
 
 def known_weights(known: KnownModel) -> Path:
-    """Return the path of the model's own weights, downloaded if they are not there. Raises ConversionError."""
+    """Return the path of the model's own weights, downloaded with the test photographs if they are not there.
+
+    Raises ConversionError.
+    """
     path = known.weights
     if not path.is_file():
         download(known.urls, path, known.digests)
+        try:
+            download_photos(ROOT / "images" / "photos")
+        except (DownloadError, OSError) as error:
+            print(f"the preset tests use illustrations: {getattr(error, 'summary', error)}", file=sys.stderr)
     elif not is_known(path, known.digests):
         raise ConversionError(
             f"{path} has the digest {sha256_digest(path)}, which is not a known one. "
-            "Remove it to have it downloaded, or name it with --weights if it is meant."
+            "Remove it to download the known one, or give it as --weights if it is the one that you mean."
         )
     return path

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from conversion import ConversionError
+from conversion.custom_model import format_error
 from conversion.graph_pixels import compare_pixels, open_preprocessing
 from conversion.trained_model import TrainedModel
-from model import ImagePreprocessor, OnnxClassifier
+from model import OnnxClassifier
 from runtime.backends import import_onnxruntime
 from runtime.settings import ROOT
 
@@ -18,12 +19,15 @@ RELATIVE_TOLERANCE = 1e-3  # of the largest probability: less than the above whe
 ROUNDING = 1e-6  # the least that is allowed
 
 
-def generated_images() -> dict[str, np.ndarray]:
-    """Return uint8 [height, width, 3] images of awkward sizes: noise on a slope, so that every pixel matters."""
+def generated_images(size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Return uint8 [height, width, 3] images of `size` and of awkward sizes: noise on a slope, all of which matters.
+
+    None is near black or white, where bicubic overshoots: what is cut off there depends on which side is resized first.
+    """
     random = np.random.default_rng(0)
     images = {}
-    for height, width in [(1, 1), (7, 3), (224, 224), (375, 501), (1200, 37), (37, 1200), (2000, 3001)]:
-        slope = np.linspace(0, 191, height * width * 3).reshape(height, width, 3)
+    for height, width in [(1, 1), (7, 3), size, (375, 501), (1200, 120), (37, 1200), (2000, 3001)]:
+        slope = np.linspace(32, 160, height * width * 3).reshape(height, width, 3)
         images[f"generated {width}x{height}"] = (slope + random.integers(0, 64, slope.shape)).astype(np.uint8)
     return images
 
@@ -33,17 +37,19 @@ def verify(path: Path, trained: TrainedModel) -> str:
 
     Raises ConversionError if pixels or probabilities differ by more than the tolerances above.
     """
-    preprocessor, classifier = ImagePreprocessor(trained.size, trained.mean, trained.std), OnnxClassifier(path)
+    preprocessor, classifier = trained.preprocessor, OnnxClassifier(path)
     if classifier.preprocessor != preprocessor:
         raise ConversionError(f"the file describes {classifier.preprocessor}, the model wants {preprocessor}")
-    images = {file.name: preprocessor.decode(file) for file in (ROOT / "images").glob("*.jpeg")} | generated_images()
+    images = {file.name: preprocessor.decode(file) for file in (ROOT / "images").glob("*.jpeg")} | generated_images(
+        trained.preprocessor.size
+    )
     resized = np.stack([preprocessor.resize(image) for image in images.values()])
     in_batch = predict_batch(path, resized, len(trained.class_names))
 
     # Unlike probabilities, pixels show a wrong resize whatever the weights are.
     normalized, preprocess = preprocessor.normalize(resized), open_preprocessing(path)
     graph_pixels = np.concatenate([preprocess(image[None]) for image in images.values()])
-    levels = compare_pixels(list(images), graph_pixels, normalized, trained.std)
+    levels = compare_pixels(list(images), graph_pixels, normalized, preprocessor.std)
 
     expected = pytorch_probabilities(trained, normalized)
     from_raw = np.concatenate([classifier.predict(image[None]) for image in images.values()])
@@ -75,11 +81,19 @@ def predict_batch(path: Path, pixels: np.ndarray, classes: int) -> np.ndarray:
     return rows
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def pytorch_probabilities(trained: TrainedModel, normalized: np.ndarray) -> np.ndarray:
-    """Return PyTorch's probabilities, [batch, classes], of normalized pixels, one image at a time."""
+    """Return PyTorch's probabilities, [batch, classes], of normalized pixels, one image at a time.
+
+    Raises ConversionError if the network fails.
+    """
     network = trained.network_with_activation
-    return np.concatenate([network(torch.from_numpy(image[None])).numpy() for image in normalized])
+    # In the memory format of a data loader's, on which code such as x.view(len(x), -1) depends.
+    pixels = torch.from_numpy(normalized).clone(memory_format=torch.contiguous_format)
+    try:
+        return np.concatenate([network(image[None]).numpy() for image in pixels])
+    except Exception as error:  # someone else's code
+        raise ConversionError(f"the network fails on an image: {format_error(error)}") from error
 
 
 def compare_probabilities(names: Sequence[str], actual: np.ndarray, expected: np.ndarray) -> float:

@@ -3,8 +3,9 @@
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import thread_time
 from typing import Any
 
@@ -82,11 +83,19 @@ def decoding_bytes(image: Image.Image, scale: int = 1) -> int:
     return size + max(image.size) * ROW_BYTES // scale + image.info.get("fixed_bytes", 0)
 
 
-def to_rgb(image: Image.Image, scale: int = 1, width: int | None = None) -> Image.Image:
+@dataclass(frozen=True)
+class Target:
+    """What an image becomes: its size (width, height), and by that of the upright image, `ImagePreprocessor.fit`."""
+
+    size: tuple[int, int]
+    resample: Image.Resampling
+    fit: Callable[[tuple[int, int]], tuple[tuple[int, int], tuple[int, int]]]
+
+
+def to_rgb(image: Image.Image, scale: int = 1, target: Target | None = None) -> Image.Image:
     """Decode the first frame to RGB: upright according to EXIF, transparency on white, of 16 bits the upper 8.
 
-    A JPEG is decoded at 1/`scale` of its sides. With `width`, a large image is resized to that width strip by strip, so
-    that memory holds it once, not twice. Raises InvalidInput.
+    A JPEG is decoded at 1/`scale` of its sides. With `target` it is resized, too. Raises InvalidInput.
     """
     file, is_complete = getattr(image, "fp", None), image.info.get("is_complete", True)
     deadline = getattr(file, "deadline", float("inf"))
@@ -99,15 +108,30 @@ def to_rgb(image: Image.Image, scale: int = 1, width: int | None = None) -> Imag
         # Not ImageOps.exif_transpose, which rewrites all of the EXIF: that takes seconds if there is a lot of it.
         orientation = _orientation(image)
         upright = decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded
-        if width is None or upright.width * upright.height <= STRIP_PIXELS:
-            return _on_white(upright)
-        narrow = Image.new("RGB", (width, upright.height))
-        rows = max(1, STRIP_PIXELS // upright.width)
-        for top in range(0, upright.height, rows):
-            _check_time(deadline)
-            strip = _on_white(upright.crop((0, top, upright.width, min(top + rows, upright.height))))
-            narrow.paste(strip.resize((width, strip.height), Image.Resampling.BILINEAR), (0, top))
-        return narrow
+        return resize(upright, target, deadline) if target else _on_white(upright)
+
+
+def resize(image: Image.Image, target: Target, deadline: float = float("inf")) -> Image.Image:
+    """Return an upright image as RGB, resized and cropped.
+
+    A large one, which should be in memory once, not twice, is converted and made narrow strip by strip.
+    """
+    (scaled_width, scaled_height), (left, top) = target.fit(image.size)
+    width, height = target.size
+    if max(image.width * image.height, scaled_width * scaled_height) <= STRIP_PIXELS:
+        scaled = _on_white(image).resize((scaled_width, scaled_height), target.resample)
+        return scaled.crop((left, top, left + width, top + height))
+    x, y = image.width / scaled_width, image.height / scaled_height
+    right, bottom = min(image.width, (left + width) * x), min(image.height, (top + height) * y)
+    narrow = Image.new("RGB", (width, image.height))
+    rows = max(1, STRIP_PIXELS // image.width)
+    for start in range(0, image.height, rows):
+        _check_time(deadline)
+        strip = _on_white(image.crop((0, start, image.width, min(start + rows, image.height))))
+        narrow.paste(
+            strip.resize((width, strip.height), target.resample, (left * x, 0, right, strip.height)), (0, start)
+        )
+    return narrow.resize(target.size, target.resample, (0, top * y, width, bottom))
 
 
 class _TooSlow(Exception):

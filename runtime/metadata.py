@@ -16,6 +16,8 @@ class Preprocessing(msgspec.Struct, frozen=True):
     size: tuple[Side, Side]
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Meta(gt=0)], ...]
+    crop_pct: Annotated[float, Meta(ge=0.1, le=1)] | None = None  # none: the image is squashed
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) in (1, 3):

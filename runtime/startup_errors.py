@@ -11,7 +11,7 @@ def excepthook(kind, error, traceback):  # type: ignore[no-untyped-def]
     """Report the exception that ends the program (`sys.excepthook`)."""
     script = sys.argv[0].rpartition(os.sep)[2]
     if issubclass(kind, KeyboardInterrupt):
-        print(f"{script}: interrupted", file=sys.stderr)
+        print(f"{script}: interrupted", file=sys.__stderr__)  # whatever redirects sys.stderr
         sys.stdout.flush()
         os._exit(130)  # the shell's code for SIGINT; to return would be to wait for threads that are still running
     elif not issubclass(kind, ModuleNotFoundError):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from conversion.trained_model import TrainedModel
+from model import ImagePreprocessor
 
 
 class Small(nn.Module):
@@ -64,6 +65,10 @@ def failing():
     raise KeyError("no such thing")
 
 
+def exiting():
+    raise SystemExit("usage: train.py --data DATA")
+
+
 class Pair(Small):
     def forward(self, x):
         return super().forward(x), x
@@ -77,6 +82,11 @@ class Dictionary(Small):
 class NoClasses(Small):
     def forward(self, x):
         return super().forward(x)[:, 0]
+
+
+class NoOutputs(Small):
+    def forward(self, x):
+        return super().forward(x)[:, :0]
 
 
 class NotNumbers(Small):
@@ -100,6 +110,56 @@ class ForBatchesOfOneAndFour(Small):
         return super().forward(x).reshape(4 if len(x) == 4 else 1, -1)
 
 
+class Viewed(Small):
+    def forward(self, x):
+        x = self.pool(self.features(x))
+        return self.head(x.view(x.size(0), -1))
+
+
+def gray_viewed():
+    return Viewed(channels=1)
+
+
+class Double(Small):
+    def forward(self, x):
+        return super().forward(x).double()
+
+
+class Squeezed(Small):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+class InPlace(Small):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5))
+
+
+class Wrapper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wrapped = Dictionary()
+
+    def forward(self, x):
+        return self.wrapped(x)["logits"]
+
+
+class FailsAlone(Small):
+    def forward(self, x):
+        return super().forward(x[:1] + x[1])
+
+
+class Forgetful(Small):
+    def train(self, mode=True):
+        super().train(mode)  # and forgets to return the network
+
+
+class Autocast(Small):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
 class OneByOne(Small):
     def forward(self, x):
         return torch.cat([super(OneByOne, self).forward(one[None]) for one in x])
@@ -118,16 +178,14 @@ class NotInOnnx(Small):
         return torch.linalg.svdvals(super().forward(x)[:, :, None] * x[:, :1, 0, :5])
 
 
-def trained(network, **changes):
-    """The network as it comes from custom_model.load, of 40x56 pixels."""
+def trained(network, size=(40, 56), mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1), crop_pct=None, **changes):
+    """The network as custom_model.load returns it."""
     described = {
         "name": "tests.network",
         "network": network.eval(),
         "weights": Path("none"),
         "digest": "sha256:0",
-        "size": (40, 56),
-        "mean": (0.5, 0.4, 0.3),
-        "std": (0.3, 0.2, 0.1),
+        "preprocessor": ImagePreprocessor(size, mean, std, crop_pct),
         "class_names": [f"class {number}" for number in range(5)],
     }
     return TrainedModel(**described | changes)

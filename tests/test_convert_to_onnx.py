@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -23,13 +24,13 @@ from convert_to_onnx import build_graph, convert
 from model import ImagePreprocessor, OnnxClassifier
 from pytorch_model import KNOWN_MODELS, Classifier
 from tests.graphs import broken_copy, swap_channels
-from tests.networks import ControlFlow, NotInOnnx, OneByOne, Small, grey, trained
-from tests.server_process import ROOT
+from tests.networks import Autocast, ControlFlow, NotInOnnx, OneByOne, Small, grey, trained
+from tests.server_process import ROOT, TENCH
 
 
-def run_converter(*arguments, folder):
+def run_converter(*arguments, folder, **environment):
     command = [sys.executable, ROOT / "convert_to_onnx.py", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +48,22 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def output(weights):
-    """The file that the command makes of those weights."""
-    result = run_converter("--weights", weights.name, "--output", "resnet18.onnx", folder=weights.parent)
+def output(weights, tmp_path_factory):
+    """The file that the command makes of those weights, without torchvision: PyTorch warns of that in four lines."""
+    absent = tmp_path_factory.mktemp("without")
+    (absent / "torchvision.py").write_text("raise ImportError")
+    command = ["--weights", weights.name, "--output", "resnet18.onnx"]
+    result = run_converter(*command, folder=weights.parent, PYTHONPATH=str(absent))
     assert result.returncode == 0, result.stderr
-    steps = ["weights from untrained.pth", "exporting", "comparing", "on 9 images the same class", "resnet18.onnx, "]
+    assert result.stderr == ""
+    steps = [
+        "weights from",
+        "size (224, 224), crop_pct None",
+        "exporting",
+        "comparing",
+        "on 9 images",
+        "resnet18.onnx, ",
+    ]
     assert all(map(str.startswith, result.stdout.splitlines(), [f"resnet18: {step}" for step in steps])), result.stdout
     assert sorted(weights.parent.iterdir()) == [weights.with_name("resnet18.onnx"), weights]
     return weights.with_name("resnet18.onnx")
@@ -89,6 +101,8 @@ def test_the_metadata_says_everything_about_the_model(weights, output):
     assert json.loads(metadata["class_names"]) == trained_model.imagenet_class_names()
     assert json.loads(metadata["preprocessing"]) == {
         "size": [224, 224],
+        "crop_pct": None,
+        "interpolation": "bilinear",
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "channels": "RGB",
@@ -119,11 +133,29 @@ def test_onnx_runtime_loads_the_file_without_a_warning(output):
     "size", [(1, 1), (1, 300), (223, 225), (224, 224), (448, 449), (900, 31), (31, 900), (1500, 2001)]
 )
 def test_the_graphs_own_resize_is_pillows_to_one_level(output, size):
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     preprocessor = ImagePreprocessor()
-    expected = preprocessor.normalize(preprocessor.resize(picture)[None])
+    expected = preprocessor.normalize(preprocessor.resize(image)[None])
     one_level = (1 / 255 / np.float32(preprocessor.std)).reshape(3, 1, 1)
-    assert (np.abs(open_preprocessing(output)(picture[None]) - expected) <= one_level + 1e-5).all()
+    assert (np.abs(open_preprocessing(output)(image[None]) - expected) <= one_level + 1e-5).all()
+
+
+def test_the_server_and_the_graph_crop_as_the_file_describes(tmp_path):
+    network = trained(Small(), crop_pct=0.875)
+    convert(network, tmp_path / "cropped.onnx")
+    classifier = OnnxClassifier(tmp_path / "cropped.onnx")
+    assert classifier.preprocessor == network.preprocessor
+    image = classifier.preprocessor.decode(TENCH)
+    from_file, from_raw = classifier.predict(classifier.preprocessor(TENCH)[None]), classifier.predict(image[None])
+    squashed = classifier.predict(dataclasses.replace(classifier.preprocessor, crop_pct=None)(TENCH)[None])
+    np.testing.assert_allclose(from_raw, from_file, atol=2e-3)
+    assert np.abs(squashed - from_file).max() > 0.01
+
+
+def test_what_onnx_cannot_express_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(ConversionError, match=r"cannot be run as ONNX: .*bfloat16"):
+        convert(trained(Autocast()), tmp_path / "classifier.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_refused_file_is_not_written_and_the_old_one_stays(monkeypatch, tmp_path):
@@ -156,7 +188,7 @@ def test_what_onnx_runtime_cannot_run_is_refused(monkeypatch, tmp_path):
     graph.graph.node[-1].op_type = "Hardmax"
     graph.graph.node[-1].domain = "somebody.elses"
     monkeypatch.setattr(convert_to_onnx, "build_graph", lambda *_: graph)
-    with pytest.raises(ConversionError, match=r"ONNX Runtime cannot run what became of the network: .*Hardmax"):
+    with pytest.raises(ConversionError, match=r"cannot be run as ONNX: .*Hardmax"):
         convert(trained(Small()), tmp_path / "classifier.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -169,7 +201,7 @@ def test_more_weights_than_an_onnx_file_holds_are_refused():
 
 
 def test_class_names_that_are_not_as_many_as_the_classes_are_refused(tmp_path):
-    with pytest.raises(ConversionError, match=r"does not give the probabilities of 1 classes"):
+    with pytest.raises(ConversionError, match=r"probabilities of 1 classes"):
         convert(trained(Small(), class_names=["only one"]), tmp_path / "classifier.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -192,10 +224,9 @@ CUSTOM = ["--model", "a:b", "--weights", "w.pth"]
         pytest.param(["--model", "a:b"], "--model MODULE:CALLABLE --weights FILE", id="no weights"),
         pytest.param(["--model", ":b", "--weights", "w.pth"], "MODULE:CALLABLE", id="no module"),
         pytest.param(["--model", "a:", "--weights", "w.pth"], "MODULE:CALLABLE", id="no callable"),
-        pytest.param(["--mean", "0", "0", "0"], "resnet18 has its own --mean", id="the mean of a known model"),
-        pytest.param(
-            ["--model", "auto", "--size", "96", "128", "--labels", "l.txt"], "its own --size, --labels", id="of auto"
-        ),
+        pytest.param(["--mean", "0", "0", "0"], "resnet18 has its own mean", id="the mean of a known model"),
+        pytest.param(["--model", "auto", "--size", "9", "9", "--labels", "l.txt"], "own size, labels", id="of auto"),
+        pytest.param([*CUSTOM, "--interpolation", "nearest"], "--interpolation: invalid choice", id="nearest"),
         pytest.param([*CUSTOM, "--size", "96"], "--size: expected 2 arguments", id="one side"),
         pytest.param([*CUSTOM, "--size", "a", "b"], "--size: invalid int", id="no number"),
         pytest.param([*CUSTOM, "--channels", "4"], "--channels: invalid choice", id="four channels"),
@@ -225,7 +256,7 @@ def test_absent_weights_end_with_a_sentence_and_the_old_file_stays(tmp_path):
     (tmp_path / "classifier.onnx").write_bytes(b"old")
     result = run_converter("--weights", "absent.pth", "--output", "classifier.onnx", folder=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "convert_to_onnx.py: absent.pth is not there\n"
+    assert result.stderr == "convert_to_onnx.py: there is no file absent.pth\n"
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"classifier.onnx": b"old"}
 
 
@@ -243,7 +274,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_else(monkey
     (tmp_path / "file").touch()
     output = tmp_path / output
     monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py", "--weights", "absent.pth", "--output", str(output)])
-    with pytest.raises(SystemExit, match=re.escape(f"--output {output} cannot be written: {reason}")):
+    with pytest.raises(SystemExit, match=re.escape(f"{output} cannot be written: {reason}")):
         convert_to_onnx.main()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
@@ -282,4 +313,5 @@ def test_auto_falls_back_and_says_so(monkeypatch, capsys):
     assert convert_to_onnx.choose_model() == "efficientnet-lite0"
     stderr = capsys.readouterr().err
     assert "no network here" in stderr
-    assert "USING efficientnet-lite0 INSTEAD OF resnet18" in stderr
+    assert "using efficientnet-lite0" in stderr
+    assert stderr.count("\n") == 1

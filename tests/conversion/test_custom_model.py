@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import json
 import sys
 
 import numpy as np
@@ -47,14 +48,22 @@ def as_they_are(outputs):
     return outputs
 
 
+def both_classes(output):
+    return torch.cat([1 - output.sigmoid(), output.sigmoid()], 1)
+
+
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-OTHER = {"mean": [-0.5, 0, 1e-05], "std": [1, 0.5, 2]}
+OTHER = {"mean": [-0.5, 0, 1e-05], "std": [1, 0.5, 0.25]}
 CASES = {  # options, and what PyTorch does after the network
     "Small": ({}, softmax),
     "Small, of other pixels": (OTHER | {"activation": "sigmoid"}, torch.sigmoid),
     "Sigmoided": ({"activation": "none"}, as_they_are),
     "grey": (GREY, softmax),
-    "one_class": ({"activation": "sigmoid"}, torch.sigmoid),
+    "one_class": ({"activation": "sigmoid"}, both_classes),
+    "Viewed": ({}, softmax),
+    "gray_viewed": (GREY, softmax),
+    "Double": ({}, softmax),
+    "Wrapper": ({}, softmax),
     "ten_thousand_classes": ({}, softmax),
 }
 
@@ -90,16 +99,17 @@ def test_a_picture_gets_the_probabilities_of_pytorch(converted, case, provider):
 
 
 def test_the_server_names_no_more_classes_than_there_are(monkeypatch, tmp_path):
-    (tmp_path / "labels.txt").write_text("nöthing but this\n\n", encoding="utf-8")
+    (tmp_path / "labels.txt").write_text("nöthing else\n\n", encoding="utf-8")
     network = load("one_class", tmp_path, activation="sigmoid", labels=tmp_path / "labels.txt")
     convert(network, tmp_path / "any.onnx")
     monkeypatch.setattr(app, "classifier", OnnxClassifier(tmp_path / "any.onnx"))
     app.warm_up()
     picture = base64.b64encode(TENCH.read_bytes()).decode()
     answer = app.inference({"image": picture, "top_k": 7, "probabilities": True})
-    assert answer["class_name"] == "nöthing but this"
-    assert answer["predictions"] == [{name: answer[name] for name in ("class_id", "class_name", "probability")}]
-    assert answer["probabilities"] == [answer["probability"]]
+    names = {entry["class_id"]: entry["class_name"] for entry in answer["predictions"]}
+    assert names == {0: "not nöthing else", 1: "nöthing else"}
+    assert answer["class_id"] == int(answer["probabilities"][1] > 0.5)
+    assert sum(answer["probabilities"]) == pytest.approx(1)
 
 
 def test_the_network_is_taken_wherever_and_in_whatever_precision_it_was_built(tmp_path):
@@ -108,19 +118,36 @@ def test_the_network_is_taken_wherever_and_in_whatever_precision_it_was_built(tm
     assert not any(module.training for module in trained.network.modules())
 
 
+def test_accepts_a_network_whose_train_returns_nothing(tmp_path):
+    assert not load("Forgetful", tmp_path).network.training
+
+
+def test_names_a_module_of_ours_that_another_file_imports(tmp_path, monkeypatch):
+    (tmp_path / "model.py").write_text("class Net: ...\n")
+    (tmp_path / "architecture.py").write_text("from model import Net\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(ConversionError, match="named model too: rename yours"):
+        custom_model.build("architecture:Net")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Pair", r"the network gives tuple; expected one tensor, \[batch, classes\]"),
-        ("Dictionary", r"the network gives dict; expected one tensor"),
-        ("NoClasses", r"torch.float32 \[4\] for 4 pictures; expected float \[4, classes\]"),
+        ("Pair", r"gives tuple; expected one tensor"),
+        ("Dictionary", r"(?s)gives dict; expected one tensor.*class Logits\(Dictionary\):.*return super"),
+        ("Squeezed", r"\[5\] for 1 image"),
+        ("InPlace", r"in place"),
+        ("FailsAlone", r"fails on images of \[3, 96, 128\].*IndexError"),
+        ("NoClasses", r"torch.float32 \[4\] for 4 images; expected float \[4, classes\]"),
+        ("NoOutputs", r"\[4, 0\] for 4 images"),
         ("NotNumbers", r"outputs are not all finite numbers"),
-        ("Random", r"not always the same: it is random"),
-        ("AcrossTheBatch", r"depends on the others in the batch"),
-        ("Softmaxed", r"from 0.* may be probabilities already: say --activation none"),
+        ("Random", r"random"),
+        ("AcrossTheBatch", r"depends on the rest of the batch"),
+        ("Softmaxed", r"from 0.* may be probabilities already"),
         ("Sigmoided", r"may be probabilities already"),
-        ("one_class", r"softmax over one class is always 1: say --activation sigmoid"),
-        ("grey", r"fails on pictures of \[3, 96, 128\].*to have 1 channels, but got 3.*networks.py.*\n--size and"),
+        ("one_class", r"softmax over one output"),
+        ("grey", r"fails on images of \[3, 96, 128\].*to have 1 channels, but got 3.*networks.py.*\n--size and"),
     ],
 )
 def test_a_network_that_is_no_classifier_is_refused(tmp_path, name, message):
@@ -137,8 +164,9 @@ def test_a_network_that_is_no_classifier_is_refused(tmp_path, name, message):
             r"tests.networks:Smal failed: AttributeError: module 'tests.networks' has no attribute 'Smal'",
         ),
         ("sys:maxsize", r"sys:maxsize failed: TypeError: 'int' object is not callable"),
-        ("tests.networks:with_arguments", r"failed: TypeError: .*'classes'; it has to be .* called without arguments"),
-        ("tests.networks:not_a_network", r"not_a_network gave list; expected a torch.nn.Module"),
+        ("tests.networks:with_arguments", r"failed: TypeError: .*'classes'.* callable without arguments"),
+        ("tests.networks:not_a_network", r"not_a_network failed: .*list"),
+        ("tests.networks:exiting", r"exiting failed: SystemExit: usage"),
         ("tests.networks:failing", r"failing failed: KeyError: 'no such thing' \(.*networks.py, line \d+: raise"),
     ],
 )
@@ -162,22 +190,24 @@ def test_a_module_of_the_same_name_as_one_of_ours_is_refused(tmp_path, monkeypat
     path.write_text("from torch.nn import Identity as Net\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(ConversionError, match=r"is the name of a module of this repository too: rename yours"):
+    with pytest.raises(ConversionError, match=r"rename yours"):
         custom_model.build(f"{file.removesuffix('.py').replace('/', '.')}:Net")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"mean": [0.5]}, r"--mean has to be 3 finite numbers, one a channel, not \(0.5,\)", id="one mean"),
-        pytest.param({"std": [1, 1, 1, 1]}, r"--std has to be 3 finite numbers", id="four std"),
-        pytest.param(GREY | {"mean": [0, 0, 0]}, r"--mean has to be 1 finite numbers", id="three means for grey"),
-        pytest.param({"mean": [0, 0, float("nan")]}, r"--mean has to be 3 finite", id="mean not a number"),
-        pytest.param({"std": [1, float("inf"), 1]}, r"--std has to be 3 finite", id="infinite std"),
-        pytest.param({"std": [1, 0, 1]}, r"--std has to be more than 0", id="std of 0"),
-        pytest.param({"size": [0, 9]}, r"--size has to be .* at least 1, not \(0, 9\)", id="size of 0"),
-        pytest.param({"channels": 1}, r"--mean has to be 1 finite numbers", id="grey without mean and std"),
-        pytest.param({"activation": "none"}, r"from -.* to .*, are no probabilities", id="logits as probabilities"),
+        pytest.param({"mean": [0.5]}, r"--mean must be 3 finite numbers", id="one mean"),
+        pytest.param({"std": [1, 1, 1, 1]}, r"--std must be 3 finite", id="four std"),
+        pytest.param(GREY | {"mean": [0, 0, 0]}, r"--mean must be 1 finite numbers", id="three means for grey"),
+        pytest.param({"mean": [0, 0, float("nan")]}, r"--mean must be 3 finite", id="mean not a number"),
+        pytest.param({"std": [1, float("inf"), 1]}, r"--std must be 3 finite", id="infinite std"),
+        pytest.param({"mean": [123.7, 116.3, 103.5]}, r"--mean .*divide by 255", id="mean of 0 to 255"),
+        pytest.param({"std": [58.4, 57.1, 57.4]}, r"--std .*divide by 255", id="std of 0 to 255"),
+        pytest.param({"std": [1, 0, 1]}, r"--std must be more than 0", id="std of 0"),
+        pytest.param({"size": [0, 9]}, r"--size must be .* at least 1, not \(0, 9\)", id="size of 0"),
+        pytest.param({"channels": 1}, r"--mean must be 1 finite numbers", id="grey without mean and std"),
+        pytest.param({"activation": "none"}, r"from -.* to .*, are not probabilities", id="logits as probabilities"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(tmp_path, options, message):
@@ -185,13 +215,50 @@ def test_options_that_mean_nothing_are_refused(tmp_path, options, message):
         load("Small", tmp_path, **options)
 
 
+NAMES = ["tench", "goldfish", "white\u2028shark\x85", "form\ffeed", "hen"]
+LABELS = {
+    "lines": "\n".join(NAMES),
+    "lines of Windows": "\r\n".join(NAMES) + "\r\n\r\n",
+    "list": json.dumps(NAMES),
+    "dictionary": json.dumps({str(number): name for number, name in reversed([*enumerate(NAMES)])}),
+    "dictionary of WordNet ids": json.dumps({number: [f"n0144{number}", name] for number, name in enumerate(NAMES)}),
+    "id2label": json.dumps({"id2label": {str(number): name for number, name in enumerate(NAMES)}, "hidden": 7}),
+    "ids by name": json.dumps({name: number for number, name in enumerate(NAMES)}, ensure_ascii=False, indent=2),
+}
+
+
+@pytest.mark.parametrize("text", LABELS.values(), ids=LABELS)
+def test_reads_class_names_in_every_common_form(tmp_path, text):
+    (tmp_path / "labels.txt").write_text(text, encoding="utf-8")
+    assert load("Small", tmp_path, labels=tmp_path / "labels.txt").class_names == [name.strip() for name in NAMES]
+
+
+def test_warns_of_classes_with_the_same_name(tmp_path, capsys):
+    (tmp_path / "labels.txt").write_text("crane\nhen\ncrane\ncock\nowl")
+    load("Small", tmp_path, labels=tmp_path / "labels.txt")
+    assert capsys.readouterr().err.endswith("same name: crane\n")
+
+
+@pytest.mark.parametrize(("text", "names"), [("hot dog", ["not hot dog", "hot dog"]), ("no\nyes", ["no", "yes"])])
+def test_one_output_is_of_two_classes(tmp_path, text, names):
+    (tmp_path / "labels.txt").write_text(text)
+    trained = load("one_class", tmp_path, activation="sigmoid", labels=tmp_path / "labels.txt")
+    assert trained.class_names == names
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        pytest.param(b'{"0": "a", "2": "b"}', "KeyError", id="an id is missing"),
+        pytest.param(b'{"tench": "fish"}', "ValueError", id="no ids"),
+        pytest.param(b"[1, 2, 3, 4, 5]", "TypeError", id="numbers"),
+        pytest.param(b'["a", "b"', "JSONDecodeError", id="half of a list"),
+        pytest.param(b"[" * 9999, "RecursionError", id="deep"),
+        pytest.param(b'{"id2label": null}', "AttributeError", id="no names"),
         pytest.param(b"a\nb\nc\nd\n", r"has 4 class names, the network has 5 classes", id="too few"),
-        pytest.param(b"a\n\nb\nc\nd", r"line 2 is empty", id="an empty line"),
-        pytest.param(b"\xff\xfea\nb", r"labels.txt cannot be read: .*utf-8", id="not UTF-8"),
-        pytest.param(None, r"labels.txt cannot be read: .*No such file", id="absent"),
+        pytest.param(b"a\n\nb\nc\nd", r"class 1 has no name", id="an empty line"),
+        pytest.param(b"\xff\xfea\nb", r"labels.txt cannot be read.*utf-8", id="not UTF-8"),
+        pytest.param(None, r"labels.txt cannot be read.*No such file", id="absent"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, content, message):

@@ -1,5 +1,6 @@
 """download.py against a real HTTP server on this machine: the file arrives whole and right, or not at all."""
 
+import dataclasses
 import gzip
 import hashlib
 import socket
@@ -9,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from conversion import ConversionError, download
+from conversion import ConversionError, download, trained_model
 from conversion.download import git_digest, sha256_digest
+from pytorch_model import KNOWN_MODELS
 from tests.server_process import ROOT
 
 CONTENT = b"\x00weights\xff" * 1000
@@ -43,7 +45,7 @@ BAD_ADDRESSES = {
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append(self.path)
-        status, headers, body = ANSWERS[self.path]
+        status, headers, body = ANSWERS[self.path.partition("?")[0]]
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, str(value))
@@ -107,12 +109,75 @@ def test_a_failure_names_each_address_with_its_reason(url, path):
     with pytest.raises(ConversionError) as failure:
         download.download([url(name) for name in BAD_ADDRESSES], path, [DIGEST])
     first, *lines, advice = str(failure.value).splitlines()
-    assert first == "weights.pth could not be downloaded:"
-    assert advice.startswith(f"Put the file there by hand, as {path}, or name one with --weights.")
+    assert first.startswith("weights.pth")
+    assert str(path) in advice and "--weights" in advice
     assert len(lines) == len(BAD_ADDRESSES)
     for line, (name, reason) in zip(lines, BAD_ADDRESSES.items(), strict=True):
         assert line.startswith(f"  {url(name)}: ")
         assert reason in line.removeprefix(f"  {url(name)}: ")
+
+
+@pytest.mark.parametrize(
+    ("names", "summary"),
+    [
+        (["refused", "refused"], "127.0.0.1 and 127.0.0.1 did not answer"),
+        (["absent", "refused"], "127.0.0.1 failed: 404 Client Error: Not Found, 127.0.0.1 did not answer"),
+    ],
+)
+def test_a_failure_is_summarized_in_a_clause(url, path, names, summary):
+    with pytest.raises(download.DownloadError) as failure:
+        download.download([f"{url(name)}?{number}" for number, name in enumerate(names)], path, [DIGEST])
+    assert failure.value.summary == summary
+
+
+@pytest.fixture
+def photos(server, monkeypatch):
+    """The addresses of the photographs, and their digest, replaced by this server's."""
+    monkeypatch.setattr(download, "PHOTOS_URL", "http://{}:{}".format(*server.server_address))
+    monkeypatch.setattr(download, "PHOTOS", dict.fromkeys(download.PHOTOS, DIGEST))
+
+
+@pytest.fixture
+def resnet18(monkeypatch, url, path):
+    """resnet18 with weights that this server has, and a repository's images/ in which nothing is yet."""
+    (path.parent / "images").mkdir()
+    monkeypatch.setattr(trained_model, "ROOT", path.parent)
+    return dataclasses.replace(KNOWN_MODELS["resnet18"], weights=path, urls=(url("right"),), digests=(DIGEST,))
+
+
+def files(folder):
+    return sorted(file.name for file in folder.rglob("*") if file.is_file())
+
+
+def test_the_photographs_come_with_the_weights(photos, resnet18, path):
+    assert trained_model.known_weights(resnet18) == path
+    assert files(path.parent) == [*sorted(download.PHOTOS), "weights.pth"]
+    assert files(path.parent / "images" / "photos") == sorted(download.PHOTOS)
+
+
+@pytest.mark.parametrize("failure", ["absent", "digest"])
+def test_without_photographs_the_weights_are_enough(photos, resnet18, path, monkeypatch, capsys, failure):
+    if failure == "absent":
+        monkeypatch.setitem(ANSWERS, PHOTOS[0], ANSWERS["/absent"])
+    else:
+        monkeypatch.setitem(download.PHOTOS, PHOTOS[0][1:], "sha256:0")
+    trained_model.known_weights(resnet18)
+    assert files(path.parent) == ["weights.pth"]
+    assert not (path.parent / "images" / "photos").exists()
+    assert "illustrations" in capsys.readouterr().err
+
+
+def test_weights_that_are_there_need_no_network(photos, resnet18, path, server):
+    path.write_bytes(CONTENT)
+    trained_model.known_weights(resnet18)
+    assert server.asked == []
+
+
+def test_make_and_the_converter_download_the_same_photographs():
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"PHOTOS_URL ?= {download.PHOTOS_URL}\n" in makefile
+    for name, digest in download.PHOTOS.items():
+        assert f"images/photos/{name}: SHA256 := {digest.removeprefix('sha256:')}\n" in makefile
 
 
 @pytest.mark.parametrize("name", BAD_ADDRESSES)

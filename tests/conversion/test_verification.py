@@ -8,10 +8,10 @@ import onnx
 import pytest
 import torch
 
-import pytorch_model
 from conversion import ConversionError
 from conversion.verification import compare_probabilities, verify
 from convert_to_onnx import build_graph
+from model import ImagePreprocessor
 from runtime.errors import InvalidModel
 from tests.graphs import BROKEN, broken_copy
 from tests.networks import AcrossTheBatch, ForBatchesOfOneAndFour, Random, Small, trained
@@ -69,7 +69,7 @@ def test_wrong_pixels_are_seen_whatever_the_weights(blind, saved, break_it):
 
 def test_a_file_that_describes_another_preprocessing_is_refused(small, small_graph, saved):
     with pytest.raises(ConversionError, match=r"the file describes .*, the model wants"):
-        verify(saved(small_graph), dataclasses.replace(small, mean=pytorch_model.IMAGENET_MEAN))
+        verify(saved(small_graph), dataclasses.replace(small, preprocessor=ImagePreprocessor((40, 56))))
 
 
 def nudged():

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import random
+import re
 
 import pytest
 import torch
@@ -19,25 +20,30 @@ def path(tmp_path):
     return tmp_path / "weights.pth"
 
 
-def parallel(network):
-    return {f"module.{key}": value for key, value in network.state_dict().items()}
+def prefixed(network, prefix="module."):
+    return {f"{prefix}{key}": value for key, value in network.state_dict().items()}
 
 
 @pytest.mark.parametrize(
     "checkpoint",
     [
-        pytest.param(lambda network: network.state_dict(), id="a state dict"),
-        pytest.param(lambda network: {"epoch": 3, "state_dict": network.state_dict()}, id="under state_dict"),
-        pytest.param(lambda network: {"model": network.state_dict(), "best": 0.9}, id="under model"),
-        pytest.param(lambda network: {"model_state_dict": network.state_dict()}, id="under model_state_dict"),
-        pytest.param(parallel, id="of DataParallel"),
-        pytest.param(lambda network: {"state_dict": parallel(network)}, id="of DataParallel, under state_dict"),
-        pytest.param(lambda network: nn.ModuleDict({"_orig_mod": network}).state_dict(), id="of torch.compile"),
-        pytest.param(lambda network: nn.ModuleDict({"model": network}).state_dict(), id="of Lightning"),
-        pytest.param(lambda network: network.half().state_dict(), id="in half precision"),
+        pytest.param(lambda network: network.state_dict(), id="state dict"),
+        pytest.param(lambda network: {"epoch": 3, "state_dict": network.state_dict()}, id="state_dict"),
+        pytest.param(lambda network: {"params_ema": network.state_dict(), "best": 0.9}, id="params_ema"),
+        pytest.param(lambda network: {"net": {"weights": network.state_dict()}}, id="nested"),
+        pytest.param(prefixed, id="DataParallel"),
+        pytest.param(lambda network: {"state_dict": prefixed(network)}, id="DataParallel under state_dict"),
+        pytest.param(lambda network: prefixed(network, "backbone."), id="any prefix"),
+        pytest.param(lambda network: prefixed(network, "_orig_mod.module."), id="two prefixes"),
+        pytest.param(lambda network: network.half().state_dict(), id="half precision"),
+        pytest.param(lambda network: prefixed(network) | {"n_averaged": torch.tensor(3)}, id="of an averaged model"),
+        pytest.param(
+            lambda network: {"model": network.state_dict(), "optimizer": {"state": {0: {"exp_avg": torch.ones(2, 3)}}}},
+            id="with an optimizer",
+        ),
     ],
 )
-def test_a_state_dict_is_found_in_a_checkpoint(path, checkpoint):
+def test_finds_the_state_dict_in_a_checkpoint(path, checkpoint):
     network, filled = nn.Linear(3, 2), nn.Linear(3, 2)
     torch.save(checkpoint(network), path)
     load_weights(filled, path)
@@ -46,40 +52,120 @@ def test_a_state_dict_is_found_in_a_checkpoint(path, checkpoint):
     assert torch.equal(filled.bias, network.bias.float())
 
 
-def test_safetensors_are_taken(tmp_path):
+def test_loads_the_weights_of_a_wrapped_network(path):
+    network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    torch.save(prefixed(network, "backbone."), path)
+    filled = nn.ModuleDict({"wrapped": nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))})
+    load_weights(filled, path)
+    assert torch.equal(filled["wrapped"][1].weight, network[1].weight)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_loads_into_a_network_of_lazy_layers(path):
+    network, filled = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.LazyLinear(2))
+    torch.save(network.state_dict(), path)
+    load_weights(filled, path)
+    assert torch.equal(filled[0].weight, network[0].weight)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin", "pth"])
+def test_recognizes_safetensors_by_their_content(tmp_path, suffix):
     network, filled = nn.Linear(3, 2), nn.Linear(3, 2)
-    save_file(parallel(network), tmp_path / "weights.safetensors")
-    load_weights(filled, tmp_path / "weights.safetensors")
+    save_file(prefixed(network), tmp_path / f"weights.{suffix}")
+    load_weights(filled, tmp_path / f"weights.{suffix}")
     assert torch.equal(filled.weight, network.weight)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x08" + bytes(7) + b"{}      garbage"])
-def test_damaged_safetensors_are_refused(tmp_path, content):
-    (tmp_path / "weights.safetensors").write_bytes(content)
-    with pytest.raises(ConversionError, match=r"weights.safetensors is damaged, or not a state dict|Missing key"):
-        load_weights(nn.Linear(3, 2), tmp_path / "weights.safetensors")
+TWO_SETS = {
+    "beside each other": lambda one, other: {"model": one.state_dict(), "model_ema": other.state_dict(), "epoch": 3},
+    "nested": lambda one, other: {"model": {"module": one.state_dict()}, "model_ema": {"module": other.state_dict()}},
+    "in one state dict": lambda one, other: prefixed(one, "model.") | prefixed(other, "model_ema."),
+}
 
 
-def test_a_prefix_that_is_the_networks_own_stays(path):
+@pytest.mark.parametrize("build", TWO_SETS.values(), ids=TWO_SETS)
+def test_refuses_to_choose_between_two_sets(path, build):
+    torch.save(build(nn.Linear(3, 2), nn.Linear(3, 2)), path)
+    with pytest.raises(ConversionError, match=r"2 sets .*--weights-key model(.module)? or model_ema"):
+        load_weights(nn.Linear(3, 2), path)
+
+
+@pytest.mark.parametrize("build", TWO_SETS.values(), ids=TWO_SETS)
+@pytest.mark.parametrize(("key", "chosen"), [("model", 0), ("model_ema", 1)])
+def test_loads_the_set_named_by_the_key(path, build, key, chosen):
+    networks, filled = [nn.Linear(3, 2), nn.Linear(3, 2)], nn.Linear(3, 2)
+    torch.save(build(*networks), path)
+    load_weights(filled, path, key)
+    assert torch.equal(filled.weight, networks[chosen].weight)
+
+
+def test_of_two_sets_loads_the_only_one_that_fits(path):
+    student, teacher, filled = nn.Linear(3, 2), nn.Linear(3, 9), nn.Linear(3, 2)
+    torch.save({"teacher": teacher.state_dict(), "student": student.state_dict()}, path)
+    load_weights(filled, path)
+    assert torch.equal(filled.weight, student.weight)
+
+
+@pytest.mark.parametrize("key", ["mode", "ema"])
+def test_refuses_a_key_without_weights(path, key):
+    torch.save({"model": nn.Linear(3, 2).state_dict()}, path)
+    with pytest.raises(ConversionError, match=r"model\.weight, model\.bias"):
+        load_weights(nn.Linear(3, 2), path, key)
+
+
+def test_keeps_a_prefix_that_is_the_networks_own(path):
     network = nn.ModuleDict({"model": nn.Linear(3, 2)})
-    torch.save(network.state_dict(), path)
+    torch.save(network.state_dict() | {"head.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2)}, path)
     filled = nn.ModuleDict({"model": nn.Linear(3, 2)})
     load_weights(filled, path)
     assert torch.equal(filled["model"].weight, network["model"].weight)
 
 
-def test_a_prefix_that_only_some_keys_have_is_refused(path):
-    torch.save(parallel(nn.Linear(3, 2)) | {"loss.weight": torch.zeros(2)}, path)
-    with pytest.raises(ConversionError, match=r'(?s)Missing key.*"weight".*Unexpected key.*"module.weight"'):
-        load_weights(nn.Linear(3, 2), path)
+@pytest.mark.parametrize(
+    "stray",
+    [
+        pytest.param({"criterion.weight": torch.ones(9)}, id="of a loss function"),
+        pytest.param({"0.total_ops": torch.zeros(1, dtype=torch.float64)}, id="a number in a layer"),
+        pytest.param({"1.index": torch.zeros(9, dtype=torch.int64)}, id="integers in a layer"),
+    ],
+)
+def test_prints_the_names_of_stray_tensors(path, capsys, stray):
+    network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    torch.save(network.state_dict() | stray, path)
+    load_weights(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), path)
+    assert capsys.readouterr().out.endswith(f"such tensors: {next(iter(stray))}\n")
 
 
-def test_what_does_not_fit_is_told_briefly(path):
+@pytest.mark.parametrize("name", ["layers.1.weight", "layers.0.more"])
+def test_refuses_weights_of_a_deeper_network(path, name):
+    network = nn.ModuleDict({"layers": nn.Sequential(nn.Linear(3, 2))})
+    torch.save(network.state_dict() | {name: torch.ones(2)}, path)
+    with pytest.raises(ConversionError, match=f"unexpected: {name}"):
+        load_weights(network, path)
+
+
+def test_loads_batch_norm_without_its_counter(path):
+    network, filled = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    state = network.train()(torch.randn(9, 3)) is not None and network.state_dict()
+    del state["num_batches_tracked"]
+    torch.save(state, path)
+    load_weights(filled, path)
+    assert torch.equal(filled.running_mean, network.running_mean)
+
+
+def test_a_misfit_is_described_briefly(path):
     torch.save(nn.Sequential(*(nn.Linear(3, 2) for _ in range(300))).state_dict(), path)
     with pytest.raises(ConversionError) as refused:
         load_weights(nn.Sequential(*(nn.Linear(2, 3) for _ in range(500))), path)
-    assert "size mismatch for 0.weight" in str(refused.value)
+    assert re.search(r"missing: 300.weight, .* and 395 more; .*shape: 0.weight \[2, 3\]", str(refused.value))
     assert len(str(refused.value)) < 1500
+
+
+@pytest.mark.parametrize("network", [nn.Identity(), nn.Linear(3, 2)])
+def test_refuses_a_file_without_a_name_of_the_network(path, network):
+    torch.save({"conv.gamma": torch.zeros(3)}, path)
+    with pytest.raises(ConversionError, match=r"no name .*: conv.gamma"):
+        load_weights(network, path)
 
 
 def test_a_file_with_other_objects_in_it_says_which(path):
@@ -91,24 +177,31 @@ def test_a_file_with_other_objects_in_it_says_which(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda state: state.pop("bias"), r'Missing key.*"bias"', id="a missing key"),
-        pytest.param(lambda state: state.update(more=torch.zeros(1)), r'Unexpected key.*"more"', id="an extra key"),
-        pytest.param(lambda state: state.update(bias=torch.zeros(5)), "size mismatch for bias", id="a wrong shape"),
-        pytest.param(lambda state: state.update(bias="zero"), '"bias", expected torch.Tensor', id="not a tensor"),
+        pytest.param(lambda state: state.pop("bias"), "missing: bias", id="a missing name"),
+        pytest.param(lambda state: state.update(bias=torch.zeros(5)), r"shape: bias \[5\]", id="another shape"),
+        pytest.param(lambda state: state.update(bias="zero"), "missing: bias", id="not a tensor"),
     ],
 )
-def test_a_state_dict_that_does_not_fit_is_refused(path, change, message):
+def test_refuses_a_state_dict_that_does_not_fit(path, change, message):
     state = dict(nn.Linear(3, 2).state_dict())
     change(state)
     torch.save(state, path)
-    with pytest.raises(ConversionError, match=f"(?s)weights.pth does not fit the network.*{message}"):
+    with pytest.raises(ConversionError, match=f"weights.pth does not fit the network.*{message}"):
         load_weights(nn.Linear(3, 2), path)
 
 
-@pytest.mark.parametrize("thing", [None, 3, [1], torch.zeros(2), {1: 2}], ids=lambda thing: type(thing).__name__)
-def test_a_file_of_something_else_than_a_state_dict_is_refused(path, thing):
+@pytest.mark.parametrize("thing", [None, 3, [torch.zeros(2)], torch.zeros(2), {1: 2}], ids=lambda it: type(it).__name__)
+def test_refuses_anything_but_a_state_dict(path, thing):
     torch.save(thing, path)
     with pytest.raises(ConversionError, match=r"weights.pth does not fit the network"):
+        load_weights(nn.Linear(3, 2), path)
+
+
+def test_refuses_a_dictionary_that_holds_itself(path):
+    endless = {}
+    endless["model"] = endless
+    torch.save(endless, path)
+    with pytest.raises(ConversionError):
         load_weights(nn.Linear(3, 2), path)
 
 
@@ -117,7 +210,7 @@ def test_a_file_of_something_else_than_a_state_dict_is_refused(path, thing):
     [
         pytest.param(b"", id="empty"),
         pytest.param(b"PK\x03\x04", id="a bare zip header"),
-        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", id="a Git LFS pointer"),
+        pytest.param(b"\x08" + bytes(7) + b"{}      garbage", id="damaged safetensors"),
         # Each of these is a pickle's opcodes too, and gets as far into torch.load as another kind of error.
         pytest.param(b"hello", id="text"),
         pytest.param(b"abc", id="other text"),
@@ -125,9 +218,11 @@ def test_a_file_of_something_else_than_a_state_dict_is_refused(path, thing):
         pytest.param(random.Random(0).randbytes(4000), id="random bytes"),
     ],
 )
-def test_a_file_that_is_not_torchs_is_refused(path, content):
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_refuses_a_file_that_pytorch_did_not_write(tmp_path, content, suffix):
+    path = tmp_path / f"weights.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ConversionError, match=r"weights.pth is damaged, or not a state dict"):
+    with pytest.raises(ConversionError, match=r"is damaged|no name in it"):
         load_weights(nn.Linear(3, 2), path)
 
 
@@ -136,19 +231,36 @@ def test_a_file_that_is_not_torchs_is_refused(path, content):
 def test_a_truncated_file_is_refused(path, zipped, part):
     torch.save(nn.Linear(300, 200).state_dict(), path, _use_new_zipfile_serialization=zipped)
     os.truncate(path, int(path.stat().st_size * part))
-    with pytest.raises(ConversionError, match=r"weights.pth is damaged, or not a state dict"):
+    with pytest.raises(ConversionError, match=r"weights.pth is damaged"):
         load_weights(nn.Linear(300, 200), path)
 
 
-def test_a_web_page_instead_of_weights_is_refused(path):
-    path.write_text("\n<!DOCTYPE html><title>Dropbox</title>")
-    with pytest.raises(ConversionError, match=r"weights.pth is a web page, not weights"):
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("\n<!DOCTYPE html><title>Dropbox</title>", "web page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        ('{"metadata": {}, "weight_map": {}}', "index"),
+    ],
+)
+def test_names_a_file_that_is_not_weights(path, content, name):
+    path.write_text(content)
+    with pytest.raises(ConversionError, match=name):
         load_weights(nn.Linear(3, 2), path)
 
 
-def test_an_absent_file_is_refused(path):
-    with pytest.raises(ConversionError, match=r"weights.pth is not there"):
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_names_a_torchscript_archive(path):
+    torch.jit.script(nn.Linear(3, 2)).save(path)
+    with pytest.raises(ConversionError, match="TorchScript"):
         load_weights(nn.Linear(3, 2), path)
+
+
+def test_refuses_a_path_without_a_file(path):
+    with pytest.raises(ConversionError, match=r"no file .*weights.pth"):
+        load_weights(nn.Linear(3, 2), path)
+    with pytest.raises(ConversionError, match="is a directory"):
+        load_weights(nn.Linear(3, 2), path.parent)
 
 
 class Malicious:

@@ -511,15 +511,16 @@ def test_decoding_stays_within_the_estimated_memory(tmp_path):
 
         memory.configure_malloc()
         images = pickle.loads(sys.stdin.buffer.read())
+        target = decoding.Target((224, 224), 2, lambda size: ((224, 224), (0, 0)))
         for _, data, scale in images:  # what stays in memory is then there already
-            decoding.to_rgb(decoding.open_image(data), scale, 224)
+            decoding.to_rgb(decoding.open_image(data), scale, target)
         for name, data, scale in images:
             memory.trim_heap()
             Path("/proc/self/clear_refs").write_text("5")
             before = kb("VmRSS")
             image = decoding.open_image(data)
             estimated = decoding.decoding_bytes(image, scale) // 1000
-            decoding.to_rgb(image, scale, 224)
+            decoding.to_rgb(image, scale, target)
             del image
             print(name, kb("VmHWM") - before, estimated)
     """

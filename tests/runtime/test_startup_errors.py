@@ -107,3 +107,12 @@ def test_other_errors_keep_their_traceback():
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert "ZeroDivisionError" in result.stderr
+
+
+def test_ctrl_c_is_reported_while_stderr_is_redirected():
+    code = (
+        "import contextlib, io, runtime.startup_errors as errors\n"
+        "with contextlib.redirect_stderr(io.StringIO()): errors.excepthook(KeyboardInterrupt, None, None)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, "-c: interrupted\n")
