@@ -1,9 +1,12 @@
 """app.py: the inputs and responses of Banana's contract, without HTTP."""
 
 import base64
+import gc
 import itertools
 import json
+import weakref
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -52,8 +55,10 @@ def test_accepts_base64_in_every_usual_form(write, alphabet, padding):
 )
 def test_rejects_text_that_is_not_base64(text):
     for written in (text, f"data:image/png;base64,{text}"):
-        with pytest.raises(InvalidInput, match="base64"):
+        with pytest.raises(InvalidInput, match=r"^(?!images\[).*base64"):
             app.inference({"image": written})
+        with pytest.raises(InvalidInput, match=r"^images\[1\]: .*base64"):
+            app.inference({"images": [NEWT.read_bytes(), written]})
 
 
 def test_classifies_pixels_like_their_file():
@@ -123,6 +128,35 @@ def test_takes_the_slot_once_per_request(monkeypatch):
 
 def large_file(size):
     return huge("PNG", 5, 5).ljust(size, b"\0")
+
+
+def test_frees_an_image_before_it_releases_the_slot(monkeypatch):
+    opened, freed = [], []
+    original = ImagePreprocessor.open
+
+    def recorded(self, source, deadline=None):
+        image = original(self, source, deadline)
+        opened.append(weakref.ref(image))
+        return image
+
+    class WatchedSlot(LargeImageSlot):
+        @contextmanager
+        def hold(self):
+            with super().hold():
+                try:
+                    yield
+                finally:
+                    freed.append(opened[0]() is None)
+
+    monkeypatch.setattr(ImagePreprocessor, "open", recorded)
+    monkeypatch.setattr(app, "large_images", WatchedSlot(1))
+    gc.disable()
+    try:
+        with pytest.raises(InvalidInput, match="incomplete"):
+            app.inference({"image": huge("PNG", 3_000, 3_000)[:-100]})
+    finally:
+        gc.enable()
+    assert freed == [True]
 
 
 @pytest.mark.parametrize(
