@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
 
 from client.labeled_images import presets
+from tests import networks
 from tests.graphs import (
     broken_copy,
     drop_antialias,
@@ -228,3 +230,22 @@ def test_expectation_of_a_file_that_is_not_an_image_fails(tmp_path):
     wrong = run_tester(MODEL_PATH, "--expect", f"{TENCH}=tench")
     assert wrong.returncode == 2
     assert "expected IMAGE=CLASS_ID" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "classes"),
+    [
+        (networks.Small, ["--crop-pct", "0.9", "--interpolation", "bicubic", "--size", "96", "64"], 5),
+        (networks.one_class, ["--activation", "sigmoid"], 2),
+    ],
+    ids=["cropped", "binary"],
+)
+def test_published_model_passes_and_a_wrong_class_fails(tmp_path, network, options, classes):
+    torch.save(network().state_dict(), tmp_path / "weights.pth")
+    path = tmp_path / "model.onnx"
+    model = ["--model", f"tests.networks:{network.__name__}", "--weights", tmp_path / "weights.pth"]
+    command = [sys.executable, "convert_to_onnx.py", *model, "--output", path, *options]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    results = [run_tester(path, "--expect", f"{TENCH}={class_id}") for class_id in range(classes)]
+    assert sorted(result.returncode for result in results) == [0] + [1] * (classes - 1)
+    assert all("ok    preprocessing: " in result.stdout for result in results)
