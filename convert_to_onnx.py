@@ -1,12 +1,12 @@
-"""Convert a trained PyTorch classifier to one ONNX file: a picture's pixels in, probabilities out.
+"""Convert a trained PyTorch classifier to one ONNX file: an image's pixels in, probabilities out.
 
     python convert_to_onnx.py                                        # the assignment's ResNet-18
     python convert_to_onnx.py --model efficientnet-lite0             # the model whose weights come with a package
     python convert_to_onnx.py --weights FILE --output other.onnx     # other weights of the same network
     python convert_to_onnx.py --model MODULE:CALLABLE --weights FILE # any other: docs/custom-models.md
 
-Resize, normalization, softmax or sigmoid and the class names travel in the file. It appears under its name only when
-ONNX Runtime's answers from it have been compared with PyTorch's and agree.
+The file includes the resize, the normalization, softmax or sigmoid, and the class names. It is written only if its
+probabilities in ONNX Runtime agree with PyTorch's.
 """
 
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
@@ -70,7 +70,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     weights = sum(tensor.nbytes for tensor in trained.network.state_dict().values())
     if weights >= 2**31:  # the file is one Protocol Buffers message
         raise ConversionError(f"the network's weights are {weights / 1e9:.1f} GB; an ONNX file holds less than 2")
-    # A batch of 2, because the exporter takes 1 for a constant.
+    # A batch of 2, because the exporter treats 1 as a constant.
     batch = torch.zeros(2, len(trained.preprocessor.mean), *trained.preprocessor.size)
     try:
         # The exporter logs, prints and warns pages about itself; its error is enough.
@@ -86,7 +86,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
                 dynamic_shapes=({0: "batch"},),
                 verbose=False,
             ).model_proto
-    except Exception as error:  # OnnxExporterError, or whatever the network makes the exporter stumble over
+    except Exception as error:  # OnnxExporterError, or whatever the network makes the exporter fail on
         raise ConversionError(
             f"PyTorch cannot export the network: {custom_model.format_error(error)}\n"
             "Its steps must be ones that ONNX has, and the same for every image and any number of them"
@@ -94,11 +94,11 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
 
 
 def convert(trained: TrainedModel, output: Path) -> str:
-    """Write the model to `output`; say how close it is. Raises ConversionError, and then leaves `output` as it was."""
-    print(f"{trained.name}: exporting, which takes about half a minute", flush=True)
+    """Write the model to `output`, and return how close it is to PyTorch. On ConversionError `output` is unchanged."""
+    print(f"{trained.name}: exporting (about half a minute)", flush=True)
     try:
         graph = build_graph(trained)
-        print(f"{trained.name}: comparing the file's answers with PyTorch's", flush=True)
+        print(f"{trained.name}: comparing the file with PyTorch", flush=True)
         with replacing(output) as part:
             onnx.save(graph, part)
             agreement = verify(part, trained)
@@ -152,16 +152,16 @@ def parse_args() -> argparse.Namespace:
     options.custom = {name: value for name, value in given.items() if name not in GENERAL_OPTIONS}
     module, colon, attribute = options.model.partition(":")
     if colon and not (module and attribute and options.weights):
-        parser.error("a custom model is --model MODULE:CALLABLE --weights FILE")
+        parser.error("a custom model needs --model MODULE:CALLABLE --weights FILE")
     if not colon and options.model not in (*KNOWN_MODELS, "auto"):
-        parser.error(f"--model {options.model!r} is none of {known}, auto, and not MODULE:CALLABLE")
+        parser.error(f"unknown --model {options.model!r}: give one of {known}, auto, or MODULE:CALLABLE")
     if not colon and options.custom:
         parser.error(f"{options.model} has its own {', '.join(options.custom)}: these options are for MODULE:CALLABLE")
     return options
 
 
 def main() -> None:
-    """Convert as the command line says; exit 1 with a sentence, and without a file, where that is not possible."""
+    """Convert the model that the command line names; if that fails, exit 1 with the reason and without a file."""
     options = parse_args()
     try:
         check_writable(options.output)

@@ -1,4 +1,4 @@
-"""The PyTorch networks, and where their weights come from.
+"""The PyTorch networks and the sources of their weights.
 
     python pytorch_model.py      # prints each network's parameters
 
@@ -22,9 +22,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2015, https://arxiv.org/abs/1512.03385, figure 5 left).
+    """Two 3x3 convolutions next to a shortcut (He et al. 2015, https://arxiv.org/abs/1512.03385, figure 5 left).
 
-    Takes float32 [batch, in_channels, height, width]; returns [batch, out_channels, height / stride, width / stride].
+    Accepts float32 [batch, in_channels, height, width]; returns [batch, out_channels, height / stride, width / stride].
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

@@ -1,6 +1,6 @@
-"""Load any PyTorch image classifier for convert_to_onnx.py: a network that somebody's module builds, and its weights.
+"""Load any PyTorch image classifier for convert_to_onnx.py: a network that a user's module builds, and its weights.
 
-Whatever the conversion would get wrong in silence is refused here, with what to do about it.
+Whatever the conversion would silently get wrong is refused here, with what to do.
 """
 
 import importlib
@@ -44,8 +44,8 @@ def load(
 ) -> TrainedModel:
     """Build the network of `model`, MODULE:CALLABLE, and load the file `weights` into it, as load_weights does.
 
-    `size` is (height, width); `mean` and `std` are per channel, in units of 0 to 1. `labels` is a file with a class
-    name a line. `activation`, by default softmax, makes probabilities of the outputs. Raises ConversionError.
+    `size` is (height, width); `mean` and `std` are per channel, of pixels scaled to [0, 1]. `labels` is a file that
+    read_labels accepts. `activation` makes the outputs probabilities; default: softmax. Raises ConversionError.
     """
     for option, values in (("--mean", mean), ("--std", std)):
         if len(values) != channels or not all(map(math.isfinite, values)):
@@ -83,7 +83,7 @@ def build(model: str) -> nn.Module:
             raise TypeError(f"it gave {type(network).__name__}, not a torch.nn.Module")
         network.cpu().float()
         network.eval()
-    except (Exception, SystemExit) as error:  # someone else's code, which may raise anything
+    except (Exception, SystemExit) as error:  # a user's code, which may raise anything
         hint = "it must be importable from here and callable without arguments"
         if clash := next(filter(is_name_clash, re.findall(r"'(\w+)[.']", str(error))), None):
             hint = f"this repository has a module named {clash} too: rename yours"
@@ -101,7 +101,7 @@ def is_name_clash(name: str) -> bool:
 def probe_outputs(network: nn.Module, shape: Sequence[int]) -> torch.Tensor:
     """Return the network's outputs, [batch, classes], for normalized noise of `shape`. Raises ConversionError.
 
-    They must be finite numbers, and the same for an image whatever else is in its batch.
+    They must be finite numbers, and for each image independent of the rest of its batch.
     """
     noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     given = noise.clone()
@@ -201,7 +201,7 @@ def names_from_json(content: Any) -> list[str]:
 
 
 def format_error(error: BaseException) -> str:
-    """Return in a line what went wrong in somebody's code, and the last place that is not PyTorch's or Python's."""
+    """Return an error of a user's code in one line, with the last place that is not in PyTorch or Python."""
     while error.__cause__:
         error = error.__cause__
     libraries = (sysconfig.get_path("stdlib"), str(Path(torch.__file__).parent), __file__, "<")

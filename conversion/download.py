@@ -93,7 +93,7 @@ def fetch(url: str, path: Path) -> None:
     with requests.get(url, stream=True, timeout=TIMEOUT_S) as response:
         response.raise_for_status()
         if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise ConversionError("answered with a web page instead of the file")
+            raise ConversionError("the response is a web page, not the file")
         bar = {"total": response.raw.length_remaining, "desc": path.stem}
         with path.open("wb") as file, tqdm.wrapattr(file, "write", **bar) as target:
             for chunk in response.iter_content(1 << 20):

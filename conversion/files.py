@@ -1,4 +1,4 @@
-"""The file that is written: complete under its name, or not at all."""
+"""Output files: complete under their name, or not there."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

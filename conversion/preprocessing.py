@@ -1,4 +1,4 @@
-"""The steps before the network, as they stand in the ONNX file."""
+"""The preprocessing graph: the steps before the network in the ONNX file."""
 
 from string import Template
 

@@ -1,4 +1,4 @@
-"""A network with its weights in it: a known model, loaded from its own weights or from others."""
+"""A network with its weights: a known model, loaded from its own weights or from others."""
 
 import sys
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def imagenet_class_names() -> list[str]:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network in evaluation mode with its weights in it, and all that its ONNX file has to say of it."""
+    """A network with its weights, in evaluation mode, and everything that its ONNX file describes."""
 
     name: str
     network: nn.Module  # normalized pixels in; logits out, or whatever `activation` makes probabilities of
@@ -62,9 +62,9 @@ class TrainedModel:
 
 
 def load(name: str, weights: Path | None = None, weights_key: str | None = None) -> TrainedModel:
-    """Build the known model `name` with its own weights, downloaded if need be, or with those of the file `weights`.
+    """Build the known model `name` with its own weights, downloaded if necessary, or with those in the file `weights`.
 
-    Its own must have a known digest; a file that a person names need only fit. Raises ConversionError.
+    Its own weights must have a known digest; `weights` only need to fit. Raises ConversionError.
     """
     known = KNOWN_MODELS[name]
     path = weights or known_weights(known)

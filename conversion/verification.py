@@ -1,4 +1,4 @@
-"""Hold an ONNX file to the network that it was made of: the same pixels as Pillow's, the same answers as PyTorch's."""
+"""Compare an ONNX file with its network: the same pixels as Pillow's, the same probabilities as PyTorch's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ from runtime.backends import import_onnxruntime
 from runtime.settings import ROOT
 
 TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels
-RELATIVE_TOLERANCE = 1e-3  # of the largest probability: less than the above where there are thousands of classes
+RELATIVE_TOLERANCE = 1e-3  # of the largest probability: stricter than TOLERANCE if there are thousands of classes
 ROUNDING = 1e-6  # the least that is allowed
 
 
 def generated_images(size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Return uint8 [height, width, 3] images of `size` and of awkward sizes: noise on a slope, all of which matters.
 
-    None is near black or white, where bicubic overshoots: what is cut off there depends on which side is resized first.
+    None is near black or white, where bicubic overshoots: clipping there depends on which side is resized first.
     """
     random = np.random.default_rng(0)
     images = {}
@@ -33,7 +33,7 @@ def generated_images(size: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 def verify(path: Path, trained: TrainedModel) -> str:
-    """Compare the file at `path` with Pillow and PyTorch; return a sentence that says how close they are.
+    """Compare the file at `path` with Pillow and PyTorch; return how close they are, as a sentence.
 
     Raises ConversionError if pixels or probabilities differ by more than the tolerances above.
     """
@@ -63,7 +63,7 @@ def verify(path: Path, trained: TrainedModel) -> str:
     return (
         f"on {len(images)} images the same class as PyTorch and pixels within {levels:.2f} of 255, "
         f"probabilities within {same_pixels:.1e} on the same pixels, "
-        f"and {np.abs(from_raw - expected).max():.1e} where the graph resizes and Pillow does"
+        f"and {np.abs(from_raw - expected).max():.1e} if the graph resizes instead of Pillow"
     )
 
 
@@ -92,7 +92,7 @@ def pytorch_probabilities(trained: TrainedModel, normalized: np.ndarray) -> np.n
     pixels = torch.from_numpy(normalized).clone(memory_format=torch.contiguous_format)
     try:
         return np.concatenate([network(image[None]).numpy() for image in pixels])
-    except Exception as error:  # someone else's code
+    except Exception as error:  # a user's code
         raise ConversionError(f"the network fails on an image: {format_error(error)}") from error
 
 
@@ -111,7 +111,7 @@ def compare_probabilities(names: Sequence[str], actual: np.ndarray, expected: np
         # If PyTorch itself rates two classes alike to within the tolerance, either may come first.
         if not (difference <= allowed and right.max() - right[first] <= allowed):
             raise ConversionError(
-                f"{name}: ONNX Runtime says class {first}, PyTorch says {right.argmax()}; "
+                f"{name}: ONNX Runtime returns class {first}, PyTorch {right.argmax()}; "
                 f"probabilities are up to {difference:.2g} apart, {allowed:.0e} is allowed"
             )
         worst = max(worst, difference)

@@ -47,7 +47,7 @@ def load_weights(network: nn.Module, path: Path, key: str | None = None) -> None
         print(f"{path}: ignored, because the network has no such tensors: {enumerate_few(ignored)}", flush=True)
     try:
         network.load_state_dict({name: tensors[there] for name, there in names.items()})
-    except Exception as error:  # hooks in someone else's network
+    except Exception as error:  # hooks in a user's network
         raise ConversionError(f"{path} does not fit the network: {error}") from error
 
 
@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     is_safetensors = start[8:9] == b"{"  # JSON after eight bytes with its length: no pickle or zip has it there
     try:
         return flatten(load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # someone else's decoder, whose own words would have the reader load it unsafely
+    except Exception as error:  # the decoders' own; their messages advise to load the file unsafely
         what = "is damaged, or not a file that torch.save or safetensors wrote"
         if forbidden := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             what = f"holds {forbidden[1]}, which could run code: save the network's state_dict() alone"

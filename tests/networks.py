@@ -1,4 +1,4 @@
-"""Networks that somebody might bring to convert_to_onnx.py: small good ones, and each way to be unfit."""
+"""Networks that a user might bring to convert_to_onnx.py: small good ones, and each way to be unfit."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from model import ImagePreprocessor
 
 
 class Small(nn.Module):
-    """Batch norm, dropout and adaptive pooling, over any size; its answers differ widely from picture to picture."""
+    """Batch norm, dropout and adaptive pooling, over any size; its answers differ widely from image to image."""
 
     def __init__(self, channels=3, classes=5):
         super().__init__()
@@ -27,7 +27,7 @@ class Small(nn.Module):
         return x + torch.randn_like(x) if self.training else x
 
 
-def grey():
+def gray():
     return Small(channels=1)
 
 

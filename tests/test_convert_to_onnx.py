@@ -24,7 +24,7 @@ from convert_to_onnx import build_graph, convert
 from model import ImagePreprocessor, OnnxClassifier
 from pytorch_model import KNOWN_MODELS, Classifier
 from tests.graphs import broken_copy, swap_channels
-from tests.networks import Autocast, ControlFlow, NotInOnnx, OneByOne, Small, grey, trained
+from tests.networks import Autocast, ControlFlow, NotInOnnx, OneByOne, Small, gray, trained
 from tests.server_process import ROOT, TENCH
 
 
@@ -35,7 +35,7 @@ def run_converter(*arguments, folder, **environment):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Untrained ResNet-18 weights under which a picture still matters: fresh ones give every class 0.001."""
+    """Untrained ResNet-18 weights under which an image still matters: fresh ones give every class 0.001."""
     torch.manual_seed(0)
     network = Classifier().train()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def output(weights, tmp_path_factory):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_file_gives_pytorchs_probabilities_on_the_same_pixels(weights, output, batch):
+def test_probabilities_are_pytorchs_on_the_same_pixels(weights, output, batch):
     classifier = OnnxClassifier(output)
     pixels = np.random.default_rng(batch).integers(0, 256, (batch, 224, 224, 3), np.uint8)
     with torch.inference_mode():
@@ -176,7 +176,7 @@ def test_a_refused_file_is_not_written_and_the_old_one_stays(monkeypatch, tmp_pa
         (NotInOnnx, r"No ONNX function found for .*svd"),
     ],
 )
-def test_a_network_that_cannot_be_exported_is_refused_in_a_few_lines(capfd, network, reason):
+def test_refuses_a_network_that_cannot_be_exported(capfd, network, reason):
     with pytest.raises(ConversionError, match=f"PyTorch cannot export the network: .*{reason}") as refused:
         build_graph(trained(network()))
     assert str(refused.value).count("\n") == 1
@@ -186,7 +186,7 @@ def test_a_network_that_cannot_be_exported_is_refused_in_a_few_lines(capfd, netw
 def test_what_onnx_runtime_cannot_run_is_refused(monkeypatch, tmp_path):
     graph = build_graph(trained(Small()))
     graph.graph.node[-1].op_type = "Hardmax"
-    graph.graph.node[-1].domain = "somebody.elses"
+    graph.graph.node[-1].domain = "a user.elses"
     monkeypatch.setattr(convert_to_onnx, "build_graph", lambda *_: graph)
     with pytest.raises(ConversionError, match=r"cannot be run as ONNX: .*Hardmax"):
         convert(trained(Small()), tmp_path / "classifier.onnx")
@@ -200,18 +200,18 @@ def test_more_weights_than_an_onnx_file_holds_are_refused():
         build_graph(trained(network))
 
 
-def test_class_names_that_are_not_as_many_as_the_classes_are_refused(tmp_path):
+def test_refuses_a_wrong_number_of_class_names(tmp_path):
     with pytest.raises(ConversionError, match=r"probabilities of 1 classes"):
         convert(trained(Small(), class_names=["only one"]), tmp_path / "classifier.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_grey_is_pillows_to_the_bit(tmp_path):
-    network = trained(grey(), size=(512, 512), mean=(0.0,), std=(1.0,))
-    onnx.save(build_graph(network), tmp_path / "grey.onnx")
-    picture = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
-    levels = open_preprocessing(tmp_path / "grey.onnx")(picture[None])[0, 0] * 255
-    np.testing.assert_array_equal(levels.round(4), np.asarray(Image.fromarray(picture).convert("L")))
+def test_gray_is_pillows_to_the_bit(tmp_path):
+    network = trained(gray(), size=(512, 512), mean=(0.0,), std=(1.0,))
+    onnx.save(build_graph(network), tmp_path / "gray.onnx")
+    image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    levels = open_preprocessing(tmp_path / "gray.onnx")(image[None])[0, 0] * 255
+    np.testing.assert_array_equal(levels.round(4), np.asarray(Image.fromarray(image).convert("L")))
 
 
 CUSTOM = ["--model", "a:b", "--weights", "w.pth"]
@@ -220,7 +220,7 @@ CUSTOM = ["--model", "a:b", "--weights", "w.pth"]
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        pytest.param(["--model", "vgg"], "'vgg' is none of resnet18, efficientnet-lite0, auto", id="no such model"),
+        pytest.param(["--model", "vgg"], "unknown --model 'vgg'", id="no such model"),
         pytest.param(["--model", "a:b"], "--model MODULE:CALLABLE --weights FILE", id="no weights"),
         pytest.param(["--model", ":b", "--weights", "w.pth"], "MODULE:CALLABLE", id="no module"),
         pytest.param(["--model", "a:", "--weights", "w.pth"], "MODULE:CALLABLE", id="no callable"),
@@ -252,7 +252,7 @@ def test_a_refused_network_ends_with_a_sentence_and_no_file(tmp_path):
     assert list(tmp_path.glob("*.onnx*")) == []
 
 
-def test_absent_weights_end_with_a_sentence_and_the_old_file_stays(tmp_path):
+def test_missing_weights_leave_the_old_file(tmp_path):
     (tmp_path / "classifier.onnx").write_bytes(b"old")
     result = run_converter("--weights", "absent.pth", "--output", "classifier.onnx", folder=tmp_path)
     assert result.returncode == 1
@@ -269,7 +269,7 @@ def test_absent_weights_end_with_a_sentence_and_the_old_file_stays(tmp_path):
         ("/proc/x.onnx", "No such file or directory"),  # a folder that not even root may write to
     ],
 )
-def test_an_output_that_cannot_be_written_is_refused_before_anything_else(monkeypatch, tmp_path, output, reason):
+def test_refuses_an_unwritable_output_first(monkeypatch, tmp_path, output, reason):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     output = tmp_path / output
@@ -292,20 +292,20 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path, moment):
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
 
 
-def test_the_output_is_beside_the_script_from_wherever_it_is_called(monkeypatch, tmp_path):
+def test_the_default_output_is_next_to_the_script(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py"])
     assert convert_to_onnx.parse_args().output == ROOT / "classifier.onnx"
 
 
-def test_auto_takes_resnet18_where_its_weights_are(monkeypatch, weights):
+def test_auto_selects_resnet18_if_it_has_weights(monkeypatch, weights):
     digest = f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"
     there = dataclasses.replace(KNOWN_MODELS["resnet18"], weights=weights, digests=(digest,))
     monkeypatch.setitem(KNOWN_MODELS, "resnet18", there)
     assert convert_to_onnx.choose_model() == "resnet18"
 
 
-def test_auto_falls_back_and_says_so(monkeypatch, capsys):
+def test_auto_falls_back_in_one_line(monkeypatch, capsys):
     def refuse(_):
         raise ConversionError("no network here")
 

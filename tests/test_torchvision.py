@@ -1,4 +1,4 @@
-"""torchvision as an independent oracle: its resnet18 for the network, its transforms for the pre-processing."""
+"""torchvision as an independent oracle: its resnet18 for the network, its transforms for the preprocessing."""
 
 import numpy as np
 import pytest

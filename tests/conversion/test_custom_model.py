@@ -19,7 +19,7 @@ from tests.runtime.test_backends import needs_openvino
 from tests.server_process import NEWT, TENCH
 
 SIZE = (96, 128)
-GREY = {"channels": 1, "mean": [0.4], "std": [0.2]}
+GRAY = {"channels": 1, "mean": [0.4], "std": [0.2]}
 
 
 def load(name, folder, **options):
@@ -29,9 +29,9 @@ def load(name, folder, **options):
     return custom_model.load(f"tests.networks:{name}", folder / "weights.pth", **{"size": SIZE} | options)
 
 
-def pytorchs(name, activation, picture, described):
-    """The probabilities of a picture, from nothing but Pillow, NumPy and PyTorch."""
-    image = Image.open(picture).resize(SIZE[::-1], Image.Resampling.BILINEAR)
+def pytorchs(name, activation, image, described):
+    """The probabilities of an image, from nothing but Pillow, NumPy and PyTorch."""
+    image = Image.open(image).resize(SIZE[::-1], Image.Resampling.BILINEAR)
     if described.get("channels") == 1:
         image = image.convert("L")
     pixels = (np.asarray(image, np.float64).reshape(*SIZE, -1) / 255 - described["mean"]) / described["std"]
@@ -58,10 +58,10 @@ CASES = {  # options, and what PyTorch does after the network
     "Small": ({}, softmax),
     "Small, of other pixels": (OTHER | {"activation": "sigmoid"}, torch.sigmoid),
     "Sigmoided": ({"activation": "none"}, as_they_are),
-    "grey": (GREY, softmax),
+    "gray": (GRAY, softmax),
     "one_class": ({"activation": "sigmoid"}, both_classes),
     "Viewed": ({}, softmax),
-    "gray_viewed": (GREY, softmax),
+    "gray_viewed": (GRAY, softmax),
     "Double": ({}, softmax),
     "Wrapper": ({}, softmax),
     "ten_thousand_classes": ({}, softmax),
@@ -83,15 +83,15 @@ def converted(tmp_path_factory):
 
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("openvino", marks=needs_openvino)])
 @pytest.mark.parametrize("case", CASES)
-def test_a_picture_gets_the_probabilities_of_pytorch(converted, case, provider):
+def test_serves_the_probabilities_of_pytorch(converted, case, provider):
     name, (options, activation) = case.partition(",")[0], CASES[case]
     classifier = OnnxClassifier(converted(case), provider)
     assert (classifier.model_name, classifier.preprocessor.size) == (f"tests.networks.{name}", SIZE)
     described = IMAGENET | options
-    tench, newt = (pytorchs(name, activation, picture, described) for picture in (TENCH, NEWT))
+    tench, newt = (pytorchs(name, activation, image, described) for image in (TENCH, NEWT))
     assert np.abs(tench - newt).max() > 5e-5
-    for picture, expected in ((TENCH, tench), (NEWT, newt)):
-        row = classifier.predict(classifier.preprocessor(picture)[None])[0]
+    for image, expected in ((TENCH, tench), (NEWT, newt)):
+        row = classifier.predict(classifier.preprocessor(image)[None])[0]
         np.testing.assert_allclose(row, expected, atol=1e-5)
         best, *more = classifier.top(row, 3)
         assert (best["class_id"], best["class_name"]) == (expected.argmax(), f"class {expected.argmax()}")
@@ -104,15 +104,15 @@ def test_the_server_names_no_more_classes_than_there_are(monkeypatch, tmp_path):
     convert(network, tmp_path / "any.onnx")
     monkeypatch.setattr(app, "classifier", OnnxClassifier(tmp_path / "any.onnx"))
     app.warm_up()
-    picture = base64.b64encode(TENCH.read_bytes()).decode()
-    answer = app.inference({"image": picture, "top_k": 7, "probabilities": True})
+    image = base64.b64encode(TENCH.read_bytes()).decode()
+    answer = app.inference({"image": image, "top_k": 7, "probabilities": True})
     names = {entry["class_id"]: entry["class_name"] for entry in answer["predictions"]}
     assert names == {0: "not nöthing else", 1: "nöthing else"}
     assert answer["class_id"] == int(answer["probabilities"][1] > 0.5)
     assert sum(answer["probabilities"]) == pytest.approx(1)
 
 
-def test_the_network_is_taken_wherever_and_in_whatever_precision_it_was_built(tmp_path):
+def test_accepts_a_network_in_half_precision(tmp_path):
     trained = load("half_precision", tmp_path)
     assert {parameter.dtype for parameter in trained.network.parameters()} == {torch.float32}
     assert not any(module.training for module in trained.network.modules())
@@ -147,10 +147,10 @@ def test_names_a_module_of_ours_that_another_file_imports(tmp_path, monkeypatch)
         ("Softmaxed", r"from 0.* may be probabilities already"),
         ("Sigmoided", r"may be probabilities already"),
         ("one_class", r"softmax over one output"),
-        ("grey", r"fails on images of \[3, 96, 128\].*to have 1 channels, but got 3.*networks.py.*\n--size and"),
+        ("gray", r"fails on images of \[3, 96, 128\].*to have 1 channels, but got 3.*networks.py.*\n--size and"),
     ],
 )
-def test_a_network_that_is_no_classifier_is_refused(tmp_path, name, message):
+def test_refuses_a_network_that_is_not_a_classifier(tmp_path, name, message):
     with pytest.raises(ConversionError, match=message):
         load(name, tmp_path)
 
@@ -170,12 +170,12 @@ def test_a_network_that_is_no_classifier_is_refused(tmp_path, name, message):
         ("tests.networks:failing", r"failing failed: KeyError: 'no such thing' \(.*networks.py, line \d+: raise"),
     ],
 )
-def test_what_builds_no_network_is_refused(tmp_path, model, message):
+def test_refuses_what_does_not_build_a_network(tmp_path, model, message):
     with pytest.raises(ConversionError, match=message):
         custom_model.load(model, tmp_path / "weights.pth")
 
 
-def test_a_module_that_fails_says_where(tmp_path, monkeypatch):
+def test_reports_where_a_module_fails(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "mistaken.py").write_text("import torch\n\nx = y\n")
@@ -184,7 +184,7 @@ def test_a_module_that_fails_says_where(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", ["model.py", "client.py", "app.py", "runtime/__init__.py", "serving/networks.py"])
-def test_a_module_of_the_same_name_as_one_of_ours_is_refused(tmp_path, monkeypatch, file):
+def test_refuses_a_module_named_like_one_of_ours(tmp_path, monkeypatch, file):
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text("from torch.nn import Identity as Net\n")
@@ -199,18 +199,18 @@ def test_a_module_of_the_same_name_as_one_of_ours_is_refused(tmp_path, monkeypat
     [
         pytest.param({"mean": [0.5]}, r"--mean must be 3 finite numbers", id="one mean"),
         pytest.param({"std": [1, 1, 1, 1]}, r"--std must be 3 finite", id="four std"),
-        pytest.param(GREY | {"mean": [0, 0, 0]}, r"--mean must be 1 finite numbers", id="three means for grey"),
+        pytest.param(GRAY | {"mean": [0, 0, 0]}, r"--mean must be 1 finite numbers", id="three means for gray"),
         pytest.param({"mean": [0, 0, float("nan")]}, r"--mean must be 3 finite", id="mean not a number"),
         pytest.param({"std": [1, float("inf"), 1]}, r"--std must be 3 finite", id="infinite std"),
         pytest.param({"mean": [123.7, 116.3, 103.5]}, r"--mean .*divide by 255", id="mean of 0 to 255"),
         pytest.param({"std": [58.4, 57.1, 57.4]}, r"--std .*divide by 255", id="std of 0 to 255"),
         pytest.param({"std": [1, 0, 1]}, r"--std must be more than 0", id="std of 0"),
         pytest.param({"size": [0, 9]}, r"--size must be .* at least 1, not \(0, 9\)", id="size of 0"),
-        pytest.param({"channels": 1}, r"--mean must be 1 finite numbers", id="grey without mean and std"),
+        pytest.param({"channels": 1}, r"--mean must be 1 finite numbers", id="gray without mean and std"),
         pytest.param({"activation": "none"}, r"from -.* to .*, are not probabilities", id="logits as probabilities"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(tmp_path, options, message):
+def test_refuses_meaningless_options(tmp_path, options, message):
     with pytest.raises(ConversionError, match=message):
         load("Small", tmp_path, **options)
 
@@ -261,7 +261,7 @@ def test_one_output_is_of_two_classes(tmp_path, text, names):
         pytest.param(None, r"labels.txt cannot be read.*No such file", id="absent"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(tmp_path, content, message):
+def test_refuses_labels_that_do_not_fit(tmp_path, content, message):
     if content is not None:
         (tmp_path / "labels.txt").write_bytes(content)
     with pytest.raises(ConversionError, match=message):

@@ -88,24 +88,24 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["right", "unsized", "packed", "moved"])
-def test_the_file_arrives_whole_with_nothing_left_beside_it(url, path, name):
+def test_downloads_the_file_and_leaves_nothing_else(url, path, name):
     download.download([url(name)], path, [DIGEST])
     assert path.read_bytes() == CONTENT
     assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", BAD_ADDRESSES)
-def test_the_second_address_is_asked_when_the_first_fails(url, path, name):
+def test_tries_the_second_url_if_the_first_fails(url, path, name):
     download.download([url(name), url("right")], path, [DIGEST])
     assert path.read_bytes() == CONTENT
 
 
-def test_the_second_address_is_left_alone_when_the_first_answers(server, url, path):
+def test_requests_no_second_url_if_the_first_works(server, url, path):
     download.download([url("right"), url("unsized")], path, [DIGEST])
     assert server.asked == ["/right"]
 
 
-def test_a_failure_names_each_address_with_its_reason(url, path):
+def test_a_failure_names_each_url_with_its_reason(url, path):
     with pytest.raises(ConversionError) as failure:
         download.download([url(name) for name in BAD_ADDRESSES], path, [DIGEST])
     first, *lines, advice = str(failure.value).splitlines()
@@ -238,14 +238,14 @@ def test_make_fetches_the_photographs_once(make_photos, server, tmp_path):
     assert sorted(path.name for path in (tmp_path / "images" / "photos").iterdir()) == [name[1:] for name in PHOTOS]
 
 
-def test_make_takes_no_photograph_but_the_assignments(make_photos, tmp_path):
+def test_make_accepts_only_the_assignments_photographs(make_photos, tmp_path):
     result = make_photos("--keep-going")
     assert result.returncode == 2
     assert result.stdout.count(".jpeg: FAILED") == 2
     assert not (tmp_path / "images" / "photos").exists()
 
 
-def test_make_says_where_a_photograph_cannot_be_had(make_photos, monkeypatch, tmp_path):
+def test_make_names_a_photograph_that_is_missing(make_photos, monkeypatch, tmp_path):
     monkeypatch.setitem(ANSWERS, PHOTOS[0], (404, {}, b"not here"))
     result = make_photos()
     assert result.returncode == 2

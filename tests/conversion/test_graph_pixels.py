@@ -171,7 +171,7 @@ def test_pixels_of_the_models_size_count_as_preprocessed():
     assert compare(preprocessor, {"as it is": pixels}) < 0.01
 
 
-def test_numbers_that_are_none_are_refused():
+def test_refuses_pixels_that_are_not_numbers():
     pixels = np.zeros((1, 3, 2, 2), np.float32)
     with pytest.raises(ConversionError):
         compare_pixels(["image"], pixels * np.nan, pixels, (1, 1, 1))

@@ -26,13 +26,13 @@ def unknown_weights(monkeypatch, path):
     return path
 
 
-def test_unknown_weights_under_the_default_name_are_refused_by_their_digest(unknown_weights):
+def test_refuses_unknown_weights_under_the_default_name(unknown_weights):
     digest = hashlib.sha256(unknown_weights.read_bytes()).hexdigest()
     with pytest.raises(ConversionError, match=rf"weights.pth has the digest sha256:{digest}"):
         load("resnet18")
 
 
-def test_the_same_weights_are_taken_when_a_person_names_them(unknown_weights):
+def test_accepts_the_same_weights_as_an_option(unknown_weights):
     trained = load("resnet18", weights=unknown_weights)
     assert trained.digest == f"sha256:{hashlib.sha256(unknown_weights.read_bytes()).hexdigest()}"
     assert trained.weights == unknown_weights
@@ -40,13 +40,13 @@ def test_the_same_weights_are_taken_when_a_person_names_them(unknown_weights):
     assert torch.equal(trained.network.fc.weight, torch.load(unknown_weights)["fc.weight"])
 
 
-def test_weights_that_cannot_be_had_are_asked_of_the_person(unknown_weights):
+def test_a_failed_download_tells_what_to_do(unknown_weights):
     unknown_weights.unlink()
     with pytest.raises(ConversionError, match=r"(?s)weights.pth .*--weights.*--model efficientnet-lite0"):
         load("resnet18")
 
 
-def test_the_model_of_the_package_loads_with_its_known_weights():
+def test_loads_the_packaged_model_with_its_weights():
     trained = load("efficientnet-lite0")
     assert trained.digest in KNOWN_MODELS["efficientnet-lite0"].digests
     assert sum(parameter.numel() for parameter in trained.network.parameters()) == 4_652_008

@@ -67,7 +67,7 @@ def test_wrong_pixels_are_seen_whatever_the_weights(blind, saved, break_it):
         verify(saved(broken_copy(graph, break_it)), network)
 
 
-def test_a_file_that_describes_another_preprocessing_is_refused(small, small_graph, saved):
+def test_refuses_a_file_with_other_preprocessing(small, small_graph, saved):
     with pytest.raises(ConversionError, match=r"the file describes .*, the model wants"):
         verify(saved(small_graph), dataclasses.replace(small, preprocessor=ImagePreprocessor((40, 56))))
 
@@ -79,18 +79,18 @@ def nudged():
 
 
 @pytest.mark.parametrize("other", [Random(), nudged()], ids=["random", "all but the same weights"])
-def test_answers_of_another_network_are_refused(small_graph, saved, other):
-    with pytest.raises(ConversionError, match=r"ONNX Runtime says class \d"):
+def test_refuses_the_results_of_another_network(small_graph, saved, other):
+    with pytest.raises(ConversionError, match=r"ONNX Runtime returns class \d"):
         verify(saved(small_graph), trained(other))
 
 
-def test_answers_that_depend_on_the_batch_are_refused(saved):
+def test_refuses_results_that_depend_on_the_batch(saved):
     network = trained(AcrossTheBatch())
-    with pytest.raises(ConversionError, match="in a batch: ONNX Runtime says"):
+    with pytest.raises(ConversionError, match="in a batch: ONNX Runtime returns"):
         verify(saved(build_graph(network)), network)
 
 
-def test_answers_that_are_not_one_for_each_picture_are_refused(saved):
+def test_refuses_a_wrong_number_of_rows(saved):
     network = trained(ForBatchesOfOneAndFour())
     with pytest.raises(ConversionError, match=r"ONNX Runtime gives \[1, 45\] for 9 images of 5 classes"):
         verify(saved(build_graph(network)), network)
@@ -114,13 +114,13 @@ def test_probabilities_agree_only_within_the_tolerance(actual, agrees):
             compare_probabilities(["image"], np.array([actual]), expected)
 
 
-def test_of_ten_thousand_small_probabilities_none_may_be_far_off():
+def test_small_probabilities_have_a_small_tolerance():
     expected = np.full((1, 10_000), 1e-4)
     assert compare_probabilities(["image"], expected + 5e-7, expected) < 1e-6
     with pytest.raises(ConversionError, match="1e-06 is allowed"):
         compare_probabilities(["image"], expected[:, ::-1] + np.eye(1, 10_000) * 5e-6, expected)
 
 
-def test_a_picture_on_which_pytorch_gives_no_number_is_named():
+def test_names_an_image_without_finite_probabilities():
     with pytest.raises(ConversionError, match="image: PyTorch's probabilities are not all finite numbers"):
         compare_probabilities(["image"], np.array([[0.5, 0.5]]), np.array([[np.nan, 0.5]]))

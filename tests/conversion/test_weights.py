@@ -168,7 +168,7 @@ def test_refuses_a_file_without_a_name_of_the_network(path, network):
         load_weights(network, path)
 
 
-def test_a_file_with_other_objects_in_it_says_which(path):
+def test_names_an_object_that_is_not_a_tensor(path):
     torch.save({"state_dict": nn.Linear(3, 2).state_dict(), "arguments": argparse.Namespace(lr=0.1)}, path)
     with pytest.raises(ConversionError, match=r"holds argparse.Namespace, .* save the network's state_dict\(\) alone"):
         load_weights(nn.Linear(3, 2), path)
