@@ -10,7 +10,7 @@ from tests.malicious_images import small_images
 
 SCALE = int(os.environ.get("FUZZ_SCALE") or 1)
 SMALL = small_images()
-PICTURE = base64.b64encode(SMALL["PNG"][2]).decode()
+IMAGE = base64.b64encode(SMALL["PNG"][2]).decode()
 
 
 def examples(count: int) -> settings:

@@ -7,7 +7,7 @@ from PIL import Image
 from tests.server_process import NEWT, TENCH, Served
 
 JPEG = {"Content-Type": "image/jpeg"}
-PICTURES = [TENCH.read_bytes(), NEWT.read_bytes()]
+IMAGES = [TENCH.read_bytes(), NEWT.read_bytes()]
 PIXELS = [np.asarray(Image.open(path).convert("RGB")) for path in (TENCH, NEWT)]
 
 
@@ -17,7 +17,7 @@ def infer_route(served: Served) -> str:
 
 
 def tensor(**changes) -> dict:
-    """Return the body of an inference of one small picture, with changes to its input."""
+    """Return the body of an inference of one small image, with changes to its input."""
     return {
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 1, 2, 3], "data": [1, 2, 3, 4, 5, 6]} | changes]
     }

@@ -32,7 +32,7 @@ class Bodies:
 
 
 @pytest.mark.parametrize("kind", [InvalidInput, Unavailable, RuntimeError])
-def test_the_error_of_a_refused_call_does_not_keep_its_body(kind):
+def test_releases_the_body_of_a_refused_request(kind):
     def refuse(body: Body) -> None:
         raise kind("why") from ValueError("the cause")
 

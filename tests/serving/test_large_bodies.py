@@ -59,7 +59,7 @@ def size(served: Served, what: str) -> int:
 
 
 @pytest.mark.parametrize("what", BODIES)
-def test_eight_large_bodies_at_once_cost_no_more_than_the_readme_says(served, size_before, what):
+def test_bounds_the_memory_of_eight_large_bodies(served, size_before, what):
     frame, item, v2 = BODIES[what]
     body = frame % (item * ((SIZE - len(frame)) // len(item)))
     path = f"/v2/models/{served.get('/healthcheck').json()['model']}/infer" if v2 else "/"

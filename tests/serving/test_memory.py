@@ -16,7 +16,7 @@ def memory_mb(served: Served, name: str) -> float:
     return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1_000
 
 
-def test_large_images_at_once_do_not_add_up(tmp_path):
+def test_large_images_take_turns_in_memory(tmp_path):
     def post(image: bytes) -> int:
         return served.post(data=image, headers={"Content-Type": "image/x"}).status_code
 
