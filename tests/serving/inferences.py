@@ -1,4 +1,4 @@
-"""What the tests of other platforms' routes send, and what they get."""
+"""Requests and responses for the tests of other platforms' routes."""
 
 import numpy as np
 import requests
@@ -12,7 +12,7 @@ PIXELS = [np.asarray(Image.open(path).convert("RGB")) for path in (TENCH, NEWT)]
 
 
 def infer_route(served: Served) -> str:
-    """Return where the server's model is inferred."""
+    """Return the route for inferences with the server's model."""
     return f"/v2/models/{served.get('/healthcheck').json()['model']}/infer"
 
 
@@ -24,7 +24,7 @@ def tensor(**changes) -> dict:
 
 
 def error_of(response: requests.Response, status: int) -> str:
-    """Return what v2 says of an error, having checked everything else of it."""
+    """Check an error response of v2 and return its message."""
     assert response.status_code == status, response.text
     assert (status == 503) == ("Retry-After" in response.headers)
     assert set(response.json()) == {"error"}

@@ -1,4 +1,4 @@
-"""calls.py: what a refused call has sent is let go before it is answered."""
+"""calls.py: the body of a refused request is released before the response."""
 
 import asyncio
 import gc

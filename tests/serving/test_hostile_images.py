@@ -1,7 +1,7 @@
-"""Whatever image is sent, the real server answers 200, 413 or 422, soon, and is then as large as before.
+"""Any image is a 200, 413 or 422 in bounded time, and the server's memory does not grow.
 
-FUZZ_SCALE (default 1) multiplies the number of examples. At 1 they are the same at every run; above, which is what
-`make fuzz` does, they are others each time.
+FUZZ_SCALE (default 1) multiplies the number of examples. With 1 they are the same in every run; with more, as in
+`make fuzz`, they differ.
 """
 
 import base64
@@ -18,7 +18,7 @@ from tests.malicious_images import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, with
 from tests.serving.conftest import Ask
 from tests.serving.fuzzing import SMALL, examples
 
-KEPT_MB = 25  # by which the server may grow when it is sent all that once more
+KEPT_MB = 25  # that the server may grow when everything is sent again
 
 
 # -- images --------------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_bounds_the_size_of_decoded_images(ask, file_format):
 
 @pytest.fixture(scope="module")
 def bombs(ask: Ask) -> dict[str, tuple[bytes, int]]:
-    """Each bomb, with the status that it gets."""
+    """Each bomb, with the status of its response."""
     made = {what: make() for what, (_, make) in BOMBS.items()}
     return {what: (bomb, ask(bomb)) for what, bomb in made.items()}
 

@@ -1,7 +1,7 @@
-"""Whatever is sent, the real server answers 200, 413 or 422, soon, and is then as large as before.
+"""Any request is a 200, 413 or 422 in bounded time.
 
-FUZZ_SCALE (default 1) multiplies the number of examples. At 1 they are the same at every run; above, which is what
-`make fuzz` does, they are others each time.
+FUZZ_SCALE (default 1) multiplies the number of examples. With 1 they are the same in every run; with more, as in
+`make fuzz`, they differ.
 """
 
 import json
@@ -59,7 +59,7 @@ def test_refuses_endless_json(ask, opening):
 
 # -- headers, queries and forms --------------------------------------------------------------------------------------
 
-# What may stand in a header, but for the headers that say where the body ends.
+# Any header value, except for headers that determine where the body ends.
 header_text = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=40)
 kinds = st.sampled_from(["application/json", "image/png", "application/octet-stream", "multipart/form-data", "text/x"])
 content_types = kinds | header_text | st.tuples(kinds, st.just(";"), header_text).map("".join)
@@ -142,7 +142,7 @@ inferences = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def route(served: Served) -> str:
-    """Where the server's model is inferred."""
+    """The route for inferences with the server's model."""
     return f"/v2/models/{served.get('/healthcheck').json()['model']}/infer"
 
 

@@ -1,4 +1,4 @@
-"""inputs.py: every way to send a image comes to the same inputs, and nothing else comes through."""
+"""inputs.py: all ways to send an image give the same inputs, and anything else is refused."""
 
 import base64
 import gzip
@@ -217,7 +217,7 @@ def test_names_compressed_json(content_type):
 def test_reads_a_list_up_to_its_limit():
     texts = b'{"images": ["aGk="' + b',"aGk="' * (MAX_TEXTS - 1)
     assert parse_inputs(JSON, texts + b"]}", {}) == {"images": [b"hi"] * MAX_TEXTS}
-    assert f"at most length {MAX_TEXTS}" in refusal(JSON, texts + b",7]}")  # not even looked at
+    assert f"at most length {MAX_TEXTS}" in refusal(JSON, texts + b",7]}")  # not even decoded
 
 
 @pytest.mark.parametrize("depth", [10_000, 1_000_000])
@@ -289,7 +289,7 @@ def test_accepts_a_form_with_as_many_parts_as_the_limit():
 
 @pytest.mark.parametrize("charset", ["punycode", "utf-16", "rot13", "nonsense"])
 def test_ignores_the_charset_of_a_form_field(charset):
-    # Of Punycode, decoding takes time in proportion to the square of the length.
+    # The time to decode Punycode grows with the square of its length.
     part = f'--x\r\nContent-Disposition: form-data; name="top_k"\r\nContent-Type: text/plain; charset={charset}\r\n\r\n'
     body = form(("image", b"hi"), end=part.encode() + b"a-" + b"b" * 2_000_000 + b"\r\n--x--")
     assert parse_inputs(FORM, body, {})["top_k"].startswith("a-b")

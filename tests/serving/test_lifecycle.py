@@ -1,4 +1,4 @@
-"""The server from its start to its end: bad settings, broken models, health, signals in the middle of work."""
+"""The server from start to end: invalid settings, broken models, health, signals."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready,
 
 
 def logs(served: Served, text: str) -> bool:
-    """Return whether the log has the text."""
+    """Return whether the log contains the text."""
     return text in served.log.read_text()
 
 
@@ -38,13 +38,13 @@ def accepts_connections(served: Served) -> bool:
 
 
 def get_stuck(served: Served) -> None:
-    """Have the stub's server work on a call that does not end."""
+    """Have the stub's server process a request that does not end."""
     begin_call(served, b"x")
-    wait_until(lambda: served.metric("classifier_requests_in_progress") == 1, "a call is in work")
+    wait_until(lambda: served.metric("classifier_requests_in_progress") == 1, "a request is running")
 
 
 def classify(served: Served, image: bytes) -> int:
-    """Return the status of a call."""
+    """Return the status of a request."""
     return served.post(data=image, headers={"Content-Type": "image/jpeg"}).status_code
 
 
@@ -97,7 +97,7 @@ def test_sigint_and_sighup_stop_it_like_sigterm(tmp_path, number):
 
 @contextmanager
 def piped(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
-    """Give a stub's server whose stderr is a pipe, and its port, without waiting for it to listen."""
+    """Run the stub's server with a pipe as stderr; give it and its port without waiting for it to listen."""
     (tmp_path / "loaded").touch()
     port = free_port()
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port), "STUB_DIR": str(tmp_path)}
@@ -109,8 +109,7 @@ def piped(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
             process.kill()
 
 
-@pytest.mark.parametrize("attempt", range(5))
-def test_sigterm_right_after_the_start_is_not_lost(tmp_path, attempt):
+def test_sigterm_right_after_the_start_is_not_lost(tmp_path):
     with piped(tmp_path) as (process, _):
         assert any(b" listening " in line for line in process.stderr)
         process.terminate()
@@ -278,7 +277,7 @@ def test_health_fails_while_a_request_is_stuck(tmp_path):
         wait_until(lambda: not is_ready(served), "the call was found to be stuck")
         assert "running for" in served.get("/healthcheck").json()["error"]["message"]
         [stuck] = served.connections
-        assert status_of(stuck) == 503  # its caller was told, and has not waited for ever
+        assert status_of(stuck) == 503  # its client was told, and did not wait forever
         (tmp_path / "release").touch()
         wait_until(lambda: is_ready(served), "the call has ended")
 
@@ -287,7 +286,7 @@ def test_health_fails_while_a_request_is_stuck(tmp_path):
 
 
 def start(**environment: str) -> str:
-    """Start a server that cannot start; return what it says."""
+    """Start a server that cannot start; return its output."""
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port())} | environment
     ended = subprocess.run(
         [sys.executable, "server.py"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=DEADLINE_S

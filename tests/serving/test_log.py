@@ -1,4 +1,4 @@
-"""log.py: whatever is said is one line."""
+"""log.py: every event is one line."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""However many large images come at once, the real server takes no more memory than for one."""
+"""Many large images at once take no more memory than one."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -7,11 +7,11 @@ from pathlib import Path
 from tests.malicious_images import SIDE, huge
 from tests.server_process import TENCH, Served, ready
 
-LARGEST_MB = 600  # that an image of 25 million pixels may take; measured: 392
+LARGEST_MB = 600  # for one image of 25 million pixels; measured: 392
 
 
 def memory_mb(served: Served, name: str) -> float:
-    """Return how much memory the server has (VmRSS), or has had at most (VmHWM)."""
+    """Return the memory of the server in MB: current (VmRSS) or maximum (VmHWM)."""
     status = Path(f"/proc/{served.process.pid}/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1_000
 

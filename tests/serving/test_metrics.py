@@ -1,4 +1,4 @@
-"""What every answer bears, who is let in, and what the log and the metrics say: all of it, and nothing secret."""
+"""The headers of every response, access, the log and the metrics."""
 
 import json
 import re
@@ -56,7 +56,7 @@ SAFE_HEADERS = {
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The stub's server with a key and a web page that may call it."""
+    """The stub's server with a key and a CORS origin."""
     folder = tmp_path_factory.mktemp("keyed")
     (folder / "release").touch()
     with ready(folder, stub=True, BANANA_API_KEY=KEY, CORS_ORIGIN=ORIGIN, MAX_BODY_MB="1") as served:
@@ -64,7 +64,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def ask(served: Served, method: str, path: str, key: str | None = KEY, **arguments) -> requests.Response:
-    """Send the path as it stands, without what `requests` would tidy up."""
+    """Send the path as it is; `requests` would normalize it."""
     headers = {"X-Banana-API-Key": key} if key else {}
     request = requests.Request(method, served.url, headers=headers | arguments.pop("headers", {}), **arguments)
     with requests.Session() as session:
@@ -74,7 +74,7 @@ def ask(served: Served, method: str, path: str, key: str | None = KEY, **argumen
 
 
 def one_of_each(served: Served) -> dict[int, requests.Response]:
-    """Return an answer of each status that can be had from a server that is well."""
+    """Return a response of each status that a healthy server sends."""
     image = {"Content-Type": "image/jpeg"}
     answers = [
         ask(served, "POST", "/", data=b"x", headers=image),
@@ -176,7 +176,7 @@ def test_never_reveals_the_key(keyed):
     said = [answer.text + str(answer.headers) for answer in one_of_each(keyed).values()]
     for path in EVERYWHERE:
         said.append(ask(keyed, "POST", path, data=b"{}").text)
-        said.append(ask(keyed, "GET", f"{path}?api_key={KEY}").text)  # not how it is sent, but somebody will
+        said.append(ask(keyed, "GET", f"{path}?api_key={KEY}").text)  # not how to send it, but some will
         said.append(ask(keyed, "GET", path, key=None, headers={"Authorization": f"Bearer {KEY}"}).text)
     said.append(keyed.raw(f"GET /\x01 HTTP/1.1\r\nX-Banana-API-Key: {KEY}\r\n\r\n".encode()).decode())
     said.append(keyed.log.read_text())
@@ -270,7 +270,7 @@ def test_metrics_count_responses_and_time_requests(served):
         return [served.metric(name) for name in names]
 
     before = numbers()
-    asked = len(before)  # every look at the metrics is an answer too
+    asked = len(before)  # every request for the metrics is a 200 too
     served.post(data=TENCH.read_bytes(), headers={"Content-Type": "image/jpeg"})
     served.post(data=b"no image", headers={"Content-Type": "image/jpeg"})
     served.get("/nowhere")

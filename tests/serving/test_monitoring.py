@@ -1,4 +1,4 @@
-"""docs/monitoring.md against the metrics of a server: what its PromQL selects is there, and is of calls only."""
+"""docs/monitoring.md: its queries select existing metrics, and only of requests that classify."""
 
 import re
 

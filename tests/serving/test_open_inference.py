@@ -1,4 +1,4 @@
-"""open_inference.py through real sockets: what a request may be, and what is refused."""
+"""open_inference.py through real sockets: valid and invalid requests."""
 
 import json
 
@@ -139,7 +139,7 @@ def test_422_for_a_list_that_is_too_long(served, body, item, limit):
 
 
 def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None = None) -> tuple[bytes, int]:
-    """Return a body with a binary tensor that says `size` of itself, by default the truth, and its JSON's length."""
+    """Return a body with a tensor that claims to have `size` bytes (default: the truth), and the JSON's length."""
     parameters = {"binary_data_size": len(data) if size is None else size}
     request = {"inputs": [{"name": "image", "datatype": datatype, "shape": shape, "parameters": parameters}]}
     return json.dumps(request).encode() + data, len(json.dumps(request))

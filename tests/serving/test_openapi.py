@@ -1,4 +1,4 @@
-"""openapi.json says what the server does: every route, and answers of the shapes that it promises."""
+"""openapi.json describes the server: every route, and the schema of every response."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ METHODS = ("get", "post")
 
 
 def resolved(node: dict) -> dict:
-    """Return what a $ref refers to, or the node itself."""
+    """Return the target of a $ref, or the node itself."""
     while "$ref" in node:
         target = API
         for name in node["$ref"].removeprefix("#/").split("/"):
@@ -29,7 +29,7 @@ def resolved(node: dict) -> dict:
 
 
 def fits(value: object, schema: dict) -> bool:
-    """Return whether the value is what the schema says."""
+    """Return whether the value fits the schema."""
     return Draft202012Validator(schema | {"components": API["components"]}).is_valid(value)
 
 
@@ -39,7 +39,7 @@ def model_of(served: Served) -> str:
 
 
 def assert_promised(response, path: str) -> dict | str:
-    """Fail unless serving/openapi.json promises this answer: its status, headers, type and body. Return the body."""
+    """Fail unless serving/openapi.json describes this response: its status, headers, type and body. Return the body."""
     method = response.request.method.lower().replace("head", "get")
     promised = resolved(API["paths"][path][method]["responses"][str(response.status_code)])
     for name in ("X-Request-ID", "Retry-After"):
@@ -74,13 +74,13 @@ def test_has_what_generators_and_linters_need():
     assert all(operation["summary"] for operation in operations)
     assert len({operation["operationId"] for operation in operations}) == len(operations)
     assert API["servers"] and API["info"]["license"]
-    for text in json.dumps(API).split('"oneOf": [')[1:]:  # of alternatives without properties generators make Any
+    for text in json.dumps(API).split('"oneOf": [')[1:]:  # generators turn alternatives without properties into Any
         alternatives = [resolved(option) for option in json.loads(f"[{text.partition(']')[0]}]")]
         assert all(option["type"] == "object" and option["properties"] for option in alternatives)
 
 
 def examples(path: str) -> list[dict]:
-    """Return the examples of a JSON body that is sent there."""
+    """Return the examples of JSON bodies for the path."""
     content = resolved(API["paths"][path]["post"]["requestBody"])["content"]["application/json"]
     values = [example["value"] for example in content["examples"].values()]
     assert all(fits(value, content["schema"]) for value in values)

@@ -1,4 +1,4 @@
-"""More than the server can take: it says 503 in time, keeps what it has promised, and is itself again afterwards."""
+"""Overload: the server responds 503 in time, finishes what it accepted, and recovers."""
 
 import base64
 import re
@@ -16,22 +16,22 @@ from serving.bodies import BODIES_IN_MEMORY
 from tests.clients import IMAGE, begin_call, flooding, status_of
 from tests.server_process import Served, is_ready, ready, wait_until
 
-RESIDENT = "process_resident_memory_bytes"  # which only Linux has
+RESIDENT = "process_resident_memory_bytes"  # on Linux only
 TENCH = {"image": base64.b64encode(IMAGE).decode()}
 
 
 def classify(served: Served, image: bytes = b"x") -> int:
-    """Return the status of a call on a connection of its own."""
+    """Return the status of a request on a new connection."""
     return served.post(data=image, headers={"Content-Type": "image/jpeg"}).status_code
 
 
 def gauges(served: Served) -> tuple[float, float]:
-    """Return how many calls are in work and how many wait."""
+    """Return the numbers of requests that are running and waiting."""
     return served.metric("classifier_requests_in_progress"), served.metric("classifier_requests_queued")
 
 
 def is_closed(connection: socket.socket, send: bytes = b"") -> bool:
-    """Send a little more, and return whether the server has closed the connection; whatever it answers is skipped."""
+    """Send a little more, and return whether the server has closed the connection; responses are skipped."""
     connection.setblocking(False)
     try:
         if send:
@@ -67,12 +67,12 @@ def test_overload_is_503_and_costs_no_memory(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 5_000_000], ids=["small", "large"])
 def test_a_disconnected_client_frees_its_place_in_the_queue(tmp_path, size):
-    # Of a large body, Sanic stops reading in the middle, and would then not see the client go.
+    # Sanic pauses reading a large body, and would then not notice that the client disconnects.
     with ready(tmp_path, stub=True, MAX_QUEUE="2") as served:
         calls = [begin_call(served, b"x")]
-        wait_until(lambda: gauges(served) == (1, 0), "a call is in work")
+        wait_until(lambda: gauges(served) == (1, 0), "a request is running")
         calls += [begin_call(served, b"x" * size) for _ in range(2)]
-        wait_until(lambda: gauges(served) == (1, 2), "two calls wait")
+        wait_until(lambda: gauges(served) == (1, 2), "two requests wait")
         assert classify(served) == 503
         calls.pop().close()
         wait_until(lambda: gauges(served) == (1, 1), "one of them has gone")
@@ -87,7 +87,7 @@ def test_a_disconnected_client_frees_its_place_in_the_queue(tmp_path, size):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server with short time-outs that answers calls at once."""
+    """A server with short timeouts that responds at once."""
     folder = tmp_path_factory.mktemp("slow")
     (folder / "release").touch()
     with ready(folder, stub=True, REQUEST_TIMEOUT_S="1", RESPONSE_TIMEOUT_S="2", KEEP_ALIVE_TIMEOUT_S="1") as served:
@@ -95,7 +95,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_drops_200_slow_connections(slow):
-    kinds = [  # what each sends at once, and what a little more is
+    kinds = [  # what each sends at first, and repeatedly afterwards
         (b"GET /healthcheck HTTP/1.1\r\nX-Slow: ", b"x"),
         (b"POST / HTTP/1.1\r\nContent-Type: image/jpeg\r\nContent-Length: 1000000\r\n\r\n", b"x"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
@@ -145,7 +145,7 @@ def test_drops_a_client_that_reads_no_response(slow):
 
 def test_pipelining_connections_take_turns(slow):
     pipelining = {name: slow.connect() for name in "ab"}
-    slow.process.send_signal(signal.SIGSTOP)  # so that it finds all of it at once
+    slow.process.send_signal(signal.SIGSTOP)  # so that all of it arrives at once
     for name, connection in pipelining.items():
         connection.sendall(f"GET /a HTTP/1.1\r\nX-Banana-Request-ID: turn-{name}\r\n\r\n".encode() * 500)
     slow.process.send_signal(signal.SIGCONT)
@@ -224,7 +224,7 @@ def test_banana_client_gets_through_overload_by_its_retries(tmp_path, monkeypatc
     def lines(name: str, status: int) -> int:
         return served.log.read_text().count(f"id={name} method=POST path=/ status={status}")
 
-    # The id that the client gives all tries of one call says in the log which thread it was.
+    # The request id, the same for all tries of a call, identifies the thread in the log.
     monkeypatch.setattr("banana_dev.client.uuid4", lambda: threading.current_thread().name)
     with ready(tmp_path, MAX_QUEUE="2", BANANA_API_KEY="the key") as served:
         callers = {f"good-{n}": ("the key", TENCH) for n in range(6)}

@@ -1,4 +1,4 @@
-"""platforms.py through real sockets: the same answers as POST /, on other routes."""
+"""platforms.py through real sockets: the same responses as POST /, on other routes."""
 
 import base64
 import gzip
@@ -48,7 +48,7 @@ def test_ping_follows_loading_ready_and_stopping(tmp_path):
         (tmp_path / "loaded").touch()
         wait_until(lambda: is_ready(served), "the server is ready")
         assert (served.get("/ping").status_code, served.get("/ping").json()) == (200, {"state": "healthy"})
-        with closing(served.connect()) as connection:  # a request that is not over, so that the server goes on
+        with closing(served.connect()) as connection:  # an unfinished request keeps the server running
             connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
             served.process.terminate()
             wait_until(lambda: not is_ready(served), "readiness has gone")
@@ -109,7 +109,7 @@ def test_v2_shares_the_queue_and_the_limits(tmp_path):
         assert "1 MB" in error_of(served.post("/v2/models/stub/infer", data=b"x" * 1_000_001), 413)
         call = served.connect()
         call.sendall(b"POST / HTTP/1.1\r\nContent-Type: image/png\r\nContent-Length: 1\r\n\r\nx")
-        wait_until(lambda: any(tmp_path.glob("began-*")), "a call is in work")
+        wait_until(lambda: any(tmp_path.glob("began-*")), "a request is running")
         assert "try again" in error_of(served.post("/v2/models/stub/infer", json=tensor()), 503)
         (tmp_path / "release").touch()
         assert call.recv(100).startswith(b"HTTP/1.1 200 ")

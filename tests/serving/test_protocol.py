@@ -1,4 +1,4 @@
-"""protocol.py through real sockets: requests that Sanic would take for others, or not answer."""
+"""protocol.py through real sockets: requests that Sanic would misread, or leave without a response."""
 
 import base64
 import json

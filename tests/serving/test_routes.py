@@ -1,4 +1,4 @@
-"""server.py through real sockets: what each status of the HTTP contract looks like, and what the routes answer."""
+"""server.py through real sockets: every status of the HTTP contract, and every route."""
 
 import base64
 import json
@@ -19,25 +19,25 @@ TENCH_BASE64 = base64.b64encode(TENCH.read_bytes()).decode()
 
 
 def refuse(served: Served, route: str, inputs: object, key: str = "") -> None:
-    """Call as Banana's client does; expect it to raise at once, without a retry."""
+    """Call with Banana's client; expect it to raise at once, without a retry."""
     with pytest.raises(ClientException) as raised:
         Client(key, served.url, verbosity="").call(route, json=inputs, headers={}, retry_timeout=60)
     assert "Retry timeout" not in str(raised.value)
 
 
 @contextmanager
-def call_in_work(served: Served, folder: Path) -> Iterator[list[int]]:
-    """Have the stub's server work on a call while the context lasts; give the list that its status will be in."""
+def running_request(served: Served, folder: Path) -> Iterator[list[int]]:
+    """Have the stub's server process a request while the context lasts; give the list that will hold its status."""
     results: list[int] = []
     caller = threading.Thread(target=lambda: results.append(served.post(json={}).status_code))
     caller.start()
-    wait_until(lambda: any(folder.glob("began-*")), "a call is in work")
+    wait_until(lambda: any(folder.glob("began-*")), "a request is running")
     yield results
     caller.join()
 
 
 def error_of(response: requests.Response, status: int, kind: str) -> str:
-    """Return the message of an error response, having checked everything else of it."""
+    """Check an error response and return its message."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/json"
     assert set(response.json()) == {"error"}
@@ -205,7 +205,7 @@ def test_banana_client_retries_while_the_model_loads(tmp_path):
 
 
 def test_503_when_the_queue_is_full_while_health_is_good(tmp_path):
-    with ready(tmp_path, stub=True, MAX_QUEUE="0") as served, call_in_work(served, tmp_path) as results:
+    with ready(tmp_path, stub=True, MAX_QUEUE="0") as served, running_request(served, tmp_path) as results:
         assert served.get("/healthcheck").status_code == 200
         assert served.get("/_k/status").json()["gpu_available"] is False
         refused = served.post(json={})
@@ -226,7 +226,7 @@ def test_500_for_a_bug_reveals_nothing(tmp_path):
 
 def test_503_after_sigterm_while_work_finishes(tmp_path):
     with ready(tmp_path, stub=True) as served:
-        with call_in_work(served, tmp_path) as results:
+        with running_request(served, tmp_path) as results:
             served.process.terminate()
             wait_until(lambda: not is_ready(served), "readiness has gone")
             refused = served.post(json={})

@@ -40,7 +40,7 @@ def as_input(datatype: str, binary: bool, *which: int) -> InferInput:
     """Return the images of those numbers as Triton's client sends them."""
     if datatype == "UINT8":
         array = np.stack([PIXELS[n] for n in which])
-    else:  # in JSON it writes bytes as text, and leaves it to the caller to encode them
+    else:  # in JSON, bytes must be encoded by the caller
         array = np.array([IMAGES[n] if binary else base64.b64encode(IMAGES[n]) for n in which], object)
     tensor = InferInput("image", list(array.shape), datatype)
     tensor.set_data_from_numpy(array, binary_data=binary)

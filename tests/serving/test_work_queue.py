@@ -1,4 +1,4 @@
-"""work_queue.py: what is waiting is bounded, leaves at once when nobody wants it, and is counted right."""
+"""work_queue.py: work is bounded, cancellable while it waits, and counted."""
 
 import asyncio
 import gc
@@ -14,7 +14,7 @@ from tests.server_process import DEADLINE_S
 
 
 class Gate:
-    """Work that ends when the test says so."""
+    """Work that ends when the test allows it."""
 
     def __init__(self) -> None:
         self.began: list = []
@@ -32,7 +32,7 @@ class Body:
 
 
 def run(test: Callable[[Gate], Coroutine]) -> None:
-    """Run the test in an event loop; let no thread wait at its gate for ever."""
+    """Run the test in an event loop; release every thread from its gate at the end."""
     gate = Gate()
 
     async def bounded() -> None:
@@ -45,13 +45,13 @@ def run(test: Callable[[Gate], Coroutine]) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return as soon as `condition` holds; `run` fails the test where it never does."""
+    """Return as soon as `condition` holds; `run` fails the test if it never does."""
     while not condition():
         await asyncio.sleep(0.001)
 
 
 def start(queue: WorkQueue, gate: Gate, *names: object) -> list[asyncio.Task]:
-    """Have the queue take on a piece of work for each name."""
+    """Queue a piece of work for each name."""
     return [asyncio.create_task(queue.run(gate.pass_through, name)) for name in names]
 
 
