@@ -28,17 +28,15 @@ from serving.log import logger, start_log
 SETTINGS = read(ServerSettings)
 USAGE = """usage: python server.py [serve]
 
-Serve classifier.onnx over HTTP. Settings are environment variables such as PORT: docs/configuration.md has them all.
-"""
+Serve classifier.onnx over HTTP. Settings are environment variables such as PORT: docs/configuration.md has them all."""
 
 
 def check_arguments(arguments: list[str]) -> None:
     """Print the usage and exit if there are arguments other than SageMaker's `serve`."""
-    if arguments in (["-h"], ["--help"]):
-        print(USAGE)
-        sys.exit()
     if arguments not in ([], ["serve"]):
-        sys.exit(USAGE)
+        is_help = arguments in (["-h"], ["--help"])
+        print(USAGE, file=sys.stdout if is_help else sys.stderr)
+        sys.exit(not is_help)
 
 
 def load(backend: Any) -> Future:
@@ -81,8 +79,7 @@ server.config.update(
     REQUEST_TIMEOUT=SETTINGS.REQUEST_TIMEOUT_S,
     RESPONSE_TIMEOUT=SETTINGS.RESPONSE_TIMEOUT_S,  # when it is over, Sanic itself answers 503
     KEEP_ALIVE_TIMEOUT=SETTINGS.KEEP_ALIVE_TIMEOUT_S,
-    # BodyReader has the limit. Sanic's own closes the connection on a client that is still sending, which then never
-    # reads the 413. What is left of a refused body is read and dropped, within KEEP_ALIVE_TIMEOUT_S.
+    # BodyReader has the limit: Sanic's own closes the connection on a client that is still sending.
     REQUEST_MAX_SIZE=sys.maxsize,
     # Sanic pauses a connection that has this many unread bytes; at its default, 65,536, it would pause most uploads.
     REQUEST_BUFFER_SIZE=262_144,

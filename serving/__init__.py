@@ -1,1 +1,1 @@
-"""What serves: request bodies, the queue, the life cycle, metrics, the log, the page, other platforms' routes."""
+"""The HTTP server: request bodies, queue, life cycle, metrics, log, page, and the routes of other platforms."""

@@ -12,9 +12,9 @@ from runtime.errors import InvalidInput
 from serving.bounded_lists import at_most, list_items
 
 MAX_FORM_PARTS = 16
-MAX_TEXTS = 1024  # texts in a list of a JSON body; the most that MAX_IMAGES in runtime/settings.py may be
+MAX_TEXTS = 1024  # in a list of a JSON body; the maximum of MAX_IMAGES in runtime/settings.py
 OPTIONS = ("top_k", "probabilities")
-COMPRESSED = "the request is compressed: send it as it is"
+COMPRESSED = "the request is compressed: send it uncompressed"
 NULL = msgspec.Raw(b"null")
 GZIP, BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 # A body that is neither JSON nor a form: control characters at its beginning, or the signature of a format.
@@ -23,13 +23,13 @@ FIELD_IMAGE = re.compile(rb"(?:^|&)image=")
 
 
 class _Inputs(msgspec.Struct):
-    """The fields of a JSON body that are read; any other is skipped without being built in memory.
+    """The fields of a JSON body that are read; others are skipped without being built in memory.
 
-    Null is as if the field were not there: so clients write what was not set.
+    `null` means that a field is not set.
     """
 
     image: str | None = None
-    images: msgspec.Raw = NULL  # may be there a million times: only the last is decoded
+    images: msgspec.Raw = NULL  # decoded afterwards, and so only once even if it occurs a million times
     top_k: int | None = None
     probabilities: bool | None = None
 
@@ -70,8 +70,8 @@ def _content(data: bytes) -> bytes:
 
 def _json(body: bytes) -> dict:
     inputs = _decode(body)
-    if isinstance(inputs, str):  # some of Banana's callers encode twice
-        inputs = inputs.encode(errors="replace")  # in place of the text, which may be four times as large
+    if isinstance(inputs, str):  # some of Banana's clients encode twice
+        inputs = inputs.encode(errors="replace")  # instead of the text, which may take four times the memory
         inputs = _decode(inputs)
     if isinstance(inputs, str):
         raise msgspec.ValidationError("a text")
@@ -92,10 +92,10 @@ def _form(content_type: str, body: bytes) -> dict:
     try:
         parts = list(MultipartParser(io.BytesIO(body), boundary, **limits))
         images = [part.raw for part in parts if part.name == "image"]
-        # Not part.value, which heeds a charset that the caller names: of Punycode a megabyte takes minutes.
+        # Not part.value, which uses the charset that a client names: a megabyte of Punycode takes minutes.
         fields = {part.name: part.raw.decode(errors="replace") for part in parts if part.name in OPTIONS}
     except (MultipartError, ValueError) as error:
-        raise InvalidInput(f"not a form that can be read: {error}") from error
+        raise InvalidInput(f"the form cannot be read: {error}") from error
     if len(images) != 1:
         raise InvalidInput("expected a form with one file in the field `image`")
     return {"image": _content(images[0])} | _options(fields)
@@ -108,7 +108,7 @@ def _urlencoded(body: bytes) -> dict:
 
 
 def _options(fields: Mapping[str, Any]) -> dict:
-    """Return the options among a query's or a form's fields, which are all text, as JSON would have them."""
+    """Return the options in the fields of a query or a form, which are text, with the types that JSON has."""
     options: dict[str, Any] = {}
     for name in OPTIONS:
         if name in fields:

@@ -1,6 +1,6 @@
-"""The log: one line an event on stderr, as text or as JSON.
+"""The log: one line per event on stderr, as text or as JSON.
 
-Whoever has something to say uses `logger`, with what belongs to it as `extra={"fields": {...}}`.
+Use `logger`, with an event's fields as `extra={"fields": {...}}`.
 """
 
 import json
@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 logger = logging.getLogger("server")
-logger.setLevel(logging.INFO)  # of all others only warnings and errors are written
+logger.setLevel(logging.INFO)  # other loggers write only warnings and errors
 
 
 def start_log(log_format: str) -> None:
@@ -24,10 +24,10 @@ def start_log(log_format: str) -> None:
 
 
 class LineHandler(logging.Handler):
-    """Writes each event to stderr as one line, of text or a JSON object; what is not printable is escaped in either.
+    """Writes each event to stderr as one line, of text or a JSON object, with unprintable characters escaped.
 
-    It never waits: a pipe that nobody reads is full after a few hundred lines. A line may be lost or cut short, a
-    request may not.
+    It never waits: a pipe that is not read is full after a few hundred lines. Then lines are lost or cut
+    short, but requests are processed.
     """
 
     def __init__(self, as_json: bool) -> None:
@@ -45,7 +45,7 @@ class LineHandler(logging.Handler):
             return json.dumps({"time": time, "level": level, "event": event} | fields)
         words = [time, level, "".join(c if c.isprintable() else repr(c)[1:-1] for c in event)]
         for name, value in fields.items():
-            # Quoted wherever a caller's text could break the line or pass for another field.
+            # Quoted if a client's text could break the line or pass for another field.
             plain = type(value) in (int, float) or (isinstance(value, str) and re.fullmatch("[!-~]*", value))
             words.append(f"{name}={value if plain else json.dumps(value)}")
         return " ".join(words)
@@ -54,8 +54,8 @@ class LineHandler(logging.Handler):
         """Write the line."""
         line = self.format(record).encode(errors="backslashreplace") + b"\n"
         stderr = sys.stderr.fileno()
-        with suppress(OSError):  # nobody is left to read it
-            for start in range(0, len(line), select.PIPE_BUF):  # what a pipe with room takes at once
+        with suppress(OSError):  # the reader is gone
+            for start in range(0, len(line), select.PIPE_BUF):  # what a pipe with room accepts at once
                 if not select.select([], [stderr], [], 0)[1]:
                     return
                 os.write(stderr, line[start : start + select.PIPE_BUF])

@@ -1,4 +1,4 @@
-"""What the person on call sees: metrics for Prometheus, and one line in the log for every request."""
+"""Metrics for Prometheus, and one log line per request."""
 
 import re
 from time import perf_counter
@@ -11,28 +11,35 @@ from serving.log import logger
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
-REQUESTS = Counter("classifier_requests", "Requests answered, by status", ["status"])
+REQUESTS = Counter("classifier_requests", "Responses, by status", ["status"])
 REQUEST_SECONDS = Histogram(
-    "classifier_request_seconds", "Time to answer a request", ["route", "status"], buckets=(*SECONDS, 30, 60)
+    "classifier_request_seconds",
+    "Time from the first byte of a request to its response",
+    ["route", "status"],
+    buckets=(*SECONDS, 30, 60),
 )
-QUEUE_SECONDS = Histogram("classifier_queue_seconds", "Time that a call waited for a thread", buckets=SECONDS)
-DECODE_SECONDS = Histogram("classifier_decode_seconds", "Time to decode and resize a call's images", buckets=SECONDS)
-MODEL_SECONDS = Histogram("classifier_model_seconds", "Time that the model took for a call", buckets=SECONDS)
+QUEUE_SECONDS = Histogram("classifier_queue_seconds", "Time that a request waited for a thread", buckets=SECONDS)
+DECODE_SECONDS = Histogram(
+    "classifier_decode_seconds", "Time to decode and resize the images of a request", buckets=SECONDS
+)
+MODEL_SECONDS = Histogram("classifier_model_seconds", "Time that the model took for a request", buckets=SECONDS)
 PHASES = {"queue": QUEUE_SECONDS, "decode": DECODE_SECONDS, "model": MODEL_SECONDS}  # by their names in timing_ms
-REQUESTS_IN_PROGRESS = Gauge("classifier_requests_in_progress", "Calls being worked on")
-REQUESTS_QUEUED = Gauge("classifier_requests_queued", "Calls waiting for a thread")
-MODEL = Info("classifier_model", "The model and the execution provider in use")
+REQUESTS_IN_PROGRESS = Gauge("classifier_requests_in_progress", "Requests that are running")
+REQUESTS_QUEUED = Gauge("classifier_requests_queued", "Requests that are waiting for a thread")
+MODEL = Info("classifier_model", "The model and the backend in use")
 
 
 def record(request: Request, status: int) -> None:
-    """Count a request that is answered, and write its line: what is known of it, and what the backend's answer says.
+    """Count a response, and log its request with what the backend reports.
 
-    A call's route has the name of its function, and all else is `other`: never a caller's path.
+    The label `route` is the name of the function of a route that classifies, otherwise `other`; never a client's path.
     """
-    is_call = request.route and request.route.extra.stream
+    classifies = request.route and request.route.extra.stream
     total_ms = round((perf_counter() - (request.stream.perft0 or perf_counter())) * 1e3, 1)
     REQUESTS.labels(str(status)).inc()
-    REQUEST_SECONDS.labels(request.route.handler.__name__ if is_call else "other", str(status)).observe(total_ms / 1e3)
+    REQUEST_SECONDS.labels(request.route.handler.__name__ if classifies else "other", str(status)).observe(
+        total_ms / 1e3
+    )
     fields = {
         "id": get_request_id(request),
         "method": request.method,
@@ -41,7 +48,7 @@ def record(request: Request, status: int) -> None:
         "bytes": request.stream.request_bytes or 0,
         "total_ms": total_ms,
     }
-    if hasattr(request.ctx, "answer"):  # else it was refused
+    if hasattr(request.ctx, "answer"):  # it was not refused
         answer = request.ctx.answer
         images = [result["image"] for result in answer.get("results", [answer]) if "image" in result]
         if images:
@@ -55,7 +62,7 @@ def record(request: Request, status: int) -> None:
 
 
 def get_request_id(request: Request) -> str:
-    """Return the caller's X-Banana-Request-ID if it is fit to be shown, else one made for the request."""
+    """Return the client's X-Banana-Request-ID if it can be logged as it is, otherwise a new id for the request."""
     if not hasattr(request.ctx, "id"):
         sent = request.headers.get("X-Banana-Request-ID", "")
         request.ctx.id = sent if re.fullmatch(r"[\w.:-]{1,128}", sent, re.ASCII) else str(uuid4())

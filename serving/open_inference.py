@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2, as far as one classifier speaks it: requests to inputs, answers to responses.
+"""The Open Inference Protocol v2 for one classifier: from requests to inputs, and from results to responses.
 
-With the extensions for binary tensors and for classification. platforms.py has the routes; knows nothing of HTTP.
+With the extensions for binary tensors and classification. Does not deal with HTTP; the routes are in platforms.py.
 """
 
 import re
@@ -17,19 +17,19 @@ from runtime.errors import InvalidInput
 from serving.bounded_lists import at_most, list_items
 from serving.inputs import MAX_TEXTS, NULL
 
-INPUT = "image"  # this and the next as in classifier.onnx
+INPUT = "image"  # the tensors' names in classifier.onnx
 OUTPUT = "probabilities"
-LENGTH = struct.Struct("<I")  # of an element, in front of it
-MAX_LIST = 8  # inputs, outputs or dimensions; more are not looked at
-PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers to read at a time: no other thread runs meanwhile
+LENGTH = struct.Struct("<I")  # of an element's length, which precedes it
+MAX_LIST = 8  # of inputs, outputs or dimensions
+PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers decoded at a time: no other thread runs meanwhile
 
 DIGITS, JSON_BLANKS = b"0123456789", b" \t\r\n"
-MISMATCH = "the data is not as large as its shape says, or not nested as that"
-NOT_WHOLE = "pixels have to be whole numbers from 0 to 255"
+MISMATCH = "the data does not have the size or the nesting of its shape"
+NOT_WHOLE = "pixels must be integers from 0 to 255"
 
 
 class _Parameters(msgspec.Struct):
-    """Of an input, of an output, and of the whole request."""
+    """The parameters of an input, an output or the whole request."""
 
     binary_data_size: int | None = None
     binary_data: bool | None = None
@@ -41,7 +41,7 @@ class _Tensor(msgspec.Struct):
     name: str
     datatype: str
     shape: msgspec.Raw
-    data: msgspec.Raw = NULL  # behind the JSON
+    data: msgspec.Raw = NULL  # if it follows the JSON
     parameters: _Parameters | None = None
 
 
@@ -51,9 +51,9 @@ class _Output(msgspec.Struct):
 
 
 class _Request(msgspec.Struct):
-    """The fields of a request that are read; any other is skipped without being built in memory.
+    """The fields of a request that are read; others are skipped without being built in memory.
 
-    The lists are decoded afterwards, and so only once, though a field may be there a million times.
+    The lists are decoded afterwards, and so only once even if a field occurs a million times.
     """
 
     inputs: msgspec.Raw
@@ -71,18 +71,18 @@ _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le
 
 @dataclass(frozen=True)
 class Inference:
-    """A request: its images as `inference` takes them, and how the answer is wanted."""
+    """A request: its images as `inference` accepts them, and the form of the response."""
 
     images: list[np.ndarray] | list[bytes]
-    classes: int | None  # so many classes by name, not all probabilities
-    binary: bool  # the output behind the JSON, not in it
+    classes: int | None  # the number of classes to name, instead of all probabilities
+    binary: bool  # whether the output follows the JSON
     id: str | None
 
 
 def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
     """Return the request in a body, of which `json_length` bytes are JSON. Raises InvalidInput."""
     if not re.fullmatch("[0-9]{1,19}", json_length) or int(json_length) > len(body):
-        raise InvalidInput("Inference-Header-Content-Length has to be the length of the JSON that the body begins with")
+        raise InvalidInput("Inference-Header-Content-Length must be the length of the JSON that the body begins with")
     view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
@@ -92,20 +92,17 @@ def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
             raise InvalidInput(f'expected one input, with the name "{INPUT}"')
         if [output.name for output in outputs] not in ([], [OUTPUT], [None]):
             raise InvalidInput(f'expected one output, with the name "{OUTPUT}"')
-        pictures = _pictures(inputs[0], view[end:], max_images)
+        images = _images(inputs[0], view[end:], max_images)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"not the JSON of an inference request: {error}") from error
     wanted = (outputs[0].parameters if outputs else None) or _Parameters()
     default = (request.parameters or _Parameters()).binary_data_output
     binary = default if wanted.binary_data is None else wanted.binary_data
-    return Inference(pictures, wanted.classification, bool(binary), request.id)
+    return Inference(images, wanted.classification, bool(binary), request.id)
 
 
 def encode_response(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, int | None]:
-    """Return the response, and how much of it is JSON where that is not all.
-
-    `model` has the fields that say which one answers.
-    """
+    """Return the response, and the length of its JSON if binary data follows. `model` has the fields that name it."""
     data: list[Any]
     if inference.classes:
         data = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
@@ -123,20 +120,20 @@ def encode_response(inference: Inference, model: dict, results: list[dict]) -> t
     return text + binary, len(text)
 
 
-def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
+def _images(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
     try:
         shape = list_items(_decode_shape(tensor.shape))
     except msgspec.ValidationError as error:
         raise InvalidInput(f'not a "shape": {error}') from error
     fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1 or shape[1:] == [1]}
     if not fits.get(tensor.datatype) or min(shape) < 1:
-        raise InvalidInput("expected pixels, UINT8 [pictures, height, width, 3], or picture files, BYTES [pictures]")
+        raise InvalidInput("expected pixels, UINT8 [images, height, width, 3], or image files, BYTES [images]")
     if shape[0] > max_images:
-        raise InvalidInput(f"at most {max_images} pictures are taken in one call")
+        raise InvalidInput(f"too many images; the limit is {max_images} per request")
     size = (tensor.parameters or _Parameters()).binary_data_size
     in_json = tensor.data != NULL
     if in_json == (size is not None) or len(binary) != (size or 0):
-        raise InvalidInput('expected "data", or binary data of "binary_data_size" bytes behind the JSON')
+        raise InvalidInput('expected either "data", or "binary_data_size" bytes of binary data after the JSON')
     if tensor.datatype == "UINT8":
         pixels = _pixels(bytes(tensor.data), shape) if in_json else binary
         if len(pixels) != prod(shape):
@@ -149,13 +146,13 @@ def _pictures(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.n
 
 
 def _texts(data: msgspec.Raw) -> list[str]:
-    """Return the texts in a list, or in lists of one each, which is how the shape [pictures, 1] is nested."""
+    """Return the texts in a list, or in lists of one text each, as the shape [images, 1] is nested."""
     texts = list_items(msgspec.json.decode(data, type=at_most(MAX_TEXTS, str | at_most(1, str))))  # type: ignore[arg-type]
     return [text for each in texts for text in ([each] if isinstance(each, str) else list_items(each))]
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:
-    """Return the pixels in valid JSON: numbers in one list, or in lists nested as the shape says.
+    """Return the pixels in valid JSON: numbers in one list, or in lists nested like the shape.
 
     Lists of Python take many times the memory of their text, so the brackets are checked as text, and the numbers
     between them decoded in pieces.
@@ -190,5 +187,5 @@ def _unpack(binary: memoryview, count: int) -> list[bytes]:
         at = start + LENGTH.unpack_from(binary, at)[0]
         elements.append(bytes(binary[start:at]))
     if at != len(binary):
-        raise InvalidInput("an element's length is not what stands in front of it")
+        raise InvalidInput("an element does not have the length that precedes it")
     return elements

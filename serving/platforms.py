@@ -1,6 +1,6 @@
-"""What platforms other than Banana ask a container for, in front of the same app.py, queue and limits.
+"""The routes of platforms other than Banana, with the same backend, queue and limits.
 
-SageMaker and RunPod ask for /ping; KServe and the clients of Triton and MLServer for the Open Inference Protocol v2.
+SageMaker and RunPod use /ping; KServe and the clients of Triton and MLServer the Open Inference Protocol v2.
 """
 
 from sanic import Blueprint, HTTPResponse, Request
@@ -18,15 +18,15 @@ V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/vers
 # With error_format, Sanic does not search the source of each route for one when it starts.
 GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True, "error_format": "json"}
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
-VERSION = "1"  # the only one of the model
-JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON in front of binary tensors
+VERSION = "1"  # of the model; there is only one
+JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
 
 routes = Blueprint("platforms")
 
 
 @routes.route("/ping", **GET)
 async def ping(request: Request) -> HTTPResponse:
-    """200 while the model answers; 204 while it loads, as RunPod has it and SageMaker does not mind; or 503."""
+    """200 while the model works; 204 while it loads, as RunPod expects and SageMaker accepts; otherwise 503."""
     lifecycle = request.app.ctx.lifecycle
     if lifecycle.state is State.LOADING:
         return HTTPResponse(status=204)
@@ -36,13 +36,13 @@ async def ping(request: Request) -> HTTPResponse:
 
 @routes.post("/invocations", stream=True)
 async def invocations(request: Request) -> HTTPResponse:
-    """Do what POST / does."""
+    """The same as POST /."""
     return await run_inference(request)
 
 
 @routes.route("/v2", **GET)
 async def server_metadata(request: Request) -> HTTPResponse:
-    """Which server this is, and what of v2 it has beside the core."""
+    """The server's name and version, and the extensions of v2 that it supports."""
     request.app.ctx.lifecycle.require_ready()
     version = request.app.ctx.backend.status().get("version", "")
     return json({"name": "classifier", "version": version, "extensions": ["binary_tensor_data", "classification"]})
@@ -50,13 +50,13 @@ async def server_metadata(request: Request) -> HTTPResponse:
 
 @routes.route("/v2/health/live", **GET)
 async def live(request: Request) -> HTTPResponse:
-    """200 from the moment that the server listens."""
+    """200 as soon as the server listens."""
     return json({"live": True})
 
 
 @routes.route("/v2/health/ready", **GET)
 async def ready(request: Request) -> HTTPResponse:
-    """200 while the model answers, else 503."""
+    """200 while the model works, otherwise 503."""
     request.app.ctx.lifecycle.require_healthy()
     return json({"ready": True})
 
@@ -64,7 +64,7 @@ async def ready(request: Request) -> HTTPResponse:
 @routes.route("/v2/models/<name>", **GET)
 @routes.route("/v2/models/<name>/versions/<version>", name="version_metadata", **GET)
 async def model_metadata(request: Request, name: str, version: str | None = None) -> HTTPResponse:
-    """What the model takes and gives. That the input may be encoded pictures too the protocol cannot say."""
+    """The model's tensors. The protocol cannot express that the input may also be image files."""
     model = require_model(request, name, version)
     return json(
         {
@@ -80,7 +80,7 @@ async def model_metadata(request: Request, name: str, version: str | None = None
 @routes.route("/v2/models/<name>/ready", **GET)
 @routes.route("/v2/models/<name>/versions/<version>/ready", name="version_ready", **GET)
 async def model_ready(request: Request, name: str, version: str | None = None) -> HTTPResponse:
-    """200 while the model answers, else 503."""
+    """200 while the model works, otherwise 503."""
     request.app.ctx.lifecycle.require_healthy()
     require_model(request, name, version)
     return json({"name": name, "ready": True})
@@ -89,7 +89,7 @@ async def model_ready(request: Request, name: str, version: str | None = None) -
 @routes.post("/v2/models/<name>/infer", stream=True, unquote=True)
 @routes.post("/v2/models/<name>/versions/<version>/infer", name="version_infer", stream=True, unquote=True)
 async def infer(request: Request, name: str, version: str | None = None) -> HTTPResponse:
-    """Classify pixels or picture files."""
+    """Classify pixels or image files."""
     require_model(request, name, version)
     model = {"model_name": name} | ({"model_version": version} if version else {})
 
@@ -109,12 +109,12 @@ async def infer(request: Request, name: str, version: str | None = None) -> HTTP
 
 
 def require_model(request: Request, name: str, version: str | None) -> dict:
-    """Return what the backend says of its model. Raises NotFound where name or version is another, or Unavailable."""
+    """Return the backend's status. Raises NotFound if this is not its model and version, or Unavailable."""
     request.app.ctx.lifecycle.require_ready()
     status = request.app.ctx.backend.status()
     model = status["model"]
     if name != model:
-        raise NotFound(f"there is no such model here: the one that is here is {model}")
+        raise NotFound(f"unknown model; this server serves {model}")
     if version not in (None, VERSION):
-        raise NotFound(f"there is no such version here: the one of {model} is {VERSION}")
+        raise NotFound(f"unknown version; the version of {model} is {VERSION}")
     return status

@@ -25,13 +25,13 @@ class StrictHttp(Http):
     __slots__ = ("chunks",)  # of the body, so far
 
     # Sanic sets no timeout for a request that merely claims to want a WebSocket; there are none here.
-    # test_overload.py: test_200_slow_connections_stop_nobody_and_are_dropped
+    # Test: test_drops_200_slow_connections
     upgrade_websocket = property(lambda self: False, lambda self, value: None)
 
     def init_for_request(self) -> None:
         """Skip the empty line that some clients send after a body (RFC 9112, 2.2); Sanic reads it as a request.
 
-        test_protocol.py: test_an_empty_line_between_requests_is_no_request
+        Test: test_skips_empty_lines_between_requests
         """
         super().init_for_request()
         self.chunks = 0
@@ -40,7 +40,7 @@ class StrictHttp(Http):
     async def http1_request_header(self) -> None:
         """Refuse headers that a proxy may read differently, and so find another end of the body; Sanic accepts them.
 
-        test_protocol.py: test_headers_that_another_would_read_otherwise_are_refused_and_the_connection_closed
+        Test: test_rejects_ambiguous_headers
         """
         await super().http1_request_header()
         if NOT_A_HEADER.search(self.request.head.decode(errors="surrogateescape")):
@@ -50,7 +50,7 @@ class StrictHttp(Http):
     def _safe_int(value: str, base: int = 10) -> int:
         """Return a length; Sanic accepts what Python does: 0x5, digits of any script, blanks of any kind.
 
-        test_protocol.py: test_a_size_of_a_chunk_that_another_would_read_otherwise_is_refused_and_the_connection_closed
+        Test: test_rejects_ambiguous_chunk_size
         """
         value = value.rstrip(" \t")
         if not re.fullmatch(r"[0-9a-fA-F]+", value):
@@ -60,7 +60,7 @@ class StrictHttp(Http):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Read a body and let other connections proceed; Sanic does not while its buffer holds any of the body.
 
-        test_overload.py: test_bodies_of_tiny_chunks_do_not_stop_the_server
+        Test: test_drops_bodies_in_tiny_chunks
         """
         while self.request_body:
             if data := await self.read():
@@ -71,8 +71,7 @@ class StrictHttp(Http):
     async def read(self) -> bytes | None:
         """Refuse a body in tiny chunks, and a chunk without CRLF behind it; Sanic accepts any two bytes there.
 
-        test_overload.py: test_bodies_of_tiny_chunks_do_not_stop_the_server; test_protocol.py:
-        test_chunks_must_end_with_crlf
+        Tests: test_drops_bodies_in_tiny_chunks, test_rejects_a_chunk_without_crlf
         """
         if self.request_body == "chunked" and self.request_bytes_left == 0:  # at the end of a chunk, or of the head
             while len(self.recv_buffer) < 2:
@@ -87,7 +86,7 @@ class StrictHttp(Http):
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """Refuse a request with Expect: 100-continue without inviting its body; Sanic sends 100 and the refusal.
 
-        test_protocol.py: test_who_asks_whether_to_send_a_body_is_refused_at_once
+        Test: test_refuses_expect_100_continue_without_the_body
         """
         if self.expecting_continue:
             self.expecting_continue = self.keep_alive = False
@@ -96,7 +95,7 @@ class StrictHttp(Http):
     def create_empty_request(self) -> None:
         """Respond to a URL that cannot be parsed; Sanic fails again while it makes the request for its error.
 
-        test_metrics.py: test_a_caller_cannot_forge_a_line_of_the_log
+        Test: test_clients_cannot_forge_log_lines
         """
         try:
             super().create_empty_request()
@@ -108,31 +107,27 @@ class StrictHttp(Http):
 class DeadlineProtocol(HttpProtocol):
     """Has timeouts that run from a request's first byte, and from its response; in Sanic every byte restarts them.
 
-    test_overload.py: test_200_slow_connections_stop_nobody_and_are_dropped
+    Test: test_drops_200_slow_connections
     """
 
     HTTP_CLASS = StrictHttp
-    __slots__ = ("at_eof",)  # whether the client has closed its side
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with a connection."""
-        self.at_eof = False
-        super().connection_made(transport)
+    __slots__ = ("at_eof",)  # set when the client has closed its side
 
     def eof_received(self) -> bool:
         """Respond to requests that are complete when the client closes its side; Sanic closes the connection.
 
         One that still waits in the queue counts as abandoned: a client that is gone looks the same.
-        test_protocol.py: test_a_client_that_closes_its_side_gets_its_responses
+        Test: test_responds_after_a_half_close
         """
         self.at_eof = True
         request = getattr(self.http, "request", None)
         is_queued = request is not None and getattr(request.ctx, "is_queued", False)
-        return self._data_received.is_set() and not is_queued
+        is_waiting = not self._data_received.is_set()  # for more of a request, or for the next one
+        return not is_waiting and not is_queued
 
     async def receive_more(self) -> None:
         """Wait for more bytes; close the connection instead if there will be none, which cancels this."""
-        if self.at_eof:
+        if hasattr(self, "at_eof"):
             self.close()
             await asyncio.get_running_loop().create_future()
         await super().receive_more()
@@ -149,7 +144,7 @@ class DeadlineProtocol(HttpProtocol):
     def check_timeouts(self) -> None:
         """Keep checking after a 503 for a timeout; Sanic stops, and the rest of a body may trickle in forever.
 
-        test_overload.py: test_200_slow_connections_stop_nobody_and_are_dropped
+        Test: test_drops_200_slow_connections
         """
         scheduled = self._callback_check_timeouts
         super().check_timeouts()
@@ -159,7 +154,7 @@ class DeadlineProtocol(HttpProtocol):
     def close_if_idle(self) -> bool:
         """Close a connection without a request, when the server stops; Sanic also closes one whose body still arrives.
 
-        test_lifecycle.py: test_sigterm_lets_a_refused_client_finish_sending
+        Test: test_sigterm_lets_a_refused_client_finish_sending
         """
         return not self.under_way and super().close_if_idle()
 

@@ -1,4 +1,4 @@
-"""Clients that a server has to live with, for the tests beside this file: many at once, and calls half sent."""
+"""Difficult clients for the tests: many at once, and requests that are sent in part."""
 
 import http.client
 import socket
@@ -13,16 +13,16 @@ IMAGE = TENCH.read_bytes()
 
 
 class Flood:
-    """What clients in a closed loop have got."""
+    """The results of clients in a closed loop."""
 
     def __init__(self) -> None:
         self.statuses: Counter = Counter()
-        self.faults: list[str] = []  # anything that is no 200 and no proper 503
-        self.leaving = threading.Event()  # from now on each client leaves at its next 503
-        self.over = threading.Event()  # each leaves after the call that it is at
+        self.faults: list[str] = []  # anything but a 200 or a proper 503
+        self.leaving = threading.Event()  # each client leaves at its next 503
+        self.over = threading.Event()  # each client leaves after its current request
 
     def client(self, port: int, headers: dict[str, str]) -> None:
-        """Call again as soon as there is an answer."""
+        """Send the next request as soon as there is a response."""
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)) as connection:
             while not self.over.is_set():
                 leaving = self.leaving.is_set()
@@ -43,7 +43,7 @@ class Flood:
 
 @contextmanager
 def flooding(served: Served, clients: int, **headers: str) -> Iterator[Flood]:
-    """Call with `clients` at once while the context lasts: half on one connection each, half on a new one a call."""
+    """Send requests from `clients` at once: half on one connection each, half on a new connection per request."""
     flood = Flood()
     headers = {"Content-Type": "image/jpeg"} | headers
     threads = [
@@ -62,7 +62,7 @@ def flooding(served: Served, clients: int, **headers: str) -> Iterator[Flood]:
 
 
 def begin_call(served: Served, body: bytes = b"", length: int | None = None) -> socket.socket:
-    """Send a call, or so much of it that `length` bytes of body are announced, and do not wait for the answer."""
+    """Send a request without waiting for the response; with `length`, announce a longer body than is sent."""
     connection = served.connect()
     length = len(body) if length is None else length
     connection.sendall(b"POST / HTTP/1.1\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % length + body)
@@ -70,7 +70,7 @@ def begin_call(served: Served, body: bytes = b"", length: int | None = None) -> 
 
 
 def status_of(connection: socket.socket) -> int:
-    """Return the status of the answer, waiting for it; 0 where the connection ends without one."""
+    """Wait for the response and return its status; 0 if the connection ends without one."""
     try:
         line = connection.recv(65_536).split(b" ", 2)
     except ConnectionResetError:

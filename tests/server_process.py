@@ -1,4 +1,4 @@
-"""Run the real server.py as a process of its own, on a real socket, for the tests beside this file."""
+"""Run the real server.py in a process, on a real socket."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 TENCH = ROOT / "images" / "n01440764_tench.jpeg"
 NEWT = ROOT / "images" / "n01632777_axolotl.jpeg"
 MODEL_PATH = ROOT / (os.environ.get("MODEL_PATH") or "classifier.onnx")
-DEADLINE_S = 60  # for anything that is waited for: it fails a hung test, it measures nothing
+DEADLINE_S = 60  # fails a test that hangs; not a measurement
 
 
 @dataclass
@@ -38,25 +38,25 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def post(self, path: str = "/", **arguments) -> requests.Response:
-        """POST with `requests`, on a connection of its own."""
+        """POST with `requests`, on a new connection."""
         return requests.post(self.url + path, timeout=DEADLINE_S, **arguments)
 
     def get(self, path: str, **arguments) -> requests.Response:
-        """GET with `requests`, on a connection of its own."""
+        """GET with `requests`, on a new connection."""
         return requests.get(self.url + path, timeout=DEADLINE_S, **arguments)
 
     def metric(self, name: str, headers: dict | None = None) -> float:
-        """Return a number of /metrics; 0 where it has none of that name."""
+        """Return a value of /metrics; 0 if there is none of that name."""
         lines = self.get("/metrics", headers=headers).text.splitlines()
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
     def connect(self) -> socket.socket:
-        """Return a connection of which the test decides every byte."""
+        """Return a connection on which the test controls every byte."""
         self.connections.append(socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S))
         return self.connections[-1]
 
     def raw(self, request: bytes) -> bytes:
-        """Send the bytes, on a connection of their own, and return all that comes back until the server closes it."""
+        """Send the bytes on a new connection, and return everything received until the server closes it."""
         with self.connect() as connection:
             connection.sendall(request)
             return b"".join(iter(lambda: connection.recv(65_536), b""))
@@ -68,7 +68,7 @@ class Served:
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Return as soon as `condition` holds; fail where it never does."""
+    """Return as soon as `condition` holds; fail if it never does."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         if time.monotonic() > deadline:
@@ -118,7 +118,7 @@ def ready(folder: Path, *arguments: str, stub: bool = False, **options: Any) -> 
 
 
 def listens(served: Served) -> bool:
-    """Return whether the server takes connections; fail where it has ended instead."""
+    """Return whether the server accepts connections; fail if it has exited."""
     assert served.process.poll() is None, served.log.read_text()
     try:
         served.get("/_k/status")
@@ -128,5 +128,5 @@ def listens(served: Served) -> bool:
 
 
 def is_ready(served: Served) -> bool:
-    """Return whether the server says that it is healthy."""
+    """Return whether the server reports that it is healthy."""
     return served.get("/healthcheck").ok

@@ -1,7 +1,7 @@
-"""Serve a stand-in for app.py, so that a test decides when a call ends and how: `python -m tests.stub`.
+"""Serve a stub in place of app.py, so that a test controls when a request ends and how: `python -m tests.stub`.
 
-`init` waits for the file `loaded` in $STUB_DIR; a call waits for `release` and answers what is in `answer.json`, if
-that is there. A picture of `fail` makes a call fail, and the file `broken` the model, at its start too.
+`init` waits for the file `loaded` in $STUB_DIR; a request waits for `release` and returns the content of `answer.json`,
+if that exists. The image `fail` makes a request fail, and the file `broken` the model.
 """
 
 import json
@@ -17,29 +17,29 @@ FOLDER = Path(os.environ["STUB_DIR"])
 
 
 class ModelError(Exception):
-    """As ONNX Runtime's errors, which are no RuntimeError."""
+    """Like ONNX Runtime's errors, which are not RuntimeErrors."""
 
 
 def wait_for(name: str) -> None:
-    """Return when the file `name` is there."""
+    """Return when the file `name` exists."""
     while not (FOLDER / name).exists():
         time.sleep(0.005)
 
 
 def init() -> None:
-    """Load, once the test says so."""
+    """Load once the test allows it."""
     wait_for("loaded")
     warm_up()
 
 
 def warm_up() -> None:
-    """Answer the warm-up picture, unless the test has broken the model."""
+    """Process the warm-up image, unless the test has broken the model."""
     if (FOLDER / "broken").exists():
         raise ModelError("the model is broken")
 
 
 def inference(model_inputs: dict) -> dict:
-    """Answer, once the test says so."""
+    """Return a result once the test allows it."""
     if model_inputs.get("image") == b"fail":
         raise RuntimeError("a bug, with a secret in it")
     (FOLDER / f"began-{time.monotonic_ns()}").touch()
@@ -50,7 +50,7 @@ def inference(model_inputs: dict) -> dict:
 
 
 def status() -> dict:
-    """As in app.py."""
+    """See app.py."""
     return {"model": "stub", "classes": 1, "execution_provider": "none", "gpu": False, "version": "stub"}
 
 

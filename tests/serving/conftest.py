@@ -1,4 +1,4 @@
-"""What several tests of the server share."""
+"""Fixtures of the server's tests."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from tests.browsing import CHROMIUM, NO_CHROMIUM, browsing
 from tests.server_process import DEADLINE_S, Served, ready
 from tests.serving.pages import KEY, Open
 
-ANSWER_S = 10  # for one answer: many times what any takes, so that only one that hangs fails
+ANSWER_S = 10  # for one response: many times more than any needs, so that only a hang fails
 Ask = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
 def ask(served: Served) -> Iterator[Ask]:
-    """A function that posts a body and returns the status, having checked the answer; the server outlives it all."""
+    """A function that posts a body, checks the response and returns its status; the server must survive."""
     with closing(HTTPConnection("127.0.0.1", served.port, timeout=ANSWER_S)) as connection:
 
         def ask(

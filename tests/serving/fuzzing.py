@@ -1,16 +1,16 @@
-"""What the tests with hostile input share: how many examples, and what they begin with."""
+"""The number of examples and the starting material of the tests with hostile input."""
 
 import base64
 import os
 
 from hypothesis import HealthCheck, settings
 
-import runtime.decoding  # noqa: F401  # which silences the warnings of Pillow
+import runtime.decoding  # noqa: F401  # silences Pillow's warnings
 from tests.malicious_images import small_images
 
 SCALE = int(os.environ.get("FUZZ_SCALE") or 1)
 SMALL = small_images()
-PICTURE = base64.b64encode(SMALL["PNG"][2]).decode()
+IMAGE = base64.b64encode(SMALL["PNG"][2]).decode()
 
 
 def examples(count: int) -> settings:

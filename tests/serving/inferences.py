@@ -1,4 +1,4 @@
-"""What the tests of other platforms' routes send, and what they get."""
+"""Requests and responses for the tests of other platforms' routes."""
 
 import numpy as np
 import requests
@@ -7,24 +7,24 @@ from PIL import Image
 from tests.server_process import NEWT, TENCH, Served
 
 JPEG = {"Content-Type": "image/jpeg"}
-PICTURES = [TENCH.read_bytes(), NEWT.read_bytes()]
+IMAGES = [TENCH.read_bytes(), NEWT.read_bytes()]
 PIXELS = [np.asarray(Image.open(path).convert("RGB")) for path in (TENCH, NEWT)]
 
 
 def infer_route(served: Served) -> str:
-    """Return where the server's model is inferred."""
+    """Return the route for inferences with the server's model."""
     return f"/v2/models/{served.get('/healthcheck').json()['model']}/infer"
 
 
 def tensor(**changes) -> dict:
-    """Return the body of an inference of one small picture, with changes to its input."""
+    """Return the body of an inference of one small image, with changes to its input."""
     return {
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 1, 2, 3], "data": [1, 2, 3, 4, 5, 6]} | changes]
     }
 
 
 def error_of(response: requests.Response, status: int) -> str:
-    """Return what v2 says of an error, having checked everything else of it."""
+    """Check an error response of v2 and return its message."""
     assert response.status_code == status, response.text
     assert (status == 503) == ("Retry-After" in response.headers)
     assert set(response.json()) == {"error"}

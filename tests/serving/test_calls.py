@@ -1,4 +1,4 @@
-"""calls.py: what a refused call has sent is let go before it is answered."""
+"""calls.py: the body of a refused request is released before the response."""
 
 import asyncio
 import gc
@@ -32,7 +32,7 @@ class Bodies:
 
 
 @pytest.mark.parametrize("kind", [InvalidInput, Unavailable, RuntimeError])
-def test_the_error_of_a_refused_call_does_not_keep_its_body(kind):
+def test_releases_the_body_of_a_refused_request(kind):
     def refuse(body: Body) -> None:
         raise kind("why") from ValueError("the cause")
 

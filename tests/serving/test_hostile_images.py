@@ -1,7 +1,7 @@
-"""Whatever image is sent, the real server answers 200, 413 or 422, soon, and is then as large as before.
+"""Any image is a 200, 413 or 422 in bounded time, and the server's memory does not grow.
 
-FUZZ_SCALE (default 1) multiplies the number of examples. At 1 they are the same at every run; above, which is what
-`make fuzz` does, they are others each time.
+FUZZ_SCALE (default 1) multiplies the number of examples. With 1 they are the same in every run; with more, as in
+`make fuzz`, they differ.
 """
 
 import base64
@@ -18,10 +18,10 @@ from tests.malicious_images import BOMBS, PNG_SIGNATURE, SIDE, huge, lying, with
 from tests.serving.conftest import Ask
 from tests.serving.fuzzing import SMALL, examples
 
-KEPT_MB = 25  # by which the server may grow when it is sent all that once more
+KEPT_MB = 25  # that the server may grow when everything is sent again
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------------
 
 edits = st.lists(
     st.tuples(
@@ -50,57 +50,57 @@ def edited(data: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
 @pytest.mark.parametrize("file_format", decoding.FORMATS)
 @examples(55)
 @given(data=st.data(), edits=edits, checksums=st.booleans())
-def test_pictures_with_any_edits(ask, file_format, data, edits, checksums):
-    picture = edited(data.draw(st.sampled_from(SMALL[file_format])), edits)
-    ask(with_right_checksums(picture) if checksums and picture.startswith(PNG_SIGNATURE) else picture)
+def test_survives_edited_images(ask, file_format, data, edits, checksums):
+    image = edited(data.draw(st.sampled_from(SMALL[file_format])), edits)
+    ask(with_right_checksums(image) if checksums and image.startswith(PNG_SIGNATURE) else image)
 
 
 @pytest.mark.parametrize("file_format", decoding.FORMATS)
-def test_pictures_that_end_early_or_have_one_wrong_bit(ask, file_format):
-    picture = SMALL[file_format][0]
-    for at in range(0, len(picture) - 1, max(1, len(picture) // 20)):
-        ask(picture[:at])
-        ask(picture[:at] + bytes([picture[at] ^ 1 << at % 8]) + picture[at + 1 :])
-    assert ask(picture[: len(picture) // 4]) == 422
+def test_survives_cut_images_and_flipped_bits(ask, file_format):
+    image = SMALL[file_format][0]
+    for at in range(0, len(image) - 1, max(1, len(image) // 20)):
+        ask(image[:at])
+        ask(image[:at] + bytes([image[at] ^ 1 << at % 8]) + image[at + 1 :])
+    assert ask(image[: len(image) // 4]) == 422
 
 
 @pytest.mark.parametrize("file_format", decoding.FORMATS)
-def test_pictures_that_lie_about_their_size(ask, file_format):
-    picture = SMALL[file_format][0]
+def test_survives_images_with_a_false_size(ask, file_format):
+    image = SMALL[file_format][0]
     for size in [(0, 0), (1, 1), (8, 8), (24, 0), (0, 18), (25, 19), (5_000, 5_000), (24, 65_535), (65_535, 1)]:
-        ask(lying(file_format, picture, *size))
-    assert ask(lying(file_format, picture, 2**32, 2**32)) == 422
+        ask(lying(file_format, image, *size))
+    assert ask(lying(file_format, image, 2**32, 2**32)) == 422
 
 
 @pytest.mark.parametrize("file_format", decoding.FORMATS)
-def test_small_files_of_huge_pictures(ask, file_format):
+def test_bounds_the_size_of_decoded_images(ask, file_format):
     assert ask(huge(file_format, SIDE, SIDE)) == 200
     assert ask(lying(file_format, SMALL[file_format][0], 65_500, 65_500)) == 422
 
 
 @pytest.fixture(scope="module")
 def bombs(ask: Ask) -> dict[str, tuple[bytes, int]]:
-    """Each bomb, with the status that it gets."""
+    """Each bomb, with the status of its response."""
     made = {what: make() for what, (_, make) in BOMBS.items()}
     return {what: (bomb, ask(bomb)) for what, bomb in made.items()}
 
 
 @pytest.mark.parametrize("what", BOMBS)
-def test_bombs(bombs, what):
+def test_survives_bombs(bombs, what):
     assert bombs[what][1] == BOMBS[what][0]
 
 
 # -- afterwards ------------------------------------------------------------------------------------------------------
 
 
-def test_the_server_is_as_large_afterwards_as_after_the_first_of_each_kind(served, ask, bombs):
+def test_memory_does_not_grow_with_hostile_images(served, ask, bombs):
     others = [huge(name, 2_000, 2_000) for name in decoding.FORMATS]
-    others += [lying(name, SMALL[name][0], 9, 9) for name in decoding.FORMATS] + [b"no picture", b""]
+    others += [lying(name, SMALL[name][0], 9, 9) for name in decoding.FORMATS] + [b"no image", b""]
 
-    def size_after(pictures: list[bytes]) -> int:
-        for picture in pictures:
-            ask(picture)
-            ask(json.dumps({"image": base64.b64encode(picture[:100_000]).decode()}).encode(), "application/json")
+    def size_after(images: list[bytes]) -> int:
+        for image in images:
+            ask(image)
+            ask(json.dumps({"image": base64.b64encode(image[:100_000]).decode()}).encode(), "application/json")
         status = Path(f"/proc/{served.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) // 1_000
 

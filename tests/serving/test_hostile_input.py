@@ -1,7 +1,7 @@
-"""Whatever is sent, the real server answers 200, 413 or 422, soon, and is then as large as before.
+"""Any request is a 200, 413 or 422 in bounded time.
 
-FUZZ_SCALE (default 1) multiplies the number of examples. At 1 they are the same at every run; above, which is what
-`make fuzz` does, they are others each time.
+FUZZ_SCALE (default 1) multiplies the number of examples. With 1 they are the same in every run; with more, as in
+`make fuzz`, they differ.
 """
 
 import json
@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server_process import Served
-from tests.serving.fuzzing import PICTURE, SMALL, examples
+from tests.serving.fuzzing import IMAGE, SMALL, examples
 
 # -- JSON ------------------------------------------------------------------------------------------------------------
 
 texts = st.one_of(
-    st.sampled_from([PICTURE, "data:image/png;base64," + PICTURE, PICTURE[:40], "data:,", "=", "\ud800"]),
+    st.sampled_from([IMAGE, "data:image/png;base64," + IMAGE, IMAGE[:40], "data:,", "=", "\ud800"]),
     st.text(st.sampled_from("Aa0+/=-_ \n\r\t,;:\0\u00e9\u2028"), max_size=60),
-    st.tuples(st.integers(0, len(PICTURE)), st.text(max_size=3)).map(
-        lambda cut: PICTURE[: cut[0]] + cut[1] + PICTURE[cut[0] :]
+    st.tuples(st.integers(0, len(IMAGE)), st.text(max_size=3)).map(
+        lambda cut: IMAGE[: cut[0]] + cut[1] + IMAGE[cut[0] :]
     ),
 )
 scalars = st.one_of(
@@ -38,28 +38,28 @@ nearly_right = st.fixed_dictionaries({}, optional={"image": texts, "images": st.
 
 @examples(150)
 @given(value=nearly_right | values, twice=st.booleans(), ascii_only=st.booleans())
-def test_json_of_any_shape(ask, value, twice, ascii_only):
+def test_survives_json_of_any_shape(ask, value, twice, ascii_only):
     body = json.dumps(json.dumps(value) if twice else value, ensure_ascii=ascii_only)
     ask(body.encode(errors="surrogatepass"), "application/json")
 
 
 @examples(100)
 @given(at=st.integers(0, 60), instead=st.binary(max_size=6), drop=st.integers(0, 6))
-def test_json_that_is_damaged(ask, at, instead, drop):
-    body = json.dumps({"top_k": 1, "image": PICTURE, "probabilities": False, "x": [1.5, None, {"y": "\\"}]}).encode()
+def test_survives_damaged_json(ask, at, instead, drop):
+    body = json.dumps({"top_k": 1, "image": IMAGE, "probabilities": False, "x": [1.5, None, {"y": "\\"}]}).encode()
     at = at if at < 30 else len(body) - at + 30
     ask(body[:at] + instead + body[at + drop :], "application/json")
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"x":', b'{"image":', b'{"images":[', b'"', b'{"top_k":1'])
-def test_json_that_goes_on_and_on(ask, opening):
+def test_refuses_endless_json(ask, opening):
     assert ask(opening * 200_000, "application/json") == 422
     assert ask(opening + b"1" * 2_000_000, "application/json") == 422
 
 
 # -- headers, queries and forms --------------------------------------------------------------------------------------
 
-# What may stand in a header, but for the headers that say where the body ends.
+# Any header value, except for headers that determine where the body ends.
 header_text = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=40)
 kinds = st.sampled_from(["application/json", "image/png", "application/octet-stream", "multipart/form-data", "text/x"])
 content_types = kinds | header_text | st.tuples(kinds, st.just(";"), header_text).map("".join)
@@ -77,17 +77,17 @@ header_names = st.sampled_from(
 )
 queries = st.sampled_from(["", "top_k=1", "top_k=&probabilities=yes", "top_k=" + "9" * 5_000, "top_k=%c2%b2", "&&=;%"])
 queries |= st.text(st.sampled_from("topk_=&%;+20ffx[]"), max_size=30)
-bodies = st.sampled_from([b"", b"{}", json.dumps({"image": PICTURE}).encode(), SMALL["PNG"][2]])
+bodies = st.sampled_from([b"", b"{}", json.dumps({"image": IMAGE}).encode(), SMALL["PNG"][2]])
 bodies |= st.binary(max_size=80)
 
 
 @examples(150)
 @given(bodies, content_types, queries, st.dictionaries(header_names, header_text, max_size=3))
-def test_headers_and_queries_of_any_kind(ask, body, content_type, query, headers):
+def test_survives_any_headers_and_queries(ask, body, content_type, query, headers):
     ask(body, content_type.encode("latin-1"), f"/?{query}", headers)
 
 
-def test_headers_that_are_too_long(served):
+def test_refuses_headers_that_are_too_long(served):
     assert served.post(headers={"X-Long": "y" * 20_000}).status_code == 413
     assert served.post("/?" + "y" * 20_000).status_code == 413
 
@@ -112,7 +112,7 @@ endings = st.sampled_from([b"\r\n--x--\r\n", b"\r\n--x--", b"--x--", b"\r\n--x\r
 
 @examples(125)
 @given(parts=st.lists(parts, max_size=5), many=st.sampled_from([1, 1, 1, 20]), ending=endings, boundary=header_text)
-def test_forms_of_any_kind(ask, parts, many, ending, boundary):
+def test_survives_forms_of_any_kind(ask, parts, many, ending, boundary):
     whole = b"\r\n".join(b"--x\r\n" + b"\r\n".join([*headers, b"", content]) for headers, content in parts * many)
     for value in ("x", boundary):
         ask(whole + ending, f"multipart/form-data; boundary={value}".encode("latin-1"))
@@ -142,13 +142,13 @@ inferences = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def route(served: Served) -> str:
-    """Where the server's model is inferred."""
+    """The route for inferences with the server's model."""
     return f"/v2/models/{served.get('/healthcheck').json()['model']}/infer"
 
 
 @examples(150)
 @given(value=inferences | values)
-def test_inferences_of_any_shape(ask, route, value):
+def test_survives_inferences_of_any_shape(ask, route, value):
     ask(json.dumps(value).encode(errors="surrogatepass"), "application/json", route)
 
 
@@ -159,7 +159,7 @@ def test_inferences_of_any_shape(ask, route, value):
     drop=st.integers(0, 6),
     length=st.none() | st.integers(0, 200),
 )
-def test_inferences_that_are_damaged(ask, route, at, instead, drop, length):
+def test_survives_damaged_inferences(ask, route, at, instead, drop, length):
     body = json.dumps(INFERENCE).encode()
     headers = {} if length is None else {"Inference-Header-Content-Length": str(length)}
     ask(body[:at] + instead + body[at + drop :], "application/json", route, headers)
@@ -174,7 +174,7 @@ def test_inferences_that_are_damaged(ask, route, at, instead, drop, length):
     size=st.none() | st.integers(-1, 12) | st.just(2**64),
     more=st.sampled_from([0, 0, 0, 1, -1]),
 )
-def test_binary_tensors_of_any_shape(ask, route, shape, kind, data, size, more):
+def test_survives_binary_tensors_of_any_shape(ask, route, shape, kind, data, size, more):
     size = {"binary_data_size": len(data) if size is None else size}
     head = json.dumps({"inputs": [{"name": "image", "datatype": kind, "shape": shape, "parameters": size}]}).encode()
     ask(head + data, "application/octet-stream", route, {"Inference-Header-Content-Length": str(len(head) + more)})

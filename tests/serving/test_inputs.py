@@ -1,4 +1,4 @@
-"""inputs.py: every way to send a picture comes to the same inputs, and nothing else comes through."""
+"""inputs.py: all ways to send an image give the same inputs, and anything else is refused."""
 
 import base64
 import gzip
@@ -10,8 +10,8 @@ import pytest
 from runtime.errors import InvalidInput
 from serving.inputs import MAX_FORM_PARTS, MAX_TEXTS, parse_inputs
 
-PICTURE = bytes(range(256))
-TEXT = base64.b64encode(PICTURE).decode()
+IMAGE = bytes(range(256))
+TEXT = base64.b64encode(IMAGE).decode()
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=x"
 
@@ -45,21 +45,21 @@ def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
         ("text/plain", json.dumps(json.dumps({"image": TEXT, "top_k": 2, "probabilities": True})).encode(), {}),
         (JSON, json.dumps({"image": TEXT, "top_k": 2, "probabilities": None}).encode(), {"probabilities": "true"}),
         (JSON, json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode(), {"top_k": "7"}),
-        ("image/png", PICTURE, {"top_k": "2", "probabilities": "true"}),
-        ("IMAGE/anything; q=1", PICTURE, {"top_k": "2", "probabilities": "true"}),
-        ("application/octet-stream", PICTURE, {"top_k": "2", "probabilities": "true"}),
-        ("application/x-image", PICTURE, {"top_k": "2", "probabilities": "true"}),
-        (FORM, form(("image", PICTURE), ("top_k", b"2"), ("probabilities", b"true")), {}),
-        (FORM, form(("image", PICTURE), ("top_k", b"2")), {"top_k": "7", "probabilities": "true"}),
+        ("image/png", IMAGE, {"top_k": "2", "probabilities": "true"}),
+        ("IMAGE/anything; q=1", IMAGE, {"top_k": "2", "probabilities": "true"}),
+        ("application/octet-stream", IMAGE, {"top_k": "2", "probabilities": "true"}),
+        ("application/x-image", IMAGE, {"top_k": "2", "probabilities": "true"}),
+        (FORM, form(("image", IMAGE), ("top_k", b"2"), ("probabilities", b"true")), {}),
+        (FORM, form(("image", IMAGE), ("top_k", b"2")), {"top_k": "7", "probabilities": "true"}),
         (
             'Multipart/Form-Data; charset=utf-8; boundary="x"',
-            form(("image", PICTURE), ("top_k", b"2")),
+            form(("image", IMAGE), ("top_k", b"2")),
             {"probabilities": "true"},
         ),
     ],
 )
-def test_every_way_to_send_a_picture_comes_to_the_same(content_type, body, query):
-    assert parse_inputs(content_type, body, query) == {"image": PICTURE, "top_k": 2, "probabilities": True}
+def test_all_ways_to_send_an_image_give_the_same_inputs(content_type, body, query):
+    assert parse_inputs(content_type, body, query) == {"image": IMAGE, "top_k": 2, "probabilities": True}
 
 
 SIGNATURES = [
@@ -75,18 +75,18 @@ SIGNATURES = [
     "kind", [JSON, "", "text/plain", "application/x-www-form-urlencoded", "binary/octet-stream", FORM]
 )
 @pytest.mark.parametrize("start", [*SIGNATURES, b"\0\0\0\x18ftypheic", b"%PDF-1.4", b"<svg ", b"\0\0\1\0"])
-def test_a_file_is_a_file_whatever_its_content_type(kind, start):
+def test_recognizes_a_file_whatever_its_content_type(kind, start):
     file = start + bytes(20)
     assert parse_inputs(kind, file, {"top_k": "2"}) == {"image": file, "top_k": 2}
 
 
-def test_json_may_begin_with_a_byte_order_mark():
+def test_accepts_json_with_a_byte_order_mark():
     body = "\ufeff" + json.dumps({"image": TEXT})
-    assert parse_inputs(JSON, body.encode(), {}) == {"image": PICTURE}
+    assert parse_inputs(JSON, body.encode(), {}) == {"image": IMAGE}
 
 
 @pytest.mark.parametrize("kind", [JSON, "", "image/png", FORM, "application/x-www-form-urlencoded"])
-def test_an_empty_body_is_said_to_be_empty(kind):
+def test_names_an_empty_body(kind):
     assert "empty" in refusal(kind, b"")
 
 
@@ -105,8 +105,8 @@ def test_an_empty_body_is_said_to_be_empty(kind):
     ],
     ids=["plain", "blanks", "data-url", "DATA-url", "python", "percent", "twice", "data-url-twice"],
 )
-def test_base64_is_read_wherever_and_however_it_is_sent(start, wrap):
-    file = start + PICTURE + b"\xfb\xef\xff"
+def test_accepts_base64_in_every_form(start, wrap):
+    file = start + IMAGE + b"\xfb\xef\xff"
     text = wrap(base64.b64encode(file).decode())
     assert parse_inputs(JSON, json.dumps({"image": text}).encode(), {}) == {"image": file}
     assert parse_inputs("application/x-www-form-urlencoded", f"top_k=2&image={text}".encode(), {})["image"] == file
@@ -129,21 +129,21 @@ def test_base64_is_read_wherever_and_however_it_is_sent(start, wrap):
         ("%41%42", "not base64"),
     ],
 )
-def test_what_is_not_base64_is_named(text, says):
+def test_names_what_is_not_base64(text, says):
     assert says in refusal(JSON, json.dumps({"image": text}).encode())
 
 
-def test_a_form_without_files_has_its_options_and_keeps_plus():
+def test_accepts_a_urlencoded_form_and_keeps_plus():
     body = f"top_k=3&image={TEXT}&probabilities=true".encode()
     inputs = parse_inputs("application/x-www-form-urlencoded", body, {})
-    assert inputs == {"image": PICTURE, "top_k": 3, "probabilities": True}
+    assert inputs == {"image": IMAGE, "top_k": 3, "probabilities": True}
     body = json.dumps({"image": TEXT}).encode()  # as `curl -d` sends it
-    assert parse_inputs("application/x-www-form-urlencoded", body, {}) == {"image": PICTURE}
+    assert parse_inputs("application/x-www-form-urlencoded", body, {}) == {"image": IMAGE}
 
 
-def test_several_pictures_come_in_their_order():
+def test_keeps_the_order_of_images():
     assert parse_inputs(JSON, json.dumps({"images": [TEXT, "aGk=", ""]}).encode(), {}) == {
-        "images": [PICTURE, b"hi", b""]
+        "images": [IMAGE, b"hi", b""]
     }
 
 
@@ -151,25 +151,25 @@ def test_several_pictures_come_in_their_order():
     "text",
     [f"data:image/png;base64,{TEXT}", "\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76)), f" {TEXT}\r\n"],
 )
-def test_data_urls_and_line_breaks_are_read(text):
-    assert parse_inputs(JSON, json.dumps({"image": text}).encode(), {}) == {"image": PICTURE}
-    assert parse_inputs(JSON, json.dumps({"images": [TEXT, text]}).encode(), {}) == {"images": [PICTURE, PICTURE]}
+def test_accepts_data_urls_and_line_breaks(text):
+    assert parse_inputs(JSON, json.dumps({"image": text}).encode(), {}) == {"image": IMAGE}
+    assert parse_inputs(JSON, json.dumps({"images": [TEXT, text]}).encode(), {}) == {"images": [IMAGE, IMAGE]}
 
 
-def test_null_is_as_if_the_field_were_not_there():
+def test_treats_null_as_not_set():
     nothing = {"images": None, "top_k": None, "probabilities": None}
-    assert parse_inputs(JSON, json.dumps(nothing | {"image": TEXT}).encode(), {}) == {"image": PICTURE}
+    assert parse_inputs(JSON, json.dumps(nothing | {"image": TEXT}).encode(), {}) == {"image": IMAGE}
     assert parse_inputs(JSON, json.dumps(nothing | {"image": None}).encode(), {}) == {}
 
 
-def test_only_the_fields_that_count_are_taken():
+def test_ignores_unknown_fields():
     body = {"image": TEXT, "other": {"image": [1.5, None]}, "Image": 1, "top_K": 2, "": [], "\u00e9": "\u2028"}
-    assert parse_inputs(JSON, json.dumps(body).encode(), {"image": "aGk=", "other": "4"}) == {"image": PICTURE}
-    assert parse_inputs("image/png", PICTURE, {"other": "4", "image": TEXT}) == {"image": PICTURE}
-    assert parse_inputs(FORM, form(("image", PICTURE), ("other", b"4"), ("images", b"5")), {}) == {"image": PICTURE}
+    assert parse_inputs(JSON, json.dumps(body).encode(), {"image": "aGk=", "other": "4"}) == {"image": IMAGE}
+    assert parse_inputs("image/png", IMAGE, {"other": "4", "image": TEXT}) == {"image": IMAGE}
+    assert parse_inputs(FORM, form(("image", IMAGE), ("other", b"4"), ("images", b"5")), {}) == {"image": IMAGE}
 
 
-def test_of_a_field_that_is_there_twice_the_last_counts():
+def test_uses_the_last_of_duplicate_fields():
     assert parse_inputs(JSON, b'{"image": "", "top_k": 1, "image": "aGk=", "top_k": 2}', {}) == {
         "image": b"hi",
         "top_k": 2,
@@ -200,7 +200,7 @@ def test_of_a_field_that_is_there_twice_the_last_counts():
         (b'"\\"twice\\""', "a text"),
     ],
 )
-def test_json_that_holds_no_inputs_is_refused_with_what_to_send(body, says):
+def test_refuses_json_without_inputs(body, says):
     message = refusal(JSON, body)
     assert re.search(says, message), message
     assert 'send {"image": "<base64>"}' in message
@@ -208,27 +208,27 @@ def test_json_that_holds_no_inputs_is_refused_with_what_to_send(body, says):
 
 
 @pytest.mark.parametrize("content_type", [JSON, "", "text/plain"])
-def test_json_that_is_compressed_is_said_to_be(content_type):
+def test_names_compressed_json(content_type):
     body = gzip.compress(json.dumps({"image": TEXT}).encode())
-    assert refusal(content_type, body) == "the request is compressed: send it as it is"
+    assert "compressed" in refusal(content_type, body)
     assert parse_inputs("image/x", body, {}) == {"image": body}
 
 
-def test_a_list_is_read_as_far_as_it_may_be_long_and_no_further():
+def test_reads_a_list_up_to_its_limit():
     texts = b'{"images": ["aGk="' + b',"aGk="' * (MAX_TEXTS - 1)
     assert parse_inputs(JSON, texts + b"]}", {}) == {"images": [b"hi"] * MAX_TEXTS}
-    assert f"at most length {MAX_TEXTS}" in refusal(JSON, texts + b",7]}")  # not even looked at
+    assert f"at most length {MAX_TEXTS}" in refusal(JSON, texts + b",7]}")  # not even decoded
 
 
 @pytest.mark.parametrize("depth", [10_000, 1_000_000])
 @pytest.mark.parametrize("opening", [b"[", b'{"x":', b'{"image":', b'{"images":['])
-def test_json_nested_without_end_is_refused(opening, depth):
+def test_refuses_deeply_nested_json(opening, depth):
     assert "not" in refusal(JSON, opening * depth)
     assert "not" in refusal(JSON, b'{"image": "aGk=", "x": ' + opening * depth)
 
 
 @pytest.mark.parametrize("number", [b"9" * 1_000_000, b"1e999999999", b"0." + b"3" * 1_000_000, b"-" + b"9" * 5_000])
-def test_huge_numbers_cost_nothing(number):
+def test_survives_huge_numbers(number):
     assert "top_k" in refusal(JSON, b'{"image": "aGk=", "top_k": ' + number + b"}")
     assert parse_inputs("image/png", b"hi", {"top_k": number.decode()}) == {"image": b"hi", "top_k": number.decode()}
 
@@ -248,7 +248,7 @@ def test_huge_numbers_cost_nothing(number):
         ("", ""),
     ],
 )
-def test_options_that_came_as_text_are_read_as_json_would_have_them(text, value):
+def test_converts_text_options_to_json_types(text, value):
     for inputs in (
         parse_inputs("image/x", b"hi", {"top_k": text}),
         parse_inputs(FORM, form(("image", b"hi"), ("top_k", text.encode())), {}),
@@ -263,11 +263,11 @@ def test_options_that_came_as_text_are_read_as_json_would_have_them(text, value)
         ("multipart/form-data", form(("image", b"hi")), "boundary"),
         ("multipart/form-data; boundary=", form(("image", b"hi")), "boundary"),
         ('multipart/form-data; boundary="', form(("image", b"hi")), "boundary"),
-        ("multipart/form-data; boundary=y", form(("image", b"hi")), "can be read"),
-        (FORM, b"no form", "can be read"),
-        (FORM, form(("image", b"hi"), end=b""), "can be read"),
+        ("multipart/form-data; boundary=y", form(("image", b"hi")), "cannot be read"),
+        (FORM, b"no form", "cannot be read"),
+        (FORM, form(("image", b"hi"), end=b""), "cannot be read"),
         (FORM, form(), "one file in the field `image`"),
-        (FORM, form(("picture", b"hi")), "one file in the field `image`"),
+        (FORM, form(("photo", b"hi")), "one file in the field `image`"),
         (FORM, form(("image", b"hi"), ("image", b"hi")), "one file in the field `image`"),
         (FORM, form(*[("other", b"")] * MAX_FORM_PARTS, ("image", b"hi")), "count"),
         (FORM, b"--x\r\nContent-Disposition: form-data\r\n\r\nhi\r\n--x--", "one file in the field `image`"),
@@ -277,19 +277,19 @@ def test_options_that_came_as_text_are_read_as_json_would_have_them(text, value)
         (FORM, b"--x\r\n" + b"X: y\r\n" * 1_000 + b"\r\nhi\r\n--x--", "count"),
     ],
 )
-def test_forms_that_hold_no_picture_are_refused(content_type, body, says):
+def test_refuses_forms_without_an_image(content_type, body, says):
     message = refusal(content_type, body)
     assert re.search(says, message), message
 
 
-def test_a_form_may_have_as_many_parts_as_the_limit():
+def test_accepts_a_form_with_as_many_parts_as_the_limit():
     parts = [("other", b"")] * (MAX_FORM_PARTS - 1)
-    assert parse_inputs(FORM, form(*parts, ("image", PICTURE)), {}) == {"image": PICTURE}
+    assert parse_inputs(FORM, form(*parts, ("image", IMAGE)), {}) == {"image": IMAGE}
 
 
 @pytest.mark.parametrize("charset", ["punycode", "utf-16", "rot13", "nonsense"])
-def test_the_charset_that_a_part_claims_is_not_believed(charset):
-    # Of Punycode, decoding takes time in proportion to the square of the length.
+def test_ignores_the_charset_of_a_form_field(charset):
+    # The time to decode Punycode grows with the square of its length.
     part = f'--x\r\nContent-Disposition: form-data; name="top_k"\r\nContent-Type: text/plain; charset={charset}\r\n\r\n'
     body = form(("image", b"hi"), end=part.encode() + b"a-" + b"b" * 2_000_000 + b"\r\n--x--")
     assert parse_inputs(FORM, body, {})["top_k"].startswith("a-b")

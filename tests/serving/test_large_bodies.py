@@ -1,6 +1,6 @@
-"""Eight of the largest bodies at once, of whatever shape: what the server takes for them is bounded.
+"""Eight of the largest bodies at once, of any kind: the memory for them is bounded.
 
-The bodies are a quarter as large as they may be by default, so that it does not take long.
+The bodies are a quarter of the default limit, for a shorter test.
 """
 
 import re
@@ -13,13 +13,13 @@ import pytest
 from tests.server_process import Served, ready
 
 SIZE = 4_990_000
-LIMIT_MB = 5 * 13  # as the README has it
-NOISE_MB = 45  # the model's first calls and what malloc keeps
+LIMIT_MB = 5 * 13  # see the README
+NOISE_MB = 45  # the model's first requests, and what malloc keeps
 
 TEXTS = b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": %b}]}'
 PIXELS = b'{"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": %b}]}'
 
-# What a body is: a frame, what is repeated in it, and whether it is for v2.
+# Each body: a frame, the item that is repeated in it, and whether it is for v2.
 BODIES = {
     "images": (b'{"images": ["a"%b]}', b',"a"', False),
     "images again and again": (b'{"images": []%b}', b',"images":["","",""]', False),
@@ -42,24 +42,24 @@ BODIES = {
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that takes bodies of 5 MB."""
+    """A server that accepts bodies of 5 MB."""
     with ready(tmp_path_factory.mktemp("served"), MAX_BODY_MB="5") as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def size_before(served: Served) -> int:
-    """The server's size in MB before the first call."""
+    """The server's memory in MB before the first request."""
     return size(served, "VmRSS")
 
 
 def size(served: Served, what: str) -> int:
-    """Return VmRSS or VmHWM, the largest since it was forgotten, in MB."""
+    """Return VmRSS, or VmHWM (the maximum since it was reset), in MB."""
     return int(re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{served.process.pid}/status").read_text())[1]) // 1_000
 
 
 @pytest.mark.parametrize("what", BODIES)
-def test_eight_large_bodies_at_once_cost_no_more_than_the_readme_says(served, size_before, what):
+def test_bounds_the_memory_of_eight_large_bodies(served, size_before, what):
     frame, item, v2 = BODIES[what]
     body = frame % (item * ((SIZE - len(frame)) // len(item)))
     path = f"/v2/models/{served.get('/healthcheck').json()['model']}/infer" if v2 else "/"

@@ -1,4 +1,4 @@
-"""The server from its start to its end: bad settings, broken models, health, signals in the middle of work."""
+"""The server from start to end: invalid settings, broken models, health, signals."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from tests.server_process import DEADLINE_S, MODEL_PATH, ROOT, Served, is_ready,
 
 
 def logs(served: Served, text: str) -> bool:
-    """Return whether the log has the text."""
+    """Return whether the log contains the text."""
     return text in served.log.read_text()
 
 
@@ -38,20 +38,20 @@ def accepts_connections(served: Served) -> bool:
 
 
 def get_stuck(served: Served) -> None:
-    """Have the stub's server work on a call that does not end."""
+    """Have the stub's server process a request that does not end."""
     begin_call(served, b"x")
-    wait_until(lambda: served.metric("classifier_requests_in_progress") == 1, "a call is in work")
+    wait_until(lambda: served.metric("classifier_requests_in_progress") == 1, "a request is running")
 
 
-def classify(served: Served, picture: bytes) -> int:
-    """Return the status of a call."""
-    return served.post(data=picture, headers={"Content-Type": "image/jpeg"}).status_code
+def classify(served: Served, image: bytes) -> int:
+    """Return the status of a request."""
+    return served.post(data=image, headers={"Content-Type": "image/jpeg"}).status_code
 
 
 # -- the end --------------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_in_a_flood_leaves_no_request_without_an_answer(tmp_path):
+def test_sigterm_under_load_loses_no_request(tmp_path):
     with ready(tmp_path, MAX_QUEUE="8") as served:
         with flooding(served, clients=16) as flood:
             wait_until(lambda: flood.statuses[200] >= 50 and flood.statuses[503] >= 50, "the flood is there")
@@ -62,7 +62,7 @@ def test_sigterm_in_a_flood_leaves_no_request_without_an_answer(tmp_path):
         assert logs(served, "stopping")
 
 
-def test_sigterm_waits_for_a_client_that_is_still_sending_and_answers_it(tmp_path):
+def test_sigterm_waits_for_a_body_that_is_arriving(tmp_path):
     with ready(tmp_path) as served:
         call = served.connect()
         call.sendall(b"POST / HTTP/1.1\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
@@ -88,7 +88,7 @@ def test_sigterm_lets_a_refused_client_finish_sending(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_sigint_and_sighup_are_obeyed_like_sigterm(tmp_path, number):
+def test_sigint_and_sighup_stop_it_like_sigterm(tmp_path, number):
     with ready(tmp_path) as served:
         served.process.send_signal(number)
         assert served.process.wait(DEADLINE_S) == 0
@@ -97,7 +97,7 @@ def test_sigint_and_sighup_are_obeyed_like_sigterm(tmp_path, number):
 
 @contextmanager
 def piped(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
-    """Give a stub's server whose stderr is a pipe, and its port, without waiting for it to listen."""
+    """Run the stub's server with a pipe as stderr; give it and its port without waiting for it to listen."""
     (tmp_path / "loaded").touch()
     port = free_port()
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port), "STUB_DIR": str(tmp_path)}
@@ -109,8 +109,7 @@ def piped(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
             process.kill()
 
 
-@pytest.mark.parametrize("attempt", range(5))
-def test_sigterm_right_after_it_listens_is_not_lost(tmp_path, attempt):
+def test_sigterm_right_after_the_start_is_not_lost(tmp_path):
     with piped(tmp_path) as (process, _):
         assert any(b" listening " in line for line in process.stderr)
         process.terminate()
@@ -135,7 +134,7 @@ stub.server.main(stub, stub.server.load(stub))
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=DEADLINE_S)
 
 
-def test_it_serves_with_stderr_closed(tmp_path):
+def test_serves_with_stderr_closed(tmp_path):
     (tmp_path / "loaded").touch()
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port()), "STUB_DIR": str(tmp_path)}
     command = f"exec '{sys.executable}' -m tests.stub 2>&-"
@@ -152,7 +151,7 @@ def test_it_serves_with_stderr_closed(tmp_path):
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_start_on_a_terminal_says_where_to_click_and_nothing_of_sanic(tmp_path, log_format):
+def test_logs_a_url_and_nothing_of_sanic_on_a_terminal(tmp_path, log_format):
     (tmp_path / "loaded").touch()
     port = free_port()
     environment = {"HOST": "0.0.0.0", "PORT": str(port), "STUB_DIR": str(tmp_path), "LOG_FORMAT": log_format}
@@ -172,7 +171,7 @@ def test_a_start_on_a_terminal_says_where_to_click_and_nothing_of_sanic(tmp_path
 
 
 @pytest.mark.parametrize("loaded", ["pybase64", "multiarray", "uvloop", "httptools"])
-def test_ctrl_c_while_it_starts_is_one_line(loaded):
+def test_ctrl_c_during_the_start_is_one_line(loaded):
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port())}
     command = [sys.executable, "server.py"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -183,7 +182,7 @@ def test_ctrl_c_while_it_starts_is_one_line(loaded):
     assert (process.returncode, "interrupted" in said) in ((130, True), (0, False))  # 0: it was serving
 
 
-def test_a_log_that_nobody_reads_costs_lines_and_no_request(tmp_path):
+def test_a_blocked_log_loses_lines_but_no_request(tmp_path):
     with piped(tmp_path) as (process, port):
         assert any(b" listening " in line for line in process.stderr)
         with closing(HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)) as connection:
@@ -198,7 +197,7 @@ def test_a_log_that_nobody_reads_costs_lines_and_no_request(tmp_path):
 
 
 @pytest.mark.parametrize(("grace_s", "signals"), [("1", 1), ("3600", 2)], ids=["grace-over", "second-signal"])
-def test_work_that_does_not_end_is_given_up_after_the_grace_or_at_a_second_signal(tmp_path, grace_s, signals):
+def test_gives_up_stuck_work_when_told_to_stop(tmp_path, grace_s, signals):
     with ready(tmp_path, stub=True, SHUTDOWN_GRACE_S=grace_s) as served:
         get_stuck(served)
         for count in range(1, signals + 1):
@@ -209,7 +208,7 @@ def test_work_that_does_not_end_is_given_up_after_the_grace_or_at_a_second_signa
 
 
 @pytest.mark.parametrize(("loads", "code"), [(True, 0), (False, 1)])
-def test_sigterm_before_the_model_is_loaded_waits_for_it_in_bounded_time(tmp_path, loads, code):
+def test_sigterm_during_model_load_waits_for_a_bounded_time(tmp_path, loads, code):
     with serving(tmp_path, stub=True, SHUTDOWN_GRACE_S="3600" if loads else "1") as served:
         wait_until(lambda: logs(served, "listening"), "it obeys signals")
         served.process.terminate()
@@ -219,7 +218,7 @@ def test_sigterm_before_the_model_is_loaded_waits_for_it_in_bounded_time(tmp_pat
         assert served.process.wait(DEADLINE_S) == code
 
 
-def test_after_kill_9_it_starts_again_on_the_same_port(tmp_path):
+def test_restarts_on_the_same_port_after_sigkill(tmp_path):
     port = free_port()
     for life in ("first", "second"):
         (tmp_path / life).mkdir()
@@ -233,7 +232,7 @@ def test_after_kill_9_it_starts_again_on_the_same_port(tmp_path):
 # -- health ---------------------------------------------------------------------------------------------------------
 
 
-def test_health_is_bad_while_the_model_fails_on_its_own_picture_and_good_again_after(tmp_path):
+def test_health_follows_the_model_failing_and_recovering(tmp_path):
     with ready(tmp_path, stub=True) as served:
         (tmp_path / "release").touch()
         (tmp_path / "broken").touch()
@@ -264,7 +263,7 @@ def test_a_full_queue_does_not_mark_the_model_as_failing():
     asyncio.run(test())
 
 
-def test_health_is_good_after_a_bug_in_one_call(tmp_path):
+def test_health_survives_a_bug_in_one_request(tmp_path):
     with ready(tmp_path, stub=True) as served:
         assert classify(served, b"fail") == 500
         assert is_ready(served)
@@ -272,13 +271,13 @@ def test_health_is_good_after_a_bug_in_one_call(tmp_path):
         assert is_ready(served)
 
 
-def test_health_is_bad_while_a_call_is_stuck(tmp_path):
+def test_health_fails_while_a_request_is_stuck(tmp_path):
     with ready(tmp_path, stub=True, RESPONSE_TIMEOUT_S="1") as served:
         get_stuck(served)
         wait_until(lambda: not is_ready(served), "the call was found to be stuck")
         assert "running for" in served.get("/healthcheck").json()["error"]["message"]
         [stuck] = served.connections
-        assert status_of(stuck) == 503  # its caller was told, and has not waited for ever
+        assert status_of(stuck) == 503  # its client was told, and did not wait forever
         (tmp_path / "release").touch()
         wait_until(lambda: is_ready(served), "the call has ended")
 
@@ -287,7 +286,7 @@ def test_health_is_bad_while_a_call_is_stuck(tmp_path):
 
 
 def start(**environment: str) -> str:
-    """Start a server that cannot start; return what it says."""
+    """Start a server that cannot start; return its output."""
     environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port())} | environment
     ended = subprocess.run(
         [sys.executable, "server.py"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=DEADLINE_S
@@ -316,13 +315,13 @@ def start(**environment: str) -> str:
         ("MAX_IMAGE_MB", "1" * 5000),
     ],
 )
-def test_a_bad_setting_is_named_and_ends_it(name, value):
+def test_names_an_invalid_setting(name, value):
     *_, said = start(**{name: value}).splitlines()
     assert said.startswith(f"server.py: {name}=")
     assert "expected" in said
 
 
-def test_a_port_that_is_taken_is_named(tmp_path):
+def test_names_a_port_in_use(tmp_path):
     with serving(tmp_path, stub=True) as served:
         assert f"cannot listen on 127.0.0.1:{served.port}" in start(PORT=str(served.port))
 
@@ -330,17 +329,17 @@ def test_a_port_that_is_taken_is_named(tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda model: b"garbage" * 100, lambda model: model[: len(model) // 2], bytes.upper]
 )
-def test_a_model_file_that_is_none_is_named_and_ends_it(tmp_path, damage):
+def test_names_an_invalid_model_file(tmp_path, damage):
     model = tmp_path / "classifier.onnx"
     model.write_bytes(damage(MODEL_PATH.read_bytes()))
     assert f"{model} was not written by convert_to_onnx.py" in start(MODEL_PATH=str(model))
 
 
-def test_a_model_file_that_is_not_there_is_said_to_come_from_the_converter():
+def test_names_the_converter_if_the_model_file_is_missing():
     assert "nowhere.onnx is not there: make it with `python convert_to_onnx.py`" in start(MODEL_PATH="nowhere.onnx")
 
 
-def test_a_model_that_fails_on_its_own_warm_up_picture_ends_it(tmp_path):
+def test_exits_if_the_model_fails_on_its_warm_up_image(tmp_path):
     (tmp_path / "broken").touch()
     with serving(tmp_path, stub=True) as served:
         assert served.get("/healthcheck").status_code == 503

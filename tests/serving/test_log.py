@@ -1,4 +1,4 @@
-"""log.py: whatever is said is one line."""
+"""log.py: every event is one line."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ NASTY = "a\nb\r\x1b[31mred\x85\u2028\x00 \u00e4"
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_what_is_not_printable_is_escaped(as_json):
+def test_escapes_unprintable_characters(as_json):
     record = logging.LogRecord("server", logging.ERROR, __file__, 1, NASTY, None, None)
     record.fields = {"reason": NASTY}
     line = LineHandler(as_json).format(record)

@@ -1,4 +1,4 @@
-"""However many large images come at once, the real server takes no more memory than for one."""
+"""Many large images at once take no more memory than one."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -7,16 +7,16 @@ from pathlib import Path
 from tests.malicious_images import SIDE, huge
 from tests.server_process import TENCH, Served, ready
 
-LARGEST_MB = 600  # that an image of 25 million pixels may take; measured: 392
+LARGEST_MB = 600  # for one image of 25 million pixels; measured: 392
 
 
 def memory_mb(served: Served, name: str) -> float:
-    """Return how much memory the server has (VmRSS), or has had at most (VmHWM)."""
+    """Return the memory of the server in MB: current (VmRSS) or maximum (VmHWM)."""
     status = Path(f"/proc/{served.process.pid}/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1_000
 
 
-def test_large_images_at_once_do_not_add_up(tmp_path):
+def test_large_images_take_turns_in_memory(tmp_path):
     def post(image: bytes) -> int:
         return served.post(data=image, headers={"Content-Type": "image/x"}).status_code
 

@@ -1,4 +1,4 @@
-"""What every answer bears, who is let in, and what the log and the metrics say: all of it, and nothing secret."""
+"""The headers of every response, access, the log and the metrics."""
 
 import json
 import re
@@ -56,7 +56,7 @@ SAFE_HEADERS = {
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The stub's server with a key and a web page that may call it."""
+    """The stub's server with a key and a CORS origin."""
     folder = tmp_path_factory.mktemp("keyed")
     (folder / "release").touch()
     with ready(folder, stub=True, BANANA_API_KEY=KEY, CORS_ORIGIN=ORIGIN, MAX_BODY_MB="1") as served:
@@ -64,7 +64,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def ask(served: Served, method: str, path: str, key: str | None = KEY, **arguments) -> requests.Response:
-    """Send the path as it stands, without what `requests` would tidy up."""
+    """Send the path as it is; `requests` would normalize it."""
     headers = {"X-Banana-API-Key": key} if key else {}
     request = requests.Request(method, served.url, headers=headers | arguments.pop("headers", {}), **arguments)
     with requests.Session() as session:
@@ -74,7 +74,7 @@ def ask(served: Served, method: str, path: str, key: str | None = KEY, **argumen
 
 
 def one_of_each(served: Served) -> dict[int, requests.Response]:
-    """Return an answer of each status that can be had from a server that is well."""
+    """Return a response of each status that a healthy server sends."""
     image = {"Content-Type": "image/jpeg"}
     answers = [
         ask(served, "POST", "/", data=b"x", headers=image),
@@ -92,7 +92,7 @@ def one_of_each(served: Served) -> dict[int, requests.Response]:
 
 
 @pytest.mark.parametrize("key", [None, "", "sesame", KEY + "x", KEY.upper(), "\u00e9".encode()])
-def test_nothing_but_health_and_the_page_is_told_to_those_without_the_key(keyed, key):
+def test_serves_only_public_paths_without_the_key(keyed, key):
     for path in EVERYWHERE:
         for method in ("GET", "HEAD", "POST", "PUT", "DELETE"):
             answer = ask(keyed, method, path, key, data=b"{}")
@@ -116,20 +116,20 @@ def test_nothing_but_health_and_the_page_is_told_to_those_without_the_key(keyed,
         (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nExpect: mercy", 417),
     ],
 )
-def test_what_cannot_be_read_is_told_so_and_not_that_it_has_no_key(keyed, request_line, status):
+def test_malformed_requests_are_not_401(keyed, request_line, status):
     answer = keyed.raw(request_line + b"\r\nX-Banana-API-Key: %b\r\n\r\n" % KEY.encode())
     assert answer.startswith(b"HTTP/1.1 %d " % status)
 
 
 @pytest.mark.parametrize(("environment", "warns"), [({}, True), ({"BANANA_API_KEY": KEY}, False)])
-def test_a_port_that_everyone_may_reach_without_a_key_is_a_warning(tmp_path, environment, warns):
+def test_warns_of_an_open_port_without_a_key(tmp_path, environment, warns):
     with serving(tmp_path, stub=True, HOST="0.0.0.0", **environment) as served:
         wait_until(lambda: " listening " in served.log.read_text(), "it has started")
         assert (" warning no API key is set: " in served.log.read_text()) == warns
 
 
 @pytest.mark.parametrize("path", EVERYWHERE)
-def test_head_is_get_without_the_body_and_options_names_the_methods(keyed, path):
+def test_head_has_no_body_and_options_names_the_methods(keyed, path):
     head = f"HEAD {path} HTTP/1.1\r\nX-Banana-API-Key: {KEY}\r\nConnection: close\r\n\r\n".encode()
     headers, _, body = keyed.raw(head).partition(b"\r\n\r\n")
     assert headers.startswith(b"HTTP/1.1 %d " % ask(keyed, "GET", path).status_code)
@@ -141,7 +141,7 @@ def test_head_is_get_without_the_body_and_options_names_the_methods(keyed, path)
         assert set(re.findall(r"\w+", options.headers["Allow"])) == ROUTES[path]
 
 
-def test_every_answer_bears_the_safe_headers_and_a_web_page_may_read_it(keyed):
+def test_every_response_has_the_security_and_cors_headers(keyed):
     for status, answer in one_of_each(keyed).items():
         assert SAFE_HEADERS.items() <= answer.headers.items(), status
         assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
@@ -151,7 +151,7 @@ def test_every_answer_bears_the_safe_headers_and_a_web_page_may_read_it(keyed):
     assert all(f"{name}: {value}".encode() in malformed for name, value in SAFE_HEADERS.items())
 
 
-def test_a_preflight_lets_the_page_send_all_that_a_call_needs(keyed):
+def test_preflight_allows_what_a_request_needs(keyed):
     asked = {
         "Origin": ORIGIN,
         "Access-Control-Request-Method": "POST",
@@ -165,25 +165,25 @@ def test_a_preflight_lets_the_page_send_all_that_a_call_needs(keyed):
     assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
-def test_no_web_page_may_read_an_answer_unless_one_is_set(served):
+def test_has_no_cors_headers_by_default(served):
     for method, path in (("GET", "/healthcheck"), ("OPTIONS", "/"), ("GET", "/nowhere")):
         answer = ask(served, method, path, headers={"Origin": ORIGIN})
         assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
         assert SAFE_HEADERS.items() <= answer.headers.items()
 
 
-def test_the_key_is_in_no_answer_log_or_metric(keyed):
+def test_never_reveals_the_key(keyed):
     said = [answer.text + str(answer.headers) for answer in one_of_each(keyed).values()]
     for path in EVERYWHERE:
         said.append(ask(keyed, "POST", path, data=b"{}").text)
-        said.append(ask(keyed, "GET", f"{path}?api_key={KEY}").text)  # not how it is sent, but somebody will
+        said.append(ask(keyed, "GET", f"{path}?api_key={KEY}").text)  # not how to send it, but some will
         said.append(ask(keyed, "GET", path, key=None, headers={"Authorization": f"Bearer {KEY}"}).text)
     said.append(keyed.raw(f"GET /\x01 HTTP/1.1\r\nX-Banana-API-Key: {KEY}\r\n\r\n".encode()).decode())
     said.append(keyed.log.read_text())
     assert not [text for text in said if KEY in text]
 
 
-def test_an_id_that_the_caller_gave_comes_back_and_is_in_the_log(keyed):
+def test_returns_and_logs_the_request_id(keyed):
     for given in ("7f9c1d1e-55c5-4c1f-9d9c-1b0a0c6a4f11", "a", "trace:1.2_3-4", "x" * 128):
         answer = ask(keyed, "GET", "/healthcheck", headers={"X-Banana-Request-ID": given})
         assert answer.headers["X-Request-ID"] == given
@@ -207,14 +207,14 @@ def test_an_id_that_the_caller_gave_comes_back_and_is_in_the_log(keyed):
         b"\xd9\xa5",
     ],
 )
-def test_an_id_that_is_not_fit_to_be_shown_is_replaced(keyed, name, given):
+def test_replaces_an_invalid_request_id(keyed, name, given):
     request = b"GET /healthcheck HTTP/1.1\r\nConnection: close\r\n%b: %b\r\n\r\n" % (name, given)
     shown = re.search(rb"(?i)x-request-id: (.*)\r\n", keyed.raw(request))[1].decode()
     assert uuid.UUID(shown)
     assert f" id={shown} method=GET path=/healthcheck status=200 " in keyed.log.read_text()
 
 
-def test_a_call_is_one_line_of_json_with_all_that_is_known_of_it_but_the_picture(tmp_path):
+def test_logs_a_request_as_one_line_of_json(tmp_path):
     with ready(tmp_path, LOG_FORMAT="json") as served:
         call = served.post(files={"image": IMAGE}, headers={"X-Banana-Request-ID": "good"}).json()
         served.post(json={"image": "not base64!"}, headers={"X-Banana-Request-ID": "bad"})
@@ -224,7 +224,7 @@ def test_a_call_is_one_line_of_json_with_all_that_is_known_of_it_but_the_picture
         [good] = [line for line in lines if line.get("id") == "good"]
         assert (good["method"], good["path"], good["status"], good["level"]) == ("POST", "/", 200, "info")
         assert len(IMAGE) < good["bytes"] < len(IMAGE) + 1000
-        assert [re.fullmatch(r"JPEG \d+x\d+", picture) is not None for picture in good["images"]] == [True]
+        assert [re.fullmatch(r"JPEG \d+x\d+", image) is not None for image in good["images"]] == [True]
         assert (good["decode_ms"], good["model_ms"]) == (call["timing_ms"]["decode"], call["timing_ms"]["model"])
         assert good["queue_ms"] >= 0 and good["total_ms"] >= call["timing_ms"]["total"] - 1
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", good["time"])
@@ -233,7 +233,7 @@ def test_a_call_is_one_line_of_json_with_all_that_is_known_of_it_but_the_picture
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_caller_cannot_forge_a_line_of_the_log(tmp_path, log_format):
+def test_clients_cannot_forge_log_lines(tmp_path, log_format):
     forged = b"2030-01-01T00:00:00.000+00:00 info ready forged=yes"
     with serving(tmp_path, stub=True, LOG_FORMAT=log_format) as served:
         ways = [b"/a\n%b", b"/a\r%b", b"/\x1b[2J%b", b"/%%0A%b", b"/\xe2\x80\xa8%b", b"/\x85%b", b"/\x7f%b", b"/?\n%b"]
@@ -254,14 +254,14 @@ def test_a_caller_cannot_forge_a_line_of_the_log(tmp_path, log_format):
                 assert "ready forged" not in line
 
 
-def test_a_failure_is_in_the_log_with_its_id_and_on_one_line(keyed):
+def test_logs_a_failure_with_its_id_on_one_line(keyed):
     answer = one_of_each(keyed)[500]
     wanted = f" error failed id={answer.headers['X-Request-ID']} traceback="
     [line] = [line for line in keyed.log.read_text().splitlines() if wanted in line]
     assert "RuntimeError: a bug" in line
 
 
-def test_metrics_count_every_answer_and_time_every_call(served):
+def test_metrics_count_responses_and_time_requests(served):
     def numbers() -> list[float]:
         names = [f'classifier_requests_total{{status="{status}"}}' for status in (200, 404, 405, 422)]
         names += [f"classifier_{what}_seconds_count" for what in ("queue", "decode", "model")]
@@ -270,9 +270,9 @@ def test_metrics_count_every_answer_and_time_every_call(served):
         return [served.metric(name) for name in names]
 
     before = numbers()
-    asked = len(before)  # every look at the metrics is an answer too
+    asked = len(before)  # every request for the metrics is a 200 too
     served.post(data=TENCH.read_bytes(), headers={"Content-Type": "image/jpeg"})
-    served.post(data=b"no picture", headers={"Content-Type": "image/jpeg"})
+    served.post(data=b"no image", headers={"Content-Type": "image/jpeg"})
     served.get("/nowhere")
     served.get("/invocations")
     served.raw(b"GARBAGE\r\n\r\n")

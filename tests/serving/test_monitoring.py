@@ -1,4 +1,4 @@
-"""docs/monitoring.md against the metrics of a server: what its PromQL selects is there, and is of calls only."""
+"""docs/monitoring.md: its queries select existing metrics, and only of requests that classify."""
 
 import re
 
@@ -9,7 +9,7 @@ from tests.server_process import ROOT, ready
 MATCHES = {"=": str.__eq__, "!=": str.__ne__, "=~": lambda value, pattern: bool(re.fullmatch(pattern, value))}
 
 
-def test_the_lines_to_paste_select_the_calls_and_nothing_else(tmp_path):
+def test_documented_queries_select_requests_that_classify(tmp_path):
     with ready(tmp_path, stub=True) as served:
         failed = served.post(data=b"fail", headers={"Content-Type": "image/jpeg"})
         assert failed.status_code == 500

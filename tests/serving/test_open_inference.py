@@ -1,4 +1,4 @@
-"""open_inference.py through real sockets: what a request may be, and what is refused."""
+"""open_inference.py through real sockets: valid and invalid requests."""
 
 import json
 
@@ -10,13 +10,13 @@ from tests.serving.inferences import PIXELS, error_of, infer_route, tensor
 # -- Open Inference Protocol v2, with Triton's client ----------------------------------------------------------------
 
 
-def test_an_id_that_was_given_comes_back(served):
+def test_returns_the_id(served):
     answers = [served.post(infer_route(served), json=tensor() | {"id": text}).json() for text in ("", "7")]
     assert [answer["id"] for answer in answers] == ["", "7"]
     assert "id" not in served.post(infer_route(served), json=tensor()).json()
 
 
-def test_numbers_may_be_nested_as_the_shape_says(served):
+def test_accepts_numbers_nested_like_the_shape(served):
     pixels = PIXELS[0][:40, :30]
     shape, route = [1, *pixels.shape], infer_route(served)
     flat, nested = (
@@ -27,7 +27,7 @@ def test_numbers_may_be_nested_as_the_shape_says(served):
     assert sum(flat["outputs"][0]["data"]) == pytest.approx(1, abs=1e-3)
 
 
-def test_null_is_as_if_the_field_were_not_there(served):
+def test_treats_null_as_not_set(served):
     plain = served.post(infer_route(served), json=tensor()).json()
     nothing = {"binary_data": None, "classification": None}
     for output in (None, [{"name": None, "parameters": None}], [{"name": "probabilities", "parameters": nothing}]):
@@ -70,16 +70,16 @@ HUGE = 10**40
         (tensor(shape=[-1, -1, 2, 3]), "expected pixels"),
         (tensor(shape=[1, 0, 2, 3]), "expected pixels"),
         (tensor(shape=[1, 1, 2.5, 3]), "shape"),
-        (tensor(shape=[1, HUGE, HUGE, 3]), "as large as its shape"),
-        (tensor(shape=[1, 2**32, 2**32, 3]), "as large as its shape"),
-        (tensor(shape=[1, int("9" * 4000), 2, 3]), "as large as its shape"),
-        (tensor(shape=[17, 1, 1, 3]), "16 pictures"),
-        (tensor(shape=[HUGE, 1, 2, 3]), "16 pictures"),
-        (tensor(shape=[1, 2, 2, 3]), "as large as its shape"),
-        (tensor(shape=[1, 1, 1, 3]), "as large as its shape"),
-        (tensor(data=[[[[1, 2], [3, 4], [5, 6]]]]), "nested"),
-        (tensor(data=[[1, 2, 3, 4, 5, 6]]), "nested"),
-        (tensor(data=[1, 2, 3, 4, 5, [6]]), "nested"),
+        (tensor(shape=[1, HUGE, HUGE, 3]), "size or the nesting"),
+        (tensor(shape=[1, 2**32, 2**32, 3]), "size or the nesting"),
+        (tensor(shape=[1, int("9" * 4000), 2, 3]), "size or the nesting"),
+        (tensor(shape=[17, 1, 1, 3]), "limit is 16"),
+        (tensor(shape=[HUGE, 1, 2, 3]), "limit is 16"),
+        (tensor(shape=[1, 2, 2, 3]), "size or the nesting"),
+        (tensor(shape=[1, 1, 1, 3]), "size or the nesting"),
+        (tensor(data=[[[[1, 2], [3, 4], [5, 6]]]]), "nest"),
+        (tensor(data=[[1, 2, 3, 4, 5, 6]]), "nest"),
+        (tensor(data=[1, 2, 3, 4, 5, [6]]), "nest"),
         (tensor(data=[1, 2, 3, 4, 5, -6]), "0 to 255"),
         (tensor(data=[1, 2, 3, 4, 5, 6.0]), "0 to 255"),
         (tensor(data=[1, 2, 3, 4, 5, float("nan")]), "JSON"),
@@ -90,34 +90,34 @@ HUGE = 10**40
         (tensor(data=[[[[1, 2, 3], [4, 5, 1e2]]]]), "0 to 255"),
         (tensor(data=[1, 2, 3, 4, 5, 256]), "0 to 255"),
         (tensor(data=[1, 2, 3, 4, 5, HUGE]), "0 to 255"),
-        (tensor(data={}), "nested"),
-        (tensor(data=123456), "nested"),
-        (tensor(data="[1,2,3,4,5,6]"), "nested"),
-        (tensor(parameters={"binary_data_size": 6}), 'expected "data"'),
-        (tensor(data=None), 'expected "data"'),
-        (tensor(data=None, parameters={"binary_data_size": None}), 'expected "data"'),
+        (tensor(data={}), "nest"),
+        (tensor(data=123456), "nest"),
+        (tensor(data="[1,2,3,4,5,6]"), "nest"),
+        (tensor(parameters={"binary_data_size": 6}), 'expected either'),
+        (tensor(data=None), 'expected either'),
+        (tensor(data=None, parameters={"binary_data_size": None}), 'expected either'),
         (tensor(name=None), "name"),
         (tensor(shape=None), "shape"),
         ({"inputs": None}, "array"),
-        (tensor(datatype="BYTES", shape=[1], data=[]), "as large as its shape"),
-        (tensor(datatype="BYTES", shape=[2], data=["aa"]), "as large as its shape"),
+        (tensor(datatype="BYTES", shape=[1], data=[]), "size or the nesting"),
+        (tensor(datatype="BYTES", shape=[2], data=["aa"]), "size or the nesting"),
         (tensor(datatype="BYTES", shape=[2, 1], data=[["aa", "aa"]]), "at most length 1"),
-        (tensor(datatype="BYTES", shape=[1, 1], data=[[]]), "as large as its shape"),
+        (tensor(datatype="BYTES", shape=[1, 1], data=[[]]), "size or the nesting"),
         (tensor(datatype="BYTES", shape=[1, 1], data=[[["aa"]]]), "str"),
         (tensor(datatype="BYTES", shape=[1], data=[7]), "str"),
         (tensor(datatype="BYTES", shape=[1], data=["@"]), "base64"),
         (tensor(datatype="BYTES", shape=[1], data=["aGVsbG8="]), "send JPEG"),
-        (tensor(datatype="BYTES", shape=[HUGE], data=["aGVsbG8="]), "16 pictures"),
+        (tensor(datatype="BYTES", shape=[HUGE], data=["aGVsbG8="]), "limit is 16"),
     ],
 )  # fmt: skip
-def test_422_for_json_that_is_no_inference(served, body, says):
+def test_422_for_invalid_inferences(served, body, says):
     assert says in error_of(served.post(infer_route(served), data=json.dumps(body)), 422)
 
 
 @pytest.mark.parametrize(
     "opening", [b"[", b'{"inputs":', b'{"inputs":[{"data":', b'{"id":"', b'{"inputs":[{"shape":[1']
 )
-def test_422_for_json_that_goes_on_and_on(served, opening):
+def test_422_for_endless_json(served, opening):
     for body in (opening * 200_000, opening + b"[" * 2_000_000, opening + b"1" * 2_000_000):
         error_of(served.post(infer_route(served), data=body), 422)
 
@@ -139,7 +139,7 @@ def test_422_for_a_list_that_is_too_long(served, body, item, limit):
 
 
 def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None = None) -> tuple[bytes, int]:
-    """Return a body with a binary tensor that says `size` of itself, by default the truth, and its JSON's length."""
+    """Return a body with a tensor that claims to have `size` bytes (default: the truth), and the JSON's length."""
     parameters = {"binary_data_size": len(data) if size is None else size}
     request = {"inputs": [{"name": "image", "datatype": datatype, "shape": shape, "parameters": parameters}]}
     return json.dumps(request).encode() + data, len(json.dumps(request))
@@ -148,49 +148,49 @@ def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None =
 @pytest.mark.parametrize(
     ("datatype", "shape", "data", "size", "says"),
     [
-        ("UINT8", [1, 1, 2, 3], b"12345", None, "as large as its shape"),
-        ("UINT8", [1, 1, 2, 3], b"1234567", None, "as large as its shape"),
-        ("UINT8", [1, 2**31, 2**31, 3], b"123456", None, "as large as its shape"),
+        ("UINT8", [1, 1, 2, 3], b"12345", None, "size or the nesting"),
+        ("UINT8", [1, 1, 2, 3], b"1234567", None, "size or the nesting"),
+        ("UINT8", [1, 2**31, 2**31, 3], b"123456", None, "size or the nesting"),
         ("UINT8", [1, 1, 2, 3], b"123456", 5, "binary_data_size"),
         ("UINT8", [1, 1, 2, 3], b"123456", 7, "binary_data_size"),
         ("UINT8", [1, 1, 2, 3], b"123456", -6, "binary_data_size"),
         ("UINT8", [1, 1, 2, 3], b"123456", HUGE, "binary_data_size"),
-        ("UINT8", [1, 1, 2, 3], b"", None, "as large as its shape"),
+        ("UINT8", [1, 1, 2, 3], b"", None, "size or the nesting"),
         ("UINT8", [1, 1, 70_000, 3], bytes(210_000), None, "resize it"),
         ("FP32", [1, 1, 2, 3], bytes(24), None, "expected pixels"),
-        ("BYTES", [1], b"", None, "as large as its shape"),
+        ("BYTES", [1], b"", None, "size or the nesting"),
         ("BYTES", [1], b"\1\0\0", None, "length"),
         ("BYTES", [1], b"\5\0\0\0four", None, "length"),
         ("BYTES", [1], b"\3\0\0\0four", None, "length"),
         ("BYTES", [1], b"\xff\xff\xff\xfffour", None, "length"),
         ("BYTES", [1], b"\xff\xff\xff\x7ffour", None, "length"),
-        ("BYTES", [2], b"\4\0\0\0four", None, "as large as its shape"),
+        ("BYTES", [2], b"\4\0\0\0four", None, "size or the nesting"),
         ("BYTES", [1], b"\4\0\0\0four\4\0\0\0four", None, "length"),
         ("BYTES", [1], b"\0\0\0\0", None, "send JPEG"),
         ("BYTES", [16], bytes(64), None, "send JPEG"),
     ],
 )  # fmt: skip
-def test_422_for_binary_tensors_that_lie(served, datatype, shape, data, size, says):
+def test_422_for_inconsistent_binary_tensors(served, datatype, shape, data, size, says):
     body, length = binary_body(datatype, shape, data, size)
     headers = {"Inference-Header-Content-Length": str(length)}
     assert says in error_of(served.post(infer_route(served), data=body, headers=headers), 422)
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1_000, "", "-5", "1e3", "\u00b2".encode("latin-1"), "9" * 19, "9" * 5000])
-def test_422_for_a_header_length_that_is_wrong(served, change):
+def test_422_for_a_wrong_header_length(served, change):
     body, length = binary_body("UINT8", [1, 1, 2, 3], b"123456")
     value = str(length + change) if isinstance(change, int) else change
     error_of(served.post(infer_route(served), data=body, headers={"Inference-Header-Content-Length": value}), 422)
 
 
-def test_422_for_pixels_that_take_too_much_memory(tmp_path):
+def test_422_for_pixels_that_need_too_much_memory(tmp_path):
     with ready(tmp_path, MAX_IMAGE_MB="1") as served:
         for width, status in ((1_000, 200), (2_500, 422)):
             body = tensor(shape=[1, 1, width, 3], data=[0] * width * 3)
             assert served.post(infer_route(served), json=body).status_code == status
 
 
-def test_other_routes_of_v2_are_refused_in_its_form(served):
+def test_errors_under_v2_have_its_form(served):
     for response, status in (
         (served.get("/v2/nowhere"), 404),
         (served.get(infer_route(served)), 405),

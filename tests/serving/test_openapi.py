@@ -1,4 +1,4 @@
-"""openapi.json says what the server does: every route, and answers of the shapes that it promises."""
+"""openapi.json describes the server: every route, and the schema of every response."""
 
 import base64
 import json
@@ -12,14 +12,14 @@ from server import server
 from tests.server_process import DEADLINE_S, ROOT, TENCH, Served, serving
 
 API = json.loads((ROOT / "serving" / "openapi.json").read_text())
-PICTURE = base64.b64encode(TENCH.read_bytes()).decode()
-INFERENCE = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [PICTURE]}]}
+IMAGE = base64.b64encode(TENCH.read_bytes()).decode()
+INFERENCE = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}]}
 BEST = {"name": "probabilities", "parameters": {"classification": 3}}
 METHODS = ("get", "post")
 
 
 def resolved(node: dict) -> dict:
-    """Return what a $ref refers to, or the node itself."""
+    """Return the target of a $ref, or the node itself."""
     while "$ref" in node:
         target = API
         for name in node["$ref"].removeprefix("#/").split("/"):
@@ -29,7 +29,7 @@ def resolved(node: dict) -> dict:
 
 
 def fits(value: object, schema: dict) -> bool:
-    """Return whether the value is what the schema says."""
+    """Return whether the value fits the schema."""
     return Draft202012Validator(schema | {"components": API["components"]}).is_valid(value)
 
 
@@ -39,7 +39,7 @@ def model_of(served: Served) -> str:
 
 
 def assert_promised(response, path: str) -> dict | str:
-    """Fail unless serving/openapi.json promises this answer: its status, headers, type and body. Return the body."""
+    """Fail unless serving/openapi.json describes this response: its status, headers, type and body. Return the body."""
     method = response.request.method.lower().replace("head", "get")
     promised = resolved(API["paths"][path][method]["responses"][str(response.status_code)])
     for name in ("X-Request-ID", "Retry-After"):
@@ -53,7 +53,7 @@ def assert_promised(response, path: str) -> dict | str:
     return body
 
 
-def test_every_route_and_no_other_is_described():
+def test_describes_every_route_and_no_other():
     routes = {(f"/{route.path}", method.lower()) for route in server.router.routes for method in route.methods}
     # The description says once that every GET is a HEAD too, and that a model's routes also exist with its version.
     routes = {(path, method) for path, method in routes if method != "head" and "/versions/" not in path}
@@ -62,25 +62,25 @@ def test_every_route_and_no_other_is_described():
     assert routes == {(path.replace("{", "<").replace("}", ":str>"), method) for path, method in described}
 
 
-def test_every_reference_leads_somewhere_and_nothing_is_left_over():
+def test_every_component_exists_and_is_used():
     references = set(json.dumps(API).split('"$ref": "#/components/')[1:])
     used = {reference.partition('"')[0] for reference in references}
     there = {f"{kind}/{name}" for kind, parts in API["components"].items() for name in parts if kind[:8] != "security"}
     assert used == there
 
 
-def test_what_generators_and_linters_ask_for_is_there():
+def test_has_what_generators_and_linters_need():
     operations = [methods[method] for methods in API["paths"].values() for method in METHODS if method in methods]
     assert all(operation["summary"] for operation in operations)
     assert len({operation["operationId"] for operation in operations}) == len(operations)
     assert API["servers"] and API["info"]["license"]
-    for text in json.dumps(API).split('"oneOf": [')[1:]:  # of alternatives without properties generators make Any
+    for text in json.dumps(API).split('"oneOf": [')[1:]:  # generators turn alternatives without properties into Any
         alternatives = [resolved(option) for option in json.loads(f"[{text.partition(']')[0]}]")]
         assert all(option["type"] == "object" and option["properties"] for option in alternatives)
 
 
 def examples(path: str) -> list[dict]:
-    """Return the examples of a JSON body that is sent there."""
+    """Return the examples of JSON bodies for the path."""
     content = resolved(API["paths"][path]["post"]["requestBody"])["content"]["application/json"]
     values = [example["value"] for example in content["examples"].values()]
     assert all(fits(value, content["schema"]) for value in values)
@@ -88,7 +88,7 @@ def examples(path: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("path", [path for path in API["paths"] if "requestBody" in API["paths"][path].get("post", {})])
-def test_the_examples_are_answered(served, path):
+def test_the_examples_work(served, path):
     names = {example["value"] for example in API["components"]["parameters"]["Model"]["examples"].values()}
     assert model_of(served) in names
     for body in examples(path):
@@ -110,20 +110,20 @@ def test_the_examples_are_answered(served, path):
         ({}, False),
     ],
 )
-def test_one_of_image_and_images_is_asked_for(body, is_one):
+def test_requires_either_image_or_images(body, is_one):
     schema = API["components"]["requestBodies"]["Images"]["content"]["application/json"]["schema"]
     assert fits(body, schema) == is_one
 
 
-def test_the_version_is_the_servers():
+def test_has_the_version_of_the_server():
     assert API["info"]["version"] == app.VERSION
 
 
 @pytest.mark.parametrize(
     ("status", "arguments"),
     [
-        (200, {"json": {"image": PICTURE}}),
-        (200, {"json": {"images": [PICTURE, PICTURE], "top_k": 1, "probabilities": True}}),
+        (200, {"json": {"image": IMAGE}}),
+        (200, {"json": {"images": [IMAGE, IMAGE], "top_k": 1, "probabilities": True}}),
         (
             200,
             {
@@ -137,14 +137,14 @@ def test_the_version_is_the_servers():
         (413, {"data": b"A" * 21_000_000}),
     ],
 )
-def test_calls_get_what_is_promised(served, status, arguments):
+def test_classification_is_as_described(served, status, arguments):
     response = served.post(**arguments)
     assert response.status_code == status
     assert_promised(response, "/")
 
 
 @pytest.mark.parametrize("path", [path for path in API["paths"] if "get" in API["paths"][path]])
-def test_routes_that_are_read_give_what_is_promised(served, path):
+def test_get_and_head_are_as_described(served, path):
     model = model_of(served)
     for asked in (path.format(name=model), path.replace("{name}", f"{model}/versions/1")):
         assert_promised(served.get(asked), path)
@@ -161,26 +161,26 @@ def test_routes_that_are_read_give_what_is_promised(served, path):
         (413, {"data": b"A" * 21_000_000}),
     ],
 )
-def test_inferences_get_what_is_promised(served, status, arguments):
+def test_inferences_are_as_described(served, status, arguments):
     response = served.post(f"/v2/models/{model_of(served)}/infer", **arguments)
     assert response.status_code == status
     assert_promised(response, "/v2/models/{name}/infer")
 
 
 @pytest.mark.parametrize("path", [path for path in API["paths"] if "{name}" in path and "get" in API["paths"][path]])
-def test_a_model_that_is_not_there_gets_what_is_promised(served, path):
+def test_unknown_models_are_as_described(served, path):
     for name in ("another", "another/versions/1", f"{model_of(served)}/versions/2"):
         response = served.get(path.format(name=name))
         assert response.status_code == 404
         assert_promised(response, path)
 
 
-def test_warmup_gives_what_is_promised(served):
+def test_warmup_is_as_described(served):
     for ask in (served.post, served.get):
         assert assert_promised(ask("/_k/warmup"), "/_k/warmup") == {"warm": True}
 
 
-def test_refusals_are_as_promised_while_the_model_loads_and_without_the_key(tmp_path):
+def test_503_and_401_are_as_described(tmp_path):
     with serving(tmp_path, stub=True, BANANA_API_KEY="key") as served:
         for path in ("/", "/_k/warmup", "/invocations", "/v2/models/{name}/infer"):
             assert served.post(path, headers={"X-Banana-API-Key": "key"}).status_code == 503
@@ -198,8 +198,8 @@ def test_refusals_are_as_promised_while_the_model_loads_and_without_the_key(tmp_
 
 
 @pytest.mark.parametrize("change", [{"class_id": "0"}, {"extra": 1}, {"probability": 2}, {"predictions": []}])
-def test_an_answer_that_is_not_promised_is_found_out(served, change):
-    answer = served.post(json={"image": PICTURE}).json()
+def test_the_schema_refuses_other_responses(served, change):
+    answer = served.post(json={"image": IMAGE}).json()
     schema = API["components"]["schemas"]["Answer"]
     assert fits(answer, schema)
     assert not fits(answer | change, schema)

@@ -1,4 +1,4 @@
-"""More than the server can take: it says 503 in time, keeps what it has promised, and is itself again afterwards."""
+"""Overload: the server responds 503 in time, finishes what it accepted, and recovers."""
 
 import base64
 import re
@@ -16,22 +16,22 @@ from serving.bodies import BODIES_IN_MEMORY
 from tests.clients import IMAGE, begin_call, flooding, status_of
 from tests.server_process import Served, is_ready, ready, wait_until
 
-RESIDENT = "process_resident_memory_bytes"  # which only Linux has
+RESIDENT = "process_resident_memory_bytes"  # on Linux only
 TENCH = {"image": base64.b64encode(IMAGE).decode()}
 
 
-def classify(served: Served, picture: bytes = b"x") -> int:
-    """Return the status of a call on a connection of its own."""
-    return served.post(data=picture, headers={"Content-Type": "image/jpeg"}).status_code
+def classify(served: Served, image: bytes = b"x") -> int:
+    """Return the status of a request on a new connection."""
+    return served.post(data=image, headers={"Content-Type": "image/jpeg"}).status_code
 
 
 def gauges(served: Served) -> tuple[float, float]:
-    """Return how many calls are in work and how many wait."""
+    """Return the numbers of requests that are running and waiting."""
     return served.metric("classifier_requests_in_progress"), served.metric("classifier_requests_queued")
 
 
 def is_closed(connection: socket.socket, send: bytes = b"") -> bool:
-    """Send a little more, and return whether the server has closed the connection; whatever it answers is skipped."""
+    """Send a little more, and return whether the server has closed the connection; responses are skipped."""
     connection.setblocking(False)
     try:
         if send:
@@ -46,7 +46,7 @@ def is_closed(connection: socket.socket, send: bytes = b"") -> bool:
     return True
 
 
-def test_a_flood_gets_200_or_503_while_probes_are_answered_and_costs_no_memory(tmp_path):
+def test_overload_is_503_and_costs_no_memory(tmp_path):
     with ready(tmp_path, MAX_QUEUE="16") as served:
 
         def flood(calls: int) -> None:
@@ -66,13 +66,13 @@ def test_a_flood_gets_200_or_503_while_probes_are_answered_and_costs_no_memory(t
 
 
 @pytest.mark.parametrize("size", [1, 5_000_000], ids=["small", "large"])
-def test_a_client_who_goes_gives_up_its_place_and_the_next_one_has_it(tmp_path, size):
-    # Of a large body, Sanic stops reading in the middle, and would then not see the client go.
+def test_a_disconnected_client_frees_its_place_in_the_queue(tmp_path, size):
+    # Sanic pauses reading a large body, and would then not notice that the client disconnects.
     with ready(tmp_path, stub=True, MAX_QUEUE="2") as served:
         calls = [begin_call(served, b"x")]
-        wait_until(lambda: gauges(served) == (1, 0), "a call is in work")
+        wait_until(lambda: gauges(served) == (1, 0), "a request is running")
         calls += [begin_call(served, b"x" * size) for _ in range(2)]
-        wait_until(lambda: gauges(served) == (1, 2), "two calls wait")
+        wait_until(lambda: gauges(served) == (1, 2), "two requests wait")
         assert classify(served) == 503
         calls.pop().close()
         wait_until(lambda: gauges(served) == (1, 1), "one of them has gone")
@@ -87,15 +87,15 @@ def test_a_client_who_goes_gives_up_its_place_and_the_next_one_has_it(tmp_path, 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server with short time-outs that answers calls at once."""
+    """A server with short timeouts that responds at once."""
     folder = tmp_path_factory.mktemp("slow")
     (folder / "release").touch()
     with ready(folder, stub=True, REQUEST_TIMEOUT_S="1", RESPONSE_TIMEOUT_S="2", KEEP_ALIVE_TIMEOUT_S="1") as served:
         yield served
 
 
-def test_200_slow_connections_stop_nobody_and_are_dropped(slow):
-    kinds = [  # what each sends at once, and what a little more is
+def test_drops_200_slow_connections(slow):
+    kinds = [  # what each sends at first, and repeatedly afterwards
         (b"GET /healthcheck HTTP/1.1\r\nX-Slow: ", b"x"),
         (b"POST / HTTP/1.1\r\nContent-Type: image/jpeg\r\nContent-Length: 1000000\r\n\r\n", b"x"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
@@ -120,11 +120,11 @@ def test_200_slow_connections_stop_nobody_and_are_dropped(slow):
 
 
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nX-Slow: ", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"])
-def test_a_request_that_never_ends_is_answered_408(slow, start):
+def test_408_for_a_request_that_never_ends(slow, start):
     assert slow.raw(start).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_client_that_reads_no_answer_is_dropped_and_nobody_suffers(slow):
+def test_drops_a_client_that_reads_no_response(slow):
     deaf = slow.connect()
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.setblocking(False)
@@ -143,9 +143,9 @@ def test_a_client_that_reads_no_answer_is_dropped_and_nobody_suffers(slow):
     wait_until(dropped, "the server drops it")
 
 
-def test_connections_that_send_many_requests_at_once_take_turns(slow):
+def test_pipelining_connections_take_turns(slow):
     pipelining = {name: slow.connect() for name in "ab"}
-    slow.process.send_signal(signal.SIGSTOP)  # so that it finds all of it at once
+    slow.process.send_signal(signal.SIGSTOP)  # so that all of it arrives at once
     for name, connection in pipelining.items():
         connection.sendall(f"GET /a HTTP/1.1\r\nX-Banana-Request-ID: turn-{name}\r\n\r\n".encode() * 500)
     slow.process.send_signal(signal.SIGCONT)
@@ -161,7 +161,7 @@ TINY_CHUNKS = b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nA\r\n" * 2_000
 
 
 @pytest.mark.parametrize("key", [b"", b"X-Banana-API-Key: the key\r\n"], ids=["no key", "key"])
-def test_bodies_of_tiny_chunks_do_not_stop_the_server(tmp_path, key):
+def test_drops_bodies_in_tiny_chunks(tmp_path, key):
     def is_dropped(connection: socket.socket) -> bool:
         return is_closed(connection, b"1\r\nA\r\n")
 
@@ -178,7 +178,7 @@ def test_bodies_of_tiny_chunks_do_not_stop_the_server(tmp_path, key):
         assert served.post(data=honest, headers=headers).status_code == 200
 
 
-def test_large_bodies_together_are_bounded_and_all_of_it_is_released(tmp_path):
+def test_bounds_and_releases_large_bodies(tmp_path):
     size, clients = 5_000_000, 40
     with ready(tmp_path, stub=True, MAX_BODY_MB="5", MAX_QUEUE="64") as served:
         (tmp_path / "release").touch()
@@ -197,7 +197,7 @@ def test_large_bodies_together_are_bounded_and_all_of_it_is_released(tmp_path):
             assert classify(served, b"x" * size) == 200
 
 
-def test_the_body_of_a_request_that_needs_none_is_not_kept(tmp_path):
+def test_drops_a_body_that_is_not_needed(tmp_path):
     with ready(tmp_path, stub=True) as served:
         before = served.metric(RESIDENT)
         for method, path in (("GET", "/healthcheck"), ("POST", "/_k/warmup"), ("GET", "/metrics"), ("PUT", "/nowhere")):
@@ -211,7 +211,7 @@ def test_the_body_of_a_request_that_needs_none_is_not_kept(tmp_path):
         assert " error " not in served.log.read_text()  # Sanic would log one for a body that was not read
 
 
-def test_banana_client_gets_through_a_flood_by_its_retries_and_is_told_of_its_own_mistakes(tmp_path, monkeypatch):
+def test_banana_client_gets_through_overload_by_its_retries(tmp_path, monkeypatch):
     key = {"X-Banana-API-Key": "the key"}
     results: dict[str, object] = {}
 
@@ -224,11 +224,11 @@ def test_banana_client_gets_through_a_flood_by_its_retries_and_is_told_of_its_ow
     def lines(name: str, status: int) -> int:
         return served.log.read_text().count(f"id={name} method=POST path=/ status={status}")
 
-    # The id that the client gives all tries of one call says in the log which thread it was.
+    # The request id, the same for all tries of a call, identifies the thread in the log.
     monkeypatch.setattr("banana_dev.client.uuid4", lambda: threading.current_thread().name)
     with ready(tmp_path, MAX_QUEUE="2", BANANA_API_KEY="the key") as served:
         callers = {f"good-{n}": ("the key", TENCH) for n in range(6)}
-        callers |= {"bad-picture": ("the key", {"image": "AAAA"}), "bad-key": ("another", TENCH)}
+        callers |= {"bad-image": ("the key", {"image": "AAAA"}), "bad-key": ("another", TENCH)}
         threads = [threading.Thread(target=call, args=(name, *args), name=name) for name, args in callers.items()]
         with flooding(served, 16, **key) as flood:
             wait_until(lambda: flood.statuses[200] and flood.statuses[503], "the server is flooded")
@@ -241,5 +241,5 @@ def test_banana_client_gets_through_a_flood_by_its_retries_and_is_told_of_its_ow
         assert not flood.faults
         assert [results[f"good-{n}"] for n in range(6)] == [0] * 6
         assert all(lines(f"good-{n}", 200) == 1 for n in range(6))
-        assert "422" in str(results["bad-picture"]) and lines("bad-picture", 422) == 1
+        assert "422" in str(results["bad-image"]) and lines("bad-image", 422) == 1
         assert "send the API key" in str(results["bad-key"]) and lines("bad-key", 401) == 1

@@ -1,4 +1,4 @@
-"""platforms.py through real sockets: the same answers as POST /, on other routes."""
+"""platforms.py through real sockets: the same responses as POST /, on other routes."""
 
 import base64
 import gzip
@@ -11,7 +11,7 @@ import requests
 from tritonclient.http import InferenceServerClient
 
 from tests.server_process import DEADLINE_S, ROOT, is_ready, ready, serving, wait_until
-from tests.serving.inferences import JPEG, PICTURES, error_of, infer_route, tensor
+from tests.serving.inferences import IMAGES, JPEG, error_of, infer_route, tensor
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 
@@ -22,33 +22,33 @@ PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"json": {"image": base64.b64encode(PICTURES[0]).decode(), "top_k": 2}},
-        {"data": PICTURES[0], "headers": JPEG, "params": {"top_k": "2"}},
-        {"data": PICTURES[0], "headers": {"Content-Type": "application/x-image"}, "params": {"top_k": "2"}},
-        {"files": {"image": PICTURES[0]}, "data": {"top_k": "2"}},
+        {"json": {"image": base64.b64encode(IMAGES[0]).decode(), "top_k": 2}},
+        {"data": IMAGES[0], "headers": JPEG, "params": {"top_k": "2"}},
+        {"data": IMAGES[0], "headers": {"Content-Type": "application/x-image"}, "params": {"top_k": "2"}},
+        {"files": {"image": IMAGES[0]}, "data": {"top_k": "2"}},
     ],
     ids=["json", "bytes", "sagemakers-own-type", "form"],
 )
-def test_invocations_answer_as_post_does(served, arguments):
+def test_invocations_respond_like_post(served, arguments):
     answers = [served.post(path, **arguments).json() for path in ("/", "/invocations")]
     assert answers[0]["class_id"] == 0
     assert [set(answer.pop("timing_ms")) for answer in answers] == [{"decode", "model", "total"}] * 2
     assert answers[0] == answers[1]
 
 
-def test_invocations_refuse_as_post_does(served):
-    answers = [served.post(path, data=b"no picture", headers=JPEG) for path in ("/", "/invocations")]
+def test_invocations_refuse_like_post(served):
+    answers = [served.post(path, data=b"no image", headers=JPEG) for path in ("/", "/invocations")]
     assert [answer.status_code for answer in answers] == [422, 422]
     assert answers[0].json() == answers[1].json()
 
 
-def test_ping_says_loading_then_ready_then_stopping(tmp_path):
+def test_ping_follows_loading_ready_and_stopping(tmp_path):
     with serving(tmp_path, "serve", stub=True) as served:
         assert (served.get("/ping").status_code, served.get("/ping").content) == (204, b"")
         (tmp_path / "loaded").touch()
         wait_until(lambda: is_ready(served), "the server is ready")
         assert (served.get("/ping").status_code, served.get("/ping").json()) == (200, {"state": "healthy"})
-        with closing(served.connect()) as connection:  # a request that is not over, so that the server goes on
+        with closing(served.connect()) as connection:  # an unfinished request keeps the server running
             connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
             served.process.terminate()
             wait_until(lambda: not is_ready(served), "readiness has gone")
@@ -56,7 +56,7 @@ def test_ping_says_loading_then_ready_then_stopping(tmp_path):
 
 
 @pytest.mark.parametrize(("argument", "code"), [("train", 1), ("--help", 0), ("-h", 0)])
-def test_any_other_argument_prints_the_usage(argument, code):
+def test_other_arguments_print_the_usage(argument, code):
     command = [sys.executable, "server.py", argument]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert ended.returncode == code
@@ -67,7 +67,7 @@ def test_any_other_argument_prints_the_usage(argument, code):
 # -- readiness, keys, limits -----------------------------------------------------------------------------------------
 
 
-def test_v2_is_live_but_not_ready_while_the_model_loads(tmp_path):
+def test_v2_is_live_but_not_ready_during_model_load(tmp_path):
     with serving(tmp_path, stub=True) as served:
         assert served.get("/v2/health/live").json() == {"live": True}
         for path in ("/v2", "/v2/health/ready", "/v2/models/stub", "/v2/models/stub/ready", "/v2/models/other"):
@@ -79,7 +79,7 @@ def test_v2_is_live_but_not_ready_while_the_model_loads(tmp_path):
         assert served.get("/v2/models/stub/ready").json() == {"name": "stub", "ready": True}
 
 
-def test_v2_is_not_ready_while_the_model_fails_on_its_own_picture(tmp_path):
+def test_v2_is_not_ready_while_the_model_fails(tmp_path):
     with ready(tmp_path, stub=True) as served:
         (tmp_path / "broken").touch()
         assert served.post(data=b"fail", headers=JPEG).status_code == 500
@@ -89,13 +89,13 @@ def test_v2_is_not_ready_while_the_model_fails_on_its_own_picture(tmp_path):
         assert served.get("/v2/health/live").ok
 
 
-def test_probes_need_no_key_and_everything_else_does(tmp_path):
+def test_only_probes_need_no_key(tmp_path):
     with ready(tmp_path, BANANA_API_KEY="the key") as served:
         for path in PROBES:
             assert served.get(path).status_code == 200
             assert requests.head(served.url + path, timeout=DEADLINE_S).status_code == 200
         route = infer_route(served)
-        assert served.post("/invocations", data=PICTURES[0], headers=JPEG).status_code == 401
+        assert served.post("/invocations", data=IMAGES[0], headers=JPEG).status_code == 401
         for path in ("/v2", route.removesuffix("/infer"), route.replace("/infer", "/ready")):
             assert "key" in error_of(served.get(path), 401)
         assert "key" in error_of(served.post(route, json=tensor()), 401)
@@ -109,13 +109,13 @@ def test_v2_shares_the_queue_and_the_limits(tmp_path):
         assert "1 MB" in error_of(served.post("/v2/models/stub/infer", data=b"x" * 1_000_001), 413)
         call = served.connect()
         call.sendall(b"POST / HTTP/1.1\r\nContent-Type: image/png\r\nContent-Length: 1\r\n\r\nx")
-        wait_until(lambda: any(tmp_path.glob("began-*")), "a call is in work")
+        wait_until(lambda: any(tmp_path.glob("began-*")), "a request is running")
         assert "try again" in error_of(served.post("/v2/models/stub/infer", json=tensor()), 503)
         (tmp_path / "release").touch()
         assert call.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
-def test_an_inference_is_counted_and_logged_like_any_call(served):
+def test_counts_and_logs_inferences(served):
     route = infer_route(served)
     before = served.metric("classifier_model_seconds_count")
     answer = served.post(route, json=tensor())
@@ -128,9 +128,9 @@ def test_an_inference_is_counted_and_logged_like_any_call(served):
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd"])
-def test_422_for_a_body_that_says_it_is_compressed(served, encoding):
+def test_422_for_a_content_encoding(served, encoding):
     for path in ("/", "/invocations"):
-        refused = served.post(path, data=gzip.compress(PICTURES[0]), headers=JPEG | {"Content-Encoding": encoding})
+        refused = served.post(path, data=gzip.compress(IMAGES[0]), headers=JPEG | {"Content-Encoding": encoding})
         assert (refused.status_code, refused.json()["error"]["type"]) == (422, "invalid_input")
         assert "compressed" in refused.json()["error"]["message"]
-        assert served.post(path, data=PICTURES[0], headers=JPEG | {"Content-Encoding": "identity"}).ok
+        assert served.post(path, data=IMAGES[0], headers=JPEG | {"Content-Encoding": "identity"}).ok

@@ -1,4 +1,4 @@
-"""protocol.py through real sockets: requests that Sanic would take for others, or not answer."""
+"""protocol.py through real sockets: requests that Sanic would misread, or leave without a response."""
 
 import base64
 import json
@@ -12,14 +12,14 @@ from tests.server_process import TENCH, serving
 TENCH_BASE64 = base64.b64encode(TENCH.read_bytes()).decode()
 
 
-def test_a_request_that_is_no_http_is_not_answered_with_400(served):
+def test_malformed_http_is_never_a_400(served):
     for request in (b"GARBAGE\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b"GET / HTTP/9\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", served.port)) as connection:
             connection.sendall(request)
             assert connection.recv(100).startswith(b"HTTP/1.1 422 ")
 
 
-def test_a_length_of_thousands_of_digits_is_refused_like_any_other(served):
+def test_rejects_a_length_of_thousands_of_digits(served):
     for digits in (30, 5000):
         with socket.create_connection(("127.0.0.1", served.port)) as connection:
             connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * digits + b"\r\n\r\n")
@@ -42,7 +42,7 @@ def test_a_length_of_thousands_of_digits_is_refused_like_any_other(served):
         "Content-Length:2\u00a0",
     ],
 )
-def test_headers_that_another_would_read_otherwise_are_refused_and_the_connection_closed(served, headers):
+def test_rejects_ambiguous_headers(served, headers):
     request = f"POST / HTTP/1.1\r\n{headers}\r\n\r\n".encode()
     answers = served.raw(request + b"{}GET /healthcheck HTTP/1.1\r\n\r\n")
     assert answers.startswith(b"HTTP/1.1 422 ")
@@ -50,7 +50,7 @@ def test_headers_that_another_would_read_otherwise_are_refused_and_the_connectio
 
 
 @pytest.mark.parametrize("size", ["0x2", "\u0662", "+2", "2_", "\u00a02", "", "-2"])
-def test_a_size_of_a_chunk_that_another_would_read_otherwise_is_refused_and_the_connection_closed(served, size):
+def test_rejects_ambiguous_chunk_size(served, size):
     request = f"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size}\r\n{{}}\r\n0\r\n\r\n".encode()
     answers = served.raw(request + b"GET /healthcheck HTTP/1.1\r\n\r\n")
     assert answers.startswith(b"HTTP/1.1 422 ")
@@ -58,7 +58,7 @@ def test_a_size_of_a_chunk_that_another_would_read_otherwise_is_refused_and_the_
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_an_empty_line_between_requests_is_no_request(served, at_once):
+def test_skips_empty_lines_between_requests(served, at_once):
     body = json.dumps({"image": TENCH_BASE64}).encode()
     post = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     sent = [b"\r\n\r\n", post, b"\r\n", post, b"\r\n", b"\r\n", b"GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"]
@@ -75,7 +75,7 @@ def test_an_empty_line_between_requests_is_no_request(served, at_once):
 @pytest.mark.parametrize(
     ("request_line", "status"), [("POST /", 413), ("POST /nowhere", 404), ("PUT /", 405), ("POST /_k/status", 405)]
 )
-def test_who_asks_whether_to_send_a_body_is_refused_at_once(served, request_line, status):
+def test_refuses_expect_100_continue_without_the_body(served, request_line, status):
     head = f"{request_line} HTTP/1.1\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n".encode()
     with served.connect() as connection:
         connection.sendall(head)
@@ -84,7 +84,7 @@ def test_who_asks_whether_to_send_a_body_is_refused_at_once(served, request_line
     assert b"connection: close\r\n" in answer
 
 
-def test_who_asks_whether_to_send_a_body_is_told_so_where_it_is_wanted(served):
+def test_sends_100_continue(served):
     with served.connect() as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
         assert connection.recv(65_536) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -92,7 +92,7 @@ def test_who_asks_whether_to_send_a_body_is_told_so_where_it_is_wanted(served):
         assert connection.recv(65_536).startswith(b"HTTP/1.1 422 ")
 
 
-def test_the_body_of_options_is_read_past(tmp_path):
+def test_drops_the_body_of_options(tmp_path):
     with serving(tmp_path, stub=True) as served:
         closing = b"GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"
         answers = served.raw(b"OPTIONS / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}" + closing)
@@ -101,7 +101,7 @@ def test_the_body_of_options_is_read_past(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["\n\n", "xx", "\r\r", "\n\r", "  "])
-def test_chunks_must_end_with_crlf(served, end):
+def test_rejects_a_chunk_without_crlf(served, end):
     body = f"2\r\n{{}}{end}0\r\n\r\n"
     request = f"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{body}GET /healthcheck HTTP/1.1\r\n\r\n"
     answers = served.raw(request.encode())
@@ -126,7 +126,7 @@ CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
     ],
 )
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_client_that_closes_its_side_gets_its_responses(served, request_bytes, statuses, at_once):
+def test_responds_after_a_half_close(served, request_bytes, statuses, at_once):
     with served.connect() as connection:
         for byte in [request_bytes] if at_once else [request_bytes[:10], request_bytes[10:]]:
             connection.sendall(byte)

@@ -1,4 +1,4 @@
-"""server.py through real sockets: what each status of the HTTP contract looks like, and what the routes answer."""
+"""server.py through real sockets: every status of the HTTP contract, and every route."""
 
 import base64
 import json
@@ -19,25 +19,25 @@ TENCH_BASE64 = base64.b64encode(TENCH.read_bytes()).decode()
 
 
 def refuse(served: Served, route: str, inputs: object, key: str = "") -> None:
-    """Call as Banana's client does; expect it to raise at once, without a retry."""
+    """Call with Banana's client; expect it to raise at once, without a retry."""
     with pytest.raises(ClientException) as raised:
         Client(key, served.url, verbosity="").call(route, json=inputs, headers={}, retry_timeout=60)
     assert "Retry timeout" not in str(raised.value)
 
 
 @contextmanager
-def call_in_work(served: Served, folder: Path) -> Iterator[list[int]]:
-    """Have the stub's server work on a call while the context lasts; give the list that its status will be in."""
+def running_request(served: Served, folder: Path) -> Iterator[list[int]]:
+    """Have the stub's server process a request while the context lasts; give the list that will hold its status."""
     results: list[int] = []
     caller = threading.Thread(target=lambda: results.append(served.post(json={}).status_code))
     caller.start()
-    wait_until(lambda: any(folder.glob("began-*")), "a call is in work")
+    wait_until(lambda: any(folder.glob("began-*")), "a request is running")
     yield results
     caller.join()
 
 
 def error_of(response: requests.Response, status: int, kind: str) -> str:
-    """Return the message of an error response, having checked everything else of it."""
+    """Check an error response and return its message."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/json"
     assert set(response.json()) == {"error"}
@@ -69,21 +69,21 @@ def test_banana_client_gets_the_class(served):
     ],
     ids=["json", "data-url", "json-twice", "no-type", "bytes", "octet-stream", "form", "form-query", "chunked"],
 )
-def test_every_way_to_send_a_picture_gets_the_same_answer(served, arguments):
+def test_all_ways_to_send_an_image_get_the_same_response(served, arguments):
     answer = served.post(**arguments).json()
     assert (answer["class_id"], answer["class_name"]) == (0, "tench")
     assert answer["probability"] == pytest.approx(served.post(json={"image": TENCH_BASE64}).json()["probability"])
     assert len(answer["predictions"]) == 2
 
 
-def test_several_pictures_come_back_in_their_order(served):
+def test_returns_several_images_in_order(served):
     newt = base64.b64encode(NEWT.read_bytes()).decode()
     answer = served.post(json={"images": [TENCH_BASE64, newt, TENCH_BASE64], "top_k": 1}).json()
     assert [result["class_id"] for result in answer["results"]] == [0, 26, 0]
     assert set(answer) == {"results", "timing_ms"}
 
 
-def test_the_whole_array_of_probabilities_on_request(served):
+def test_returns_all_probabilities_on_request(served):
     answer = served.post(json={"image": TENCH_BASE64, "probabilities": True}).json()
     assert len(answer["probabilities"]) == 1000
     assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-4)
@@ -123,13 +123,13 @@ def test_status_counts_calls(served, path):
         ({"image": 7}, "base64"),
         ({"image": ""}, "empty"),
         ({"image": "@@@@"}, "base64"),
-        ({"image": base64.b64encode(b"no picture").decode()}, "not an image"),
+        ({"image": base64.b64encode(b"no image").decode()}, "not an image"),
         ({"image": TENCH_BASE64[: len(TENCH_BASE64) // 8 * 4]}, "incomplete"),
         ({"image": TENCH_BASE64, "images": []}, "either"),
         ({"images": []}, "1 to"),
         ({"images": [TENCH_BASE64] * 17}, "1 to 16"),
         ({"images": [TENCH_BASE64, "!"]}, "base64"),
-        ({"images": [TENCH_BASE64, base64.b64encode(b"no picture").decode()]}, r"images\[1\]"),
+        ({"images": [TENCH_BASE64, base64.b64encode(b"no image").decode()]}, r"images\[1\]"),
         ({"image": TENCH_BASE64, "top_k": 0}, "top_k"),
         ({"image": TENCH_BASE64, "top_k": True}, "top_k"),
         ({"image": TENCH_BASE64, "top_k": "5"}, "top_k"),
@@ -148,18 +148,18 @@ def test_422_for_input_that_cannot_be_classified(served, inputs, says):
         {"data": b""},
         {"data": b"\xff\xd8\xff"},
         {"data": b"", "headers": {"Content-Type": "image/jpeg"}},
-        {"files": {"picture": b"wrong field"}},
+        {"files": {"photo": b"wrong field"}},
         {"files": [("image", TENCH.read_bytes()), ("image", TENCH.read_bytes())]},
         {"data": b"no form", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
         {"data": b"no form", "headers": {"Content-Type": "multipart/form-data"}},
         {"data": TENCH.read_bytes(), "headers": {"Content-Type": "image/jpeg"}, "params": {"top_k": "many"}},
     ],
 )
-def test_422_for_other_bodies_that_hold_no_picture(served, arguments):
+def test_422_for_other_bodies_without_an_image(served, arguments):
     error_of(served.post(**arguments), 422, "invalid_input")
 
 
-def test_404_and_405_say_where_to_post(served):
+def test_404_and_405_name_the_route(served):
     refuse(served, "/predict", {})
     refuse(served, "/healthcheck", {})
     assert "POST an image to /" in error_of(served.post("/predict", json={}), 404, "not_found")
@@ -192,7 +192,7 @@ def test_401_without_the_key_or_with_another(tmp_path):
         assert answer["class_id"] == 0
 
 
-def test_503_while_the_model_loads_then_banana_client_gets_through_by_its_retries(tmp_path):
+def test_banana_client_retries_while_the_model_loads(tmp_path):
     with serving(tmp_path, stub=True) as served:
         assert "loading" in error_of(served.post(json={}), 503, "unavailable")
         assert served.post(json={}).headers["Retry-After"] == "1"
@@ -204,8 +204,8 @@ def test_503_while_the_model_loads_then_banana_client_gets_through_by_its_retrie
         assert Client("", served.url, verbosity="").call("/", json={}, headers={})[0]["class_id"] == 0
 
 
-def test_503_when_the_queue_is_full_and_health_still_answers(tmp_path):
-    with ready(tmp_path, stub=True, MAX_QUEUE="0") as served, call_in_work(served, tmp_path) as results:
+def test_503_when_the_queue_is_full_while_health_is_good(tmp_path):
+    with ready(tmp_path, stub=True, MAX_QUEUE="0") as served, running_request(served, tmp_path) as results:
         assert served.get("/healthcheck").status_code == 200
         assert served.get("/_k/status").json()["gpu_available"] is False
         refused = served.post(json={})
@@ -215,7 +215,7 @@ def test_503_when_the_queue_is_full_and_health_still_answers(tmp_path):
     assert results == [200]
 
 
-def test_500_for_a_bug_is_raised_at_once_and_shows_nothing_of_it(tmp_path):
+def test_500_for_a_bug_reveals_nothing(tmp_path):
     with ready(tmp_path, stub=True) as served:
         refuse(served, "/", {"image": "ZmFpbA=="})
         response = served.post(json={"image": "ZmFpbA=="})
@@ -224,9 +224,9 @@ def test_500_for_a_bug_is_raised_at_once_and_shows_nothing_of_it(tmp_path):
         assert "RuntimeError: a bug, with a secret in it" in served.log.read_text()
 
 
-def test_503_after_sigterm_while_the_work_is_finished(tmp_path):
+def test_503_after_sigterm_while_work_finishes(tmp_path):
     with ready(tmp_path, stub=True) as served:
-        with call_in_work(served, tmp_path) as results:
+        with running_request(served, tmp_path) as results:
             served.process.terminate()
             wait_until(lambda: not is_ready(served), "readiness has gone")
             refused = served.post(json={})

@@ -10,7 +10,7 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from tests.server_process import Served
-from tests.serving.inferences import PICTURES, PIXELS, infer_route, tensor
+from tests.serving.inferences import IMAGES, PIXELS, infer_route, tensor
 
 # -- Open Inference Protocol v2, with Triton's client ----------------------------------------------------------------
 
@@ -30,18 +30,18 @@ def model(served: Served) -> str:
 
 @pytest.fixture(scope="module")
 def wanted(served: Served) -> np.ndarray:
-    """The probabilities of both pictures by POST /."""
-    pictures = [base64.b64encode(picture).decode() for picture in PICTURES]
-    results = served.post(json={"images": pictures, "probabilities": True}).json()["results"]
+    """The probabilities of both images by POST /."""
+    images = [base64.b64encode(image).decode() for image in IMAGES]
+    results = served.post(json={"images": images, "probabilities": True}).json()["results"]
     return np.array([result["probabilities"] for result in results], np.float32)
 
 
 def as_input(datatype: str, binary: bool, *which: int) -> InferInput:
-    """Return the pictures of those numbers as Triton's client sends them."""
+    """Return the images of those numbers as Triton's client sends them."""
     if datatype == "UINT8":
         array = np.stack([PIXELS[n] for n in which])
-    else:  # in JSON it writes bytes as text, and leaves it to the caller to encode them
-        array = np.array([PICTURES[n] if binary else base64.b64encode(PICTURES[n]) for n in which], object)
+    else:  # in JSON, bytes must be encoded by the caller
+        array = np.array([IMAGES[n] if binary else base64.b64encode(IMAGES[n]) for n in which], object)
     tensor = InferInput("image", list(array.shape), datatype)
     tensor.set_data_from_numpy(array, binary_data=binary)
     return tensor
@@ -64,7 +64,7 @@ def test_triton_gets_the_probabilities_of_post(triton, model, wanted, datatype, 
     outputs = None
     if binary_answer is not None:
         outputs = [InferRequestedOutput("probabilities", binary_data=binary_answer)]
-    for n in range(len(PICTURES)):
+    for n in range(len(IMAGES)):
         result = triton.infer(model, [as_input(datatype, binary, n)], outputs=outputs, request_id=f"call {n}")
         assert result.get_response()["id"] == f"call {n}"
         assert result.get_response()["model_name"] == model
@@ -75,7 +75,7 @@ def test_triton_gets_the_probabilities_of_post(triton, model, wanted, datatype, 
         np.testing.assert_array_equal(got[0], wanted[n])
 
 
-def test_triton_gets_several_pictures_in_their_order(triton, model, wanted):
+def test_triton_gets_several_images_in_order(triton, model, wanted):
     result = triton.infer(model, [as_input("BYTES", True, 1, 0, 1)])
     np.testing.assert_allclose(result.as_numpy("probabilities"), wanted[[1, 0, 1]], atol=1e-3)
     same_size = np.repeat(PIXELS[0][None], 3, axis=0)
@@ -85,14 +85,14 @@ def test_triton_gets_several_pictures_in_their_order(triton, model, wanted):
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_files_may_have_a_dimension_more_as_mlservers_codecs_send_them(triton, model, wanted, binary):
+def test_accepts_files_with_mlservers_extra_dimension(triton, model, wanted, binary):
     flat = as_input("BYTES", binary, 1, 0)
     result = triton.infer(model, [flat.set_shape([2, 1])])
     np.testing.assert_allclose(result.as_numpy("probabilities"), wanted[[1, 0]], atol=1e-3)
 
 
-def test_files_may_be_nested_as_that_shape_says(served, wanted):
-    nested = [[base64.b64encode(PICTURES[n]).decode()] for n in (1, 0)]
+def test_accepts_files_nested_like_that_shape(served, wanted):
+    nested = [[base64.b64encode(IMAGES[n]).decode()] for n in (1, 0)]
     body = tensor(datatype="BYTES", shape=[2, 1], data=nested)
     [output] = served.post(infer_route(served), json=body).json()["outputs"]
     assert output["shape"] == [2, 1000]
@@ -100,7 +100,7 @@ def test_files_may_be_nested_as_that_shape_says(served, wanted):
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_triton_gets_classes_by_name_with_the_classification_extension(triton, model, wanted, binary):
+def test_triton_gets_class_names(triton, model, wanted, binary):
     outputs = [InferRequestedOutput("probabilities", binary_data=binary, class_count=3)]
     result = triton.infer(model, [as_input("BYTES", True, 0, 1)], outputs=outputs)
     assert result.get_output("probabilities")["datatype"] == "BYTES"
@@ -112,7 +112,7 @@ def test_triton_gets_classes_by_name_with_the_classification_extension(triton, m
     assert float(probability) == pytest.approx(wanted[0][0], abs=1e-3)
 
 
-def test_triton_learns_what_there_is(triton, model):
+def test_triton_gets_the_metadata(triton, model):
     assert triton.is_server_live() and triton.is_server_ready() and triton.is_model_ready(model)
     assert "binary_tensor_data" in triton.get_server_metadata()["extensions"]
     assert triton.get_model_metadata(model) == {
@@ -124,15 +124,15 @@ def test_triton_learns_what_there_is(triton, model):
     }
 
 
-def test_triton_is_told_that_there_is_no_such_model(triton, model):
+def test_triton_gets_404_for_an_unknown_model(triton, model):
     assert not triton.is_model_ready("another")
     for ask in (triton.get_model_metadata, lambda name: triton.infer(name, [as_input("BYTES", True, 0)])):
-        with pytest.raises(InferenceServerException, match=f"no such model.* {model}") as raised:
+        with pytest.raises(InferenceServerException, match=f"unknown model.* {model}") as raised:
             ask("another")
         assert raised.value.status() == "404"
 
 
-def test_triton_may_name_the_version_that_there_is_and_no_other(triton, model, wanted):
+def test_triton_gets_404_for_an_unknown_version(triton, model, wanted):
     assert triton.is_model_ready(model, "1") and not triton.is_model_ready(model, "2")
     assert triton.get_model_metadata(model, "1") == triton.get_model_metadata(model)
     result = triton.infer(model, [as_input("BYTES", True, 0)], model_version="1")
@@ -143,7 +143,7 @@ def test_triton_may_name_the_version_that_there_is_and_no_other(triton, model, w
         triton.get_model_metadata,
         lambda name, number: triton.infer(name, [as_input("BYTES", True, 0)], number),
     ):
-        with pytest.raises(InferenceServerException, match=f"no such version.* {model} is 1") as raised:
+        with pytest.raises(InferenceServerException, match=f"unknown version.* {model} is 1") as raised:
             ask(model, "2")
         assert raised.value.status() == "404"
 
@@ -151,7 +151,7 @@ def test_triton_may_name_the_version_that_there_is_and_no_other(triton, model, w
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_422_for_a_body_that_is_compressed_and_that_says_so(triton, model):
+def test_triton_gets_422_for_a_compressed_body(triton, model):
     with pytest.raises(InferenceServerException, match="compressed") as raised:
         triton.infer(model, [as_input("UINT8", True, 0)], request_compression_algorithm="gzip")
     assert raised.value.status() == "422"

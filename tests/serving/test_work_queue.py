@@ -1,4 +1,4 @@
-"""work_queue.py: what is waiting is bounded, leaves at once when nobody wants it, and is counted right."""
+"""work_queue.py: work is bounded, cancellable while it waits, and counted."""
 
 import asyncio
 import gc
@@ -14,7 +14,7 @@ from tests.server_process import DEADLINE_S
 
 
 class Gate:
-    """Work that ends when the test says so."""
+    """Work that ends when the test allows it."""
 
     def __init__(self) -> None:
         self.began: list = []
@@ -32,7 +32,7 @@ class Body:
 
 
 def run(test: Callable[[Gate], Coroutine]) -> None:
-    """Run the test in an event loop; let no thread wait at its gate for ever."""
+    """Run the test in an event loop; release every thread from its gate at the end."""
     gate = Gate()
 
     async def bounded() -> None:
@@ -45,17 +45,17 @@ def run(test: Callable[[Gate], Coroutine]) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return as soon as `condition` holds; `run` fails the test where it never does."""
+    """Return as soon as `condition` holds; `run` fails the test if it never does."""
     while not condition():
         await asyncio.sleep(0.001)
 
 
 def start(queue: WorkQueue, gate: Gate, *names: object) -> list[asyncio.Task]:
-    """Have the queue take on a piece of work for each name."""
+    """Queue a piece of work for each name."""
     return [asyncio.create_task(queue.run(gate.pass_through, name)) for name in names]
 
 
-def test_work_is_done_in_a_thread_and_its_result_returned():
+def test_runs_work_in_a_thread():
     async def test(gate):
         work = WorkQueue(1, 0).run(lambda a, b: (a + b, threading.current_thread()), 1, 2)
         (total, thread), queued_s = await work
@@ -67,7 +67,7 @@ def test_work_is_done_in_a_thread_and_its_result_returned():
 
 
 @pytest.mark.parametrize(("threads", "capacity"), [(1, 0), (1, 2), (3, 2)])
-def test_past_the_bound_there_is_an_error_at_once_and_no_longer_wait(threads, capacity):
+def test_refuses_work_when_it_is_full(threads, capacity):
     async def test(gate):
         queue = WorkQueue(threads, capacity)
         tasks = start(queue, gate, *range(threads + capacity))
@@ -86,7 +86,7 @@ def test_past_the_bound_there_is_an_error_at_once_and_no_longer_wait(threads, ca
     run(test)
 
 
-def test_who_comes_first_is_served_first_and_the_others_know_how_long_they_waited():
+def test_runs_work_in_order_and_reports_the_wait():
     async def test(gate):
         queue = WorkQueue(1, 9)
         tasks = start(queue, gate, *range(10))
@@ -101,7 +101,7 @@ def test_who_comes_first_is_served_first_and_the_others_know_how_long_they_waite
     run(test)
 
 
-def test_a_place_is_free_at_once_when_its_caller_has_gone():
+def test_frees_the_place_of_a_cancelled_caller():
     async def test(gate):
         queue = WorkQueue(1, 2)
         first, *waiting = start(queue, gate, "first", "second", "third")
@@ -119,7 +119,7 @@ def test_a_place_is_free_at_once_when_its_caller_has_gone():
     run(test)
 
 
-def test_what_a_caller_who_has_gone_has_sent_is_not_kept_until_a_thread_is_free():
+def test_frees_the_arguments_of_a_cancelled_caller():
     async def test(gate):
         queue = WorkQueue(1, 1)
         [first] = start(queue, gate, "first")
@@ -140,7 +140,7 @@ def test_what_a_caller_who_has_gone_has_sent_is_not_kept_until_a_thread_is_free(
     run(test)
 
 
-def test_work_that_has_begun_keeps_its_place_until_it_ends_though_its_caller_has_gone():
+def test_running_work_keeps_its_place_after_a_cancellation():
     async def test(gate):
         queue = WorkQueue(1, 0)
         [task] = start(queue, gate, "first")
@@ -156,7 +156,7 @@ def test_work_that_has_begun_keeps_its_place_until_it_ends_though_its_caller_has
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyError("no"), Unavailable("of another")])
-def test_an_error_of_the_work_reaches_its_caller_and_frees_the_place(error):
+def test_an_error_reaches_the_caller_and_frees_the_place(error):
     def work() -> None:
         raise error
 
@@ -172,7 +172,7 @@ def test_an_error_of_the_work_reaches_its_caller_and_frees_the_place(error):
     run(test)
 
 
-def test_the_oldest_work_is_known_by_its_age():
+def test_reports_the_age_of_the_oldest_work():
     async def test(gate):
         queue = WorkQueue(2, 1)
         assert queue.longest_running_s == 0
