@@ -64,13 +64,15 @@ def strip_jpeg(data: bytes) -> Stripped:
     if sum(map(len, kept.values())) > MAX_HEADER_BYTES:
         raise ValueError(f"it has more than {MAX_HEADER_BYTES} bytes of tables")
     height, width, components = struct.unpack_from(">xHHB", frame)
-    end = data.find(END, at)
+    has_several_scans = is_progressive or segment[0] < components
+    # Several images may follow each other; scans are those of the first. The last marker is found faster.
+    end = data.find(END, at) if has_several_scans else data.rfind(END, at)
     is_complete, end = end > 0, end if end > 0 else len(data)
-    scans = 1 + data.count(SCAN, at, end)
+    scans = 1 + data.count(SCAN, at, end) if has_several_scans else 1
     if scans > MAX_SCANS or scans * width * height > MAX_SCANNED_PIXELS:
         raise ValueError(f"it has {scans} scans of {width}x{height} pixels; save it as a baseline JPEG")
     coefficients = 0
-    if is_progressive or segment[0] < components:  # libjpeg keeps the coefficients until the last scan
+    if has_several_scans:  # libjpeg keeps the coefficients until the last scan
         sampling = [divmod(frame[7 + 3 * n], 16) for n in range(components)]
         across, down = (8 * max(sides) for sides in zip(*sampling, strict=True))
         coefficients = -(-width // across) * -(-height // down) * 64 * sum(x * y for x, y in sampling)
