@@ -11,6 +11,7 @@ from conversion import ConversionError
 from runtime.backends import import_onnxruntime
 from runtime.errors import InvalidModel
 
+onnxruntime = import_onnxruntime()  # before a file is written: Ctrl-C during an import exits without removing it
 PIXELS = "preprocessing/pixels"  # the tensor between preprocessing and network: float32 [batch, channels, *size]
 # Of 255, between the graph's pixels and Pillow's. Both resize in two passes and round after each: halves are rounded
 # differently in about one value in fifty, and twice in a few of a million. Any wrong resize is off in many more.
@@ -26,7 +27,7 @@ def open_preprocessing(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     if not any(PIXELS in node.output for node in model.graph.node):
         raise InvalidModel(f"{path} has no {PIXELS}: it is not a file that convert_to_onnx.py wrote")
     part = utils.Extractor(model).extract_model(["image"], [PIXELS])
-    session = import_onnxruntime().InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {"image": pixels})[0]
 
 
