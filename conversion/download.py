@@ -59,10 +59,7 @@ def is_known(path: Path, digests: Sequence[str]) -> bool:
 
 
 def download(urls: Sequence[str], path: Path, digests: Sequence[str]) -> None:
-    """Write to `path` what the first of `urls` gives that has one of `digests`, of either kind.
-
-    The file has its name only once it is complete and right. Raises DownloadError when every address has failed.
-    """
+    """Write to `path` what the first of `urls` gives that has one of `digests`. Raises DownloadError if none does."""
     failures: dict[str, Exception] = {}
     for url in urls:
         try:

@@ -75,10 +75,7 @@ def load(name: str, weights: Path | None = None, weights_key: str | None = None)
 
 
 def known_weights(known: KnownModel) -> Path:
-    """Return the path of the model's own weights, downloaded with the test photographs if they are not there.
-
-    Raises ConversionError.
-    """
+    """Return the path of the model's weights, downloaded with the photographs if missing. Raises ConversionError."""
     path = known.weights
     if not path.is_file():
         download(known.urls, path, known.digests)

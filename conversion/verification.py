@@ -76,10 +76,7 @@ def predict_batch(path: Path, pixels: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def pytorch_probabilities(trained: TrainedModel, normalized: np.ndarray) -> np.ndarray:
-    """Return PyTorch's probabilities, [batch, classes], of normalized pixels, one image at a time.
-
-    Raises ConversionError if the network fails.
-    """
+    """Return PyTorch's probabilities, [batch, classes], of normalized pixels, one by one. Raises ConversionError."""
     network = trained.network_with_activation
     # In the memory format of a data loader's, on which code such as x.view(len(x), -1) depends.
     pixels = torch.from_numpy(normalized).clone(memory_format=torch.contiguous_format)

@@ -1,8 +1,4 @@
-"""Read a file of weights into a network: safely, and only if it has every weight of the network.
-
-Accepts a state dict or a checkpoint that holds one, as torch.save writes them, and safetensors. No code in the file is
-ever run.
-"""
+"""Load weights, of torch.save or safetensors, into a network: only if all are there, and never running code."""
 
 import re
 from collections import Counter
