@@ -101,11 +101,10 @@ def convert(trained: TrainedModel, output: Path) -> str:
         print(f"{trained.name}: comparing the file with PyTorch", flush=True)
         with replacing(output) as part:
             onnx.save(graph, part)
-            agreement = verify(part, trained)
+            return verify(part, trained)
     except (InvalidModel, BackendUnavailable, ValidationError, InferenceError) as error:
         reason = textwrap.shorten(str(error.__cause__ or error), 500, placeholder=" …")
         raise ConversionError(f"the network cannot be run as ONNX: {reason}") from error
-    return agreement
 
 
 def choose_model() -> str:
