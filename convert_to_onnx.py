@@ -101,11 +101,10 @@ def convert(trained: TrainedModel, output: Path) -> str:
         print(f"{trained.name}: comparing the file with PyTorch", flush=True)
         with replacing(output) as part:
             onnx.save(graph, part)
-            agreement = verify(part, trained)
+            return verify(part, trained)
     except (InvalidModel, BackendUnavailable, ValidationError, InferenceError) as error:
         reason = textwrap.shorten(str(error.__cause__ or error), 500, placeholder=" …")
         raise ConversionError(f"the network cannot be run as ONNX: {reason}") from error
-    return agreement
 
 
 def choose_model() -> str:
@@ -130,12 +129,8 @@ def parse_args() -> argparse.Namespace:
         "a function or class that returns a network when called without arguments; default: %(default)s",
     )
     parser.add_argument("--weights", type=Path, help="state dict or checkpoint; default: a known model's own")
-    parser.add_argument(
-        "--weights-key", metavar="KEY", help="selects one of several in a checkpoint, such as model_ema"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "classifier.onnx", help="default: classifier.onnx next to this script"
-    )
+    parser.add_argument("--weights-key", metavar="KEY", help="one of several in a checkpoint, such as model_ema")
+    parser.add_argument("--output", type=Path, default=ROOT / "classifier.onnx", help="default: %(default)s")
     custom = parser.add_argument_group("for MODULE:CALLABLE")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
     custom.add_argument("--crop-pct", type=float, metavar="SHARE", help="center crop, such as 0.875; default: squash")
@@ -143,9 +138,7 @@ def parse_args() -> argparse.Namespace:
     custom.add_argument("--mean", type=float, nargs="+", help="per channel, of pixels in [0, 1]; default: ImageNet's")
     custom.add_argument("--std", type=float, nargs="+", help="likewise")
     custom.add_argument("--channels", type=int, choices=(1, 3), help="1: gray; default: 3, RGB")
-    custom.add_argument(
-        "--labels", type=Path, metavar="FILE", help="class names, one per line or JSON; default: numbers"
-    )
+    custom.add_argument("--labels", type=Path, metavar="FILE", help="class names: lines or JSON; default: numbers")
     custom.add_argument("--activation", choices=ACTIVATIONS, help="makes outputs probabilities; default: softmax")
     options = parser.parse_args()
     given = {name: value for name, value in vars(options).items() if value is not None}

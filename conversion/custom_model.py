@@ -74,10 +74,10 @@ def build(model: str) -> nn.Module:
     The network is on the CPU, in float32 and in evaluation mode, however it was built.
     """
     module, _, attribute = model.partition(":")
-    if is_name_clash(module.partition(".")[0]):
-        raise ConversionError(f"{module}: this repository has a module of that name too: rename yours")
     sys.path.insert(0, str(Path.cwd()))
     try:
+        if is_name_clash(top := module.partition(".")[0]):
+            raise ImportError(f"'{top}' is ambiguous")
         network = getattr(importlib.import_module(module), attribute)()
         if not isinstance(network, nn.Module):
             raise TypeError(f"it gave {type(network).__name__}, not a torch.nn.Module")
@@ -106,12 +106,10 @@ def probe_outputs(network: nn.Module, shape: Sequence[int]) -> torch.Tensor:
     noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     given = noise.clone()
     try:
-        outputs, alone = network(given), [network(noise[i : i + 1].clone()) for i in range(4)]
+        outputs, alone = network(given), [network(image.clone()) for image in noise.split(1)]
     except (Exception, SystemExit) as error:  # as above
-        raise ConversionError(
-            f"the network fails on images of {list(shape)} (channels, height, width): {format_error(error)}\n"
-            "--size and --channels set the shape"
-        ) from error
+        reason = f"{format_error(error)}\n--size and --channels set the shape"
+        raise ConversionError(f"the network fails on images of {list(shape)}: {reason}") from error
     if not isinstance(outputs, torch.Tensor):
         raise ConversionError(
             f"the network gives {type(outputs).__name__}; expected one tensor, [batch, classes]. Name a subclass like\n"
@@ -121,22 +119,15 @@ def probe_outputs(network: nn.Module, shape: Sequence[int]) -> torch.Tensor:
         )
     if not torch.equal(given, noise):
         raise ConversionError("the network changes its input in place: let it begin with x = x.clone()")
-    for rows in (outputs, *alone):
-        batch = 4 if rows is outputs else 1
-        if (
-            rows.shape != (batch, *outputs.shape[1:2])
-            or rows.ndim != 2
-            or not (rows.numel() and rows.is_floating_point())
-        ):
+    for batch, rows in ((4, outputs), *((1, row) for row in alone)):
+        is_matrix = rows.ndim == 2 and rows.shape == (batch, outputs.shape[1])
+        if not (is_matrix and rows.numel() and rows.is_floating_point()):
             actual = f"{rows.dtype} {list(rows.shape)} for {batch} images"
             raise ConversionError(f"the network gives {actual}; expected float [{batch}, classes]")
     if not outputs.isfinite().all():
         raise ConversionError("the network's outputs are not all finite numbers")
     if not (torch.cat(alone) - outputs).abs().max() <= 1e-3 * outputs.abs().max():  # rounding is far less
-        raise ConversionError(
-            "the network does not always give an image the same outputs: "
-            "it is random, also in evaluation mode, or depends on the rest of the batch"
-        )
+        raise ConversionError("the network is random, also in evaluation mode, or depends on the rest of the batch")
     return outputs
 
 
@@ -186,7 +177,7 @@ def read_labels(path: Path) -> list[str]:
 def names_from_json(content: Any) -> list[str]:
     """Return the class names of a list, of a dictionary with ids, or of a configuration with `id2label`.
 
-    Instead of a name there may be a list that ends with it. Raises ValueError, TypeError or LookupError.
+    Instead of a name there may be a list that ends with it. Raises ValueError, TypeError, LookupError, AttributeError.
     """
     if isinstance(content, dict):
         by_id = content.get("id2label", content)
@@ -194,10 +185,7 @@ def names_from_json(content: Any) -> list[str]:
             by_id = {number: name for name, number in by_id.items()}
         by_id = {int(number): name for number, name in by_id.items()}
         content = [by_id[number] for number in range(len(by_id))]
-    names = [item[-1] if isinstance(item, list) else item for item in content]
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError("a name is not a string")
-    return [name.strip() for name in names]
+    return [str.strip(item[-1] if isinstance(item, list) else item) for item in content]  # TypeError unless a string
 
 
 def format_error(error: BaseException) -> str:

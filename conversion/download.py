@@ -28,11 +28,9 @@ class DownloadError(ConversionError):
     """No address gave the file; the message has the reason for each, and `summary` all of them in a clause."""
 
     def __init__(self, path: Path, failures: dict[str, Exception]) -> None:
-        lines = [f"\n  {url}: {error}" for url, error in failures.items()]
-        super().__init__(
-            f"{path.name} could not be downloaded:{''.join(lines)}\nDownload it yourself to {path}, or give one with "
-            "--weights; or use --model efficientnet-lite0, whose weights come with a package"
-        )
+        lines = [f"  {url}: {error}" for url, error in failures.items()]
+        advice = f"Download it to {path}, or use --weights, or --model efficientnet-lite0, which needs no download"
+        super().__init__("\n".join([f"{path.name} could not be downloaded:", *lines, advice]))
         hosts: dict[str, list[str]] = {}
         for url, error in failures.items():
             is_down = isinstance(error, requests.ConnectionError | requests.Timeout)
@@ -59,10 +57,7 @@ def is_known(path: Path, digests: Sequence[str]) -> bool:
 
 
 def download(urls: Sequence[str], path: Path, digests: Sequence[str]) -> None:
-    """Write to `path` what the first of `urls` gives that has one of `digests`, of either kind.
-
-    The file has its name only once it is complete and right. Raises DownloadError when every address has failed.
-    """
+    """Write to `path` what the first of `urls` gives that has one of `digests`. Raises DownloadError if none does."""
     failures: dict[str, Exception] = {}
     for url in urls:
         try:

@@ -41,8 +41,7 @@ def compare_pixels(names: Sequence[str], graph: np.ndarray, reference: np.ndarra
     for name, image in zip(names, levels, strict=True):
         share = (image > ONE_LEVEL).mean()
         if not (image.max() <= MAX_LEVELS and share <= MAX_SHARE):
-            raise ConversionError(
-                f"{name}: the graph's pixels are up to {image.max():.1f} of 255 from Pillow's (2 is allowed), "
-                f"{share:.2%} of them by more than 1 ({MAX_SHARE:.1%} is allowed)"
-            )
+            most = f"up to {image.max():.1f} of 255 from Pillow's (2 is allowed)"
+            many = f"{share:.2%} of them by more than 1 ({MAX_SHARE:.1%} is allowed)"
+            raise ConversionError(f"{name}: the graph's pixels are {most}, {many}")
     return float(levels.max())

@@ -75,10 +75,7 @@ def load(name: str, weights: Path | None = None, weights_key: str | None = None)
 
 
 def known_weights(known: KnownModel) -> Path:
-    """Return the path of the model's own weights, downloaded with the test photographs if they are not there.
-
-    Raises ConversionError.
-    """
+    """Return the path of the model's weights, downloaded with the photographs if missing. Raises ConversionError."""
     path = known.weights
     if not path.is_file():
         download(known.urls, path, known.digests)
@@ -87,8 +84,6 @@ def known_weights(known: KnownModel) -> Path:
         except (DownloadError, OSError) as error:
             print(f"the preset tests use illustrations: {getattr(error, 'summary', error)}", file=sys.stderr)
     elif not is_known(path, known.digests):
-        raise ConversionError(
-            f"{path} has the digest {sha256_digest(path)}, which is not a known one. "
-            "Remove it to download the known one, or give it as --weights if it is the one that you mean."
-        )
+        unknown = f"{path} has the digest {sha256_digest(path)}, which is not a known one"
+        raise ConversionError(f"{unknown}: remove it to download the known one, or give it as --weights")
     return path

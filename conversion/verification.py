@@ -40,25 +40,23 @@ def verify(path: Path, trained: TrainedModel) -> str:
     preprocessor, classifier = trained.preprocessor, OnnxClassifier(path)
     if classifier.preprocessor != preprocessor:
         raise ConversionError(f"the file describes {classifier.preprocessor}, the model wants {preprocessor}")
-    images = {file.name: preprocessor.decode(file) for file in (ROOT / "images").glob("*.jpeg")} | generated_images(
-        trained.preprocessor.size
-    )
+    images = {file.name: preprocessor.decode(file) for file in (ROOT / "images").glob("*.jpeg")}
+    images |= generated_images(preprocessor.size)
+    names = list(images)
     resized = np.stack([preprocessor.resize(image) for image in images.values()])
-    in_batch = predict_batch(path, resized, len(trained.class_names))
 
     # Unlike probabilities, pixels show a wrong resize whatever the weights are.
     normalized, preprocess = preprocessor.normalize(resized), open_preprocessing(path)
     graph_pixels = np.concatenate([preprocess(image[None]) for image in images.values()])
-    levels = compare_pixels(list(images), graph_pixels, normalized, preprocessor.std)
+    levels = compare_pixels(names, graph_pixels, normalized, preprocessor.std)
 
     expected = pytorch_probabilities(trained, normalized)
     from_raw = np.concatenate([classifier.predict(image[None]) for image in images.values()])
+    from_graph_pixels = pytorch_probabilities(trained, graph_pixels)
     same_pixels = max(
-        compare_probabilities(list(images), classifier.predict(resized), expected),
-        compare_probabilities([f"{name}, in a batch" for name in images], in_batch, expected),
-        compare_probabilities(
-            [f"{name}, resized by the graph" for name in images], from_raw, pytorch_probabilities(trained, graph_pixels)
-        ),
+        compare_probabilities(names, classifier.predict(resized), expected),
+        compare_probabilities([f"{name}, in a batch" for name in names], predict_batch(path, resized), expected),
+        compare_probabilities([f"{name}, resized by the graph" for name in names], from_raw, from_graph_pixels),
     )
     return (
         f"on {len(images)} images the same class as PyTorch and pixels within {levels:.2f} of 255, "
@@ -67,26 +65,18 @@ def verify(path: Path, trained: TrainedModel) -> str:
     )
 
 
-def predict_batch(path: Path, pixels: np.ndarray, classes: int) -> np.ndarray:
+def predict_batch(path: Path, pixels: np.ndarray) -> np.ndarray:
     """Return ONNX Runtime's probabilities, [batch, classes], of all images in one run. Raises ConversionError."""
     try:
         session = import_onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
-        rows = session.run(["probabilities"], {"image": pixels})[0]  # `predict` runs one image at a time
+        return session.run(["probabilities"], {"image": pixels})[0]  # `predict` runs one image at a time
     except Exception as error:  # ONNX Runtime's own, which have no base class
         raise ConversionError(f"ONNX Runtime fails on {len(pixels)} images in a batch: {error}") from error
-    if rows.shape != (len(pixels), classes):
-        raise ConversionError(
-            f"ONNX Runtime gives {list(rows.shape)} for {len(pixels)} images of {classes} classes in a batch"
-        )
-    return rows
 
 
 @torch.no_grad()
 def pytorch_probabilities(trained: TrainedModel, normalized: np.ndarray) -> np.ndarray:
-    """Return PyTorch's probabilities, [batch, classes], of normalized pixels, one image at a time.
-
-    Raises ConversionError if the network fails.
-    """
+    """Return PyTorch's probabilities, [batch, classes], of normalized pixels, one by one. Raises ConversionError."""
     network = trained.network_with_activation
     # In the memory format of a data loader's, on which code such as x.view(len(x), -1) depends.
     pixels = torch.from_numpy(normalized).clone(memory_format=torch.contiguous_format)
@@ -101,6 +91,9 @@ def compare_probabilities(names: Sequence[str], actual: np.ndarray, expected: np
 
     Raises ConversionError, with the image's name, if it is over the tolerances above or another class comes first.
     """
+    if actual.shape != expected.shape:
+        images, classes = expected.shape
+        raise ConversionError(f"ONNX Runtime gives {list(actual.shape)} for {images} images of {classes} classes")
     worst = 0.0
     for name, row, right in zip(names, actual, expected, strict=True):
         if not np.isfinite(right).all():

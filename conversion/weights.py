@@ -1,8 +1,4 @@
-"""Read a file of weights into a network: safely, and only if it has every weight of the network.
-
-Accepts a state dict or a checkpoint that holds one, as torch.save writes them, and safetensors. No code in the file is
-ever run.
-"""
+"""Load weights, of torch.save or safetensors, into a network: only if all are there, and never running code."""
 
 import re
 from collections import Counter
@@ -31,8 +27,7 @@ def load_weights(network: nn.Module, path: Path, key: str | None = None) -> None
 
     `key` selects one of several sets of weights in a checkpoint. Raises ConversionError.
     """
-    own = {name: value for name, value in network.state_dict().items() if not name.endswith(BATCH_COUNTER)}
-    tensors = {name: value for name, value in read_tensors(path).items() if not name.endswith(BATCH_COUNTER)}
+    own, tensors = flatten(network.state_dict()), read_tensors(path)
     readings = find_names(list(own), tensors, f"{key}." if key else "")
     problems = {prefix: explain_misfit(own, tensors, prefix, names) for prefix, names in readings.items()}
     fitting = [prefix for prefix in readings if not problems[prefix]]
@@ -73,11 +68,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Return the tensors in nested dictionaries, by their keys joined with dots."""
+    """Return the tensors in nested dictionaries, by their keys joined with dots, without BATCH_COUNTER."""
     tensors: dict[str, torch.Tensor] = {}
     for key, value in content.items() if isinstance(content, Mapping) else ():
         name = f"{prefix}{key}"
-        tensors |= {name: value} if isinstance(value, torch.Tensor) else flatten(value, f"{name}.")
+        if not name.endswith(BATCH_COUNTER):
+            tensors |= {name: value} if isinstance(value, torch.Tensor) else flatten(value, f"{name}.")
     return tensors
 
 
