@@ -101,8 +101,8 @@ def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
     return Inference(images, wanted.classification, bool(binary), request.id)
 
 
-def encode_response(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, int | None]:
-    """Return the response, and the length of its JSON if binary data follows. `model` has the fields that name it."""
+def encode_response(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, bytes]:
+    """Return the response's JSON and the binary data that follows it. `model` has the fields that name the model."""
     data: list[Any]
     if inference.classes:
         data = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
@@ -112,12 +112,11 @@ def encode_response(inference: Inference, model: dict, results: list[dict]) -> t
         datatype, binary = "FP32", struct.pack(f"<{len(data)}f", *data)
     output: dict[str, Any] = {"name": OUTPUT, "datatype": datatype, "shape": [len(results), len(data) // len(results)]}
     response = model | {"outputs": [output]} | ({} if inference.id is None else {"id": inference.id})
-    if not inference.binary:
-        output["data"] = data
-        return msgspec.json.encode(response), None
-    output["parameters"] = {"binary_data_size": len(binary)}
-    text = msgspec.json.encode(response)
-    return text + binary, len(text)
+    if inference.binary:
+        output["parameters"] = {"binary_data_size": len(binary)}
+    else:
+        output["data"], binary = data, b""
+    return msgspec.json.encode(response), binary
 
 
 def _images(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
@@ -181,11 +180,11 @@ def _brackets(shape: list[int]) -> bytes:
 
 def _unpack(binary: memoryview, count: int) -> list[bytes]:
     elements: list[bytes] = []
-    at = 0
-    while at + LENGTH.size <= len(binary) and len(elements) < count:
-        start = at + LENGTH.size
-        at = start + LENGTH.unpack_from(binary, at)[0]
-        elements.append(bytes(binary[start:at]))
-    if at != len(binary):
+    end = 0
+    while end + LENGTH.size <= len(binary) and len(elements) < count:
+        start = end + LENGTH.size
+        end = start + LENGTH.unpack_from(binary, end)[0]
+        elements.append(bytes(binary[start:end]))
+    if end != len(binary):
         raise InvalidInput("an element does not have the length that precedes it")
     return elements
