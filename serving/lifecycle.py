@@ -57,8 +57,7 @@ class Lifecycle:
 
     def _on_loaded(self, server: Sanic, loaded: asyncio.Future) -> None:
         if error := loaded.exception():
-            is_expected = isinstance(error, InvalidModel | BackendUnavailable)
-            if is_expected:
+            if isinstance(error, InvalidModel | BackendUnavailable):
                 logger.error("%s", error)
             else:
                 logger.error("the model cannot be loaded", exc_info=error)
