@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from time import monotonic
-from types import FrameType
 from typing import Any
 
 from sanic import Sanic
@@ -76,7 +75,7 @@ class Lifecycle:
         """Stop on SIGTERM, SIGHUP and Ctrl-C. Call this after Sanic has started: until then it ignores them."""
         loop = asyncio.get_running_loop()
 
-        def on_signal(number: int, frame: FrameType | None) -> None:
+        def on_signal(*_: Any) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self.stop, server)
 

@@ -48,8 +48,7 @@ def record(request: Request, status: int) -> None:
     }
     if hasattr(request.ctx, "answer"):  # it was not refused
         answer = request.ctx.answer
-        images = [result["image"] for result in answer.get("results", [answer]) if "image" in result]
-        if images:
+        if images := [result["image"] for result in answer.get("results", [answer]) if "image" in result]:
             fields["images"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
         timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer.get("timing_ms", {})
         for name, histogram in PHASES.items():
