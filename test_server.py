@@ -160,8 +160,7 @@ def main() -> int:
         with open_endpoint(args.settings, args.timeout) as endpoint:
             if not args.images:
                 return SUCCESS if run_tests(endpoint, args.expect or presets(), args.json) else FAILED
-            is_one_file = len(args.images) == 1 and not args.images[0].is_dir()
-            if is_one_file and not args.json:
+            if len(args.images) == 1 and not args.images[0].is_dir() and not args.json:
                 return SUCCESS if print_one(endpoint, args.found[0]) else USAGE
             return SUCCESS if print_many(endpoint, args.found, args.in_flight, args.json) else USAGE
     except (EndpointUnavailable, RequestRejected) as error:

@@ -33,11 +33,10 @@ class LabeledImage:
         """Return the model's result as text. Raises AssertionError if it is another class."""
         actual = f"{result['class_id']} {result['class_name']}"
         if result["class_id"] != self.class_id or self.class_name not in (None, result["class_name"]):
-            is_unproven = self.class_name and self.path.parent == ROOT / "images" and model != PROVEN_MODEL
-            hint = (
-                f"; this illustration is unproven for {model}: run `make photos` and try again" if is_unproven else ""
-            )
-            raise AssertionError(f"expected {self.class_id} {self.class_name or ''}".rstrip() + f", got {actual}{hint}")
+            message = f"expected {self.class_id} {self.class_name or ''}".rstrip() + f", got {actual}"
+            if self.class_name and self.path.parent == ROOT / "images" and model != PROVEN_MODEL:
+                message += f"; this illustration is unproven for {model}: run `make photos` and try again"
+            raise AssertionError(message)
         return f"{actual}, probability {result['probability']:.3f}"
 
 

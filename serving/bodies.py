@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from sanic import Request
@@ -23,33 +23,27 @@ class BodyReader:
         self.held = 0  # bytes, over all connections
 
     async def read(self, request: Request) -> bytes:
-        """Return the body; call `release` when it is no longer needed.
+        """Return the body, which `held` counts until `release` is called.
 
         Raises PayloadTooLarge (before reading, if the header gives the length), RequestTimeout, or Unavailable if the
         bodies of all connections are too large together.
         """
         self._check(request.stream.request_bytes)  # type: ignore[attr-defined]
+        body = bytearray()  # a list of chunks would take many times the memory if each is a byte or two
         try:
             async with asyncio.timeout(self.timeout_s):
-                body = await self._receive(request.stream)  # type: ignore[arg-type]
-        except TimeoutError as error:
-            raise RequestTimeout(f"the body did not arrive within {self.timeout_s} s: send it again") from error
+                async for chunk in request.stream:  # type: ignore[attr-defined]
+                    body += chunk
+                    self.held += len(chunk)
+                    self._check(len(body))
+        except BaseException as error:  # a client that disconnects cancels this
+            self.held -= len(body)
+            if isinstance(error, TimeoutError):
+                raise RequestTimeout(f"the body did not arrive within {self.timeout_s} s: send it again") from error
+            raise
         if not request.transport.is_closing():
             # Sanic may have paused the connection, and would not notice that the client disconnects.
             request.transport.resume_reading()  # type: ignore[attr-defined]
-        return body
-
-    async def _receive(self, chunks: AsyncIterable[bytes]) -> bytes:
-        """Return the chunks as one; `held` counts them until they are released, or until this fails."""
-        body = bytearray()  # a list of chunks would take many times the memory if each is a byte or two
-        try:
-            async for chunk in chunks:
-                body += chunk
-                self.held += len(chunk)
-                self._check(len(body))
-        except BaseException:  # a client that disconnects cancels this
-            self.held -= len(body)
-            raise
         return bytes(body)
 
     def _check(self, size: int) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from runtime.base64_text import BASE64_IMAGE, decode_base64
 from runtime.errors import InvalidInput
-from serving.bounded_lists import at_most, list_items
+from serving.bounded_lists import decode_list
 
 MAX_FORM_PARTS = 16
 MAX_TEXTS = 1024  # in a list of a JSON body; the maximum of MAX_IMAGES in runtime/settings.py
@@ -79,8 +79,7 @@ def _json(body: bytes) -> dict:
     if "image" in fields:
         fields["image"] = decode_base64(fields["image"])
     if "images" in fields:
-        texts = msgspec.json.decode(fields["images"], type=at_most(MAX_TEXTS, str))
-        fields["images"] = [decode_base64(text) for text in list_items(texts)]
+        fields["images"] = [decode_base64(text) for text in decode_list(fields["images"], MAX_TEXTS, str)]
     return fields
 
 

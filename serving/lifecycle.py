@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from time import monotonic
-from types import FrameType
 from typing import Any
 
 from sanic import Sanic
@@ -57,8 +56,7 @@ class Lifecycle:
 
     def _on_loaded(self, server: Sanic, loaded: asyncio.Future) -> None:
         if error := loaded.exception():
-            is_expected = isinstance(error, InvalidModel | BackendUnavailable)
-            if is_expected:
+            if isinstance(error, InvalidModel | BackendUnavailable):
                 logger.error("%s", error)
             else:
                 logger.error("the model cannot be loaded", exc_info=error)
@@ -77,7 +75,7 @@ class Lifecycle:
         """Stop on SIGTERM, SIGHUP and Ctrl-C. Call this after Sanic has started: until then it ignores them."""
         loop = asyncio.get_running_loop()
 
-        def on_signal(number: int, frame: FrameType | None) -> None:
+        def on_signal(*_: Any) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self.stop, server)
 

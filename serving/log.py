@@ -26,8 +26,7 @@ def start_log(log_format: str) -> None:
 class LineHandler(logging.Handler):
     """Writes each event to stderr as one line, of text or a JSON object, with unprintable characters escaped.
 
-    It never waits: a pipe that is not read is full after a few hundred lines. Then lines are lost or cut
-    short, but requests are processed.
+    It never waits: when a pipe that is not read is full, lines are lost or cut short, but requests are processed.
     """
 
     def __init__(self, as_json: bool) -> None:

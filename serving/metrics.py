@@ -18,12 +18,11 @@ REQUEST_SECONDS = Histogram(
     ["route", "status"],
     buckets=(*SECONDS, 30, 60),
 )
-QUEUE_SECONDS = Histogram("classifier_queue_seconds", "Time that a request waited for a thread", buckets=SECONDS)
-DECODE_SECONDS = Histogram(
-    "classifier_decode_seconds", "Time to decode and resize the images of a request", buckets=SECONDS
-)
-MODEL_SECONDS = Histogram("classifier_model_seconds", "Time that the model took for a request", buckets=SECONDS)
-PHASES = {"queue": QUEUE_SECONDS, "decode": DECODE_SECONDS, "model": MODEL_SECONDS}  # by their names in timing_ms
+PHASES = {  # by their names in timing_ms
+    "queue": Histogram("classifier_queue_seconds", "Time that a request waited for a thread", buckets=SECONDS),
+    "decode": Histogram("classifier_decode_seconds", "Time to decode and resize a request's images", buckets=SECONDS),
+    "model": Histogram("classifier_model_seconds", "Time that the model took for a request", buckets=SECONDS),
+}
 REQUESTS_IN_PROGRESS = Gauge("classifier_requests_in_progress", "Requests that are running")
 REQUESTS_QUEUED = Gauge("classifier_requests_queued", "Requests that are waiting for a thread")
 MODEL = Info("classifier_model", "The model and the backend in use")
@@ -35,11 +34,10 @@ def record(request: Request, status: int) -> None:
     The label `route` is the name of the function of a route that classifies, otherwise `other`; never a client's path.
     """
     classifies = request.route and request.route.extra.stream
+    route = request.route.handler.__name__ if classifies else "other"
     total_ms = round((perf_counter() - (request.stream.perft0 or perf_counter())) * 1e3, 1)
     REQUESTS.labels(str(status)).inc()
-    REQUEST_SECONDS.labels(request.route.handler.__name__ if classifies else "other", str(status)).observe(
-        total_ms / 1e3
-    )
+    REQUEST_SECONDS.labels(route, str(status)).observe(total_ms / 1e3)
     fields = {
         "id": get_request_id(request),
         "method": request.method,
@@ -50,8 +48,7 @@ def record(request: Request, status: int) -> None:
     }
     if hasattr(request.ctx, "answer"):  # it was not refused
         answer = request.ctx.answer
-        images = [result["image"] for result in answer.get("results", [answer]) if "image" in result]
-        if images:
+        if images := [result["image"] for result in answer.get("results", [answer]) if "image" in result]:
             fields["images"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
         timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer.get("timing_ms", {})
         for name, histogram in PHASES.items():

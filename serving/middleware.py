@@ -89,31 +89,24 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
     headers = dict(getattr(error, "headers", {}))
     if request.method == "OPTIONS" and status == 405:
         return HTTPResponse(None, 204, headers)  # Sanic names the methods in the header Allow
+    is_v2 = f"{request.path}/".startswith("/v2/")  # where errors must have the Open Inference Protocol's form
+    message = str(error)
     if status == 500:
         logger.error("failed", exc_info=error, extra={"fields": {"id": get_request_id(request)}})
         request.app.ctx.lifecycle.check_model()
-    if status == 503:
-        headers["Retry-After"] = "1"
-    if status == 408 or request.app.ctx.lifecycle.is_stopping:
-        request.stream.keep_alive = False
-    is_v2 = f"{request.path}/".startswith("/v2/")  # where errors must have the Open Inference Protocol's form
-    message = describe_error(request, error, status, is_v2)
-    release_frames(error)  # now that it is logged, and before a client takes its time to read the response
-    body = {"error": message if is_v2 else {"type": ERROR_TYPES.get(status, "error"), "message": message}}
-    return json(body, status, headers)
-
-
-def describe_error(request: Request, error: Exception, status: int, is_v2: bool) -> str:
-    """Return what the client is told of an error; of a bug, nothing."""
-    message = str(error)
-    if status == 500:
         message = "internal server error; see the server log"
     if status == 503:
+        headers["Retry-After"] = "1"
         message += ": try again"
     if status in (404, 405) and not request.route:
-        message = f"{request.method} {request.path} is not served here: "
-        message += platforms.V2_ROUTES if is_v2 else "POST an image to /"
-    return message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are not text
+        routes = platforms.V2_ROUTES if is_v2 else "POST an image to /"
+        message = f"{request.method} {request.path} is not served here: {routes}"
+    if status == 408 or request.app.ctx.lifecycle.is_stopping:
+        request.stream.keep_alive = False
+    release_frames(error)  # now that it is logged, and before a client takes its time to read the response
+    message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are not text
+    body = {"error": message if is_v2 else {"type": ERROR_TYPES.get(status, "error"), "message": message}}
+    return json(body, status, headers)
 
 
 async def add_headers_and_record(request: Request, response: HTTPResponse) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bounded_lists import at_most, list_items
+from serving.bounded_lists import decode_list
 from serving.inputs import MAX_TEXTS, NULL
 
 INPUT = "image"  # the tensors' names in classifier.onnx
@@ -63,9 +63,6 @@ class _Request(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Request).decode
-_decode_inputs = msgspec.json.Decoder(at_most(MAX_LIST, _Tensor)).decode
-_decode_shape = msgspec.json.Decoder(at_most(MAX_LIST, int)).decode
-_decode_outputs = msgspec.json.Decoder(at_most(MAX_LIST, _Output)).decode
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
@@ -86,8 +83,8 @@ def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
     view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
-        inputs = list_items(_decode_inputs(request.inputs))
-        outputs = [] if request.outputs == NULL else list_items(_decode_outputs(request.outputs))
+        inputs = decode_list(request.inputs, MAX_LIST, _Tensor)
+        outputs = [] if request.outputs == NULL else decode_list(request.outputs, MAX_LIST, _Output)
         if [tensor.name for tensor in inputs] != [INPUT]:
             raise InvalidInput(f'expected one input, with the name "{INPUT}"')
         if [output.name for output in outputs] not in ([], [OUTPUT], [None]):
@@ -101,8 +98,8 @@ def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
     return Inference(images, wanted.classification, bool(binary), request.id)
 
 
-def encode_response(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, int | None]:
-    """Return the response, and the length of its JSON if binary data follows. `model` has the fields that name it."""
+def encode_response(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, bytes]:
+    """Return the response's JSON and the binary data that follows it. `model` has the fields that name the model."""
     data: list[Any]
     if inference.classes:
         data = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
@@ -112,17 +109,16 @@ def encode_response(inference: Inference, model: dict, results: list[dict]) -> t
         datatype, binary = "FP32", struct.pack(f"<{len(data)}f", *data)
     output: dict[str, Any] = {"name": OUTPUT, "datatype": datatype, "shape": [len(results), len(data) // len(results)]}
     response = model | {"outputs": [output]} | ({} if inference.id is None else {"id": inference.id})
-    if not inference.binary:
-        output["data"] = data
-        return msgspec.json.encode(response), None
-    output["parameters"] = {"binary_data_size": len(binary)}
-    text = msgspec.json.encode(response)
-    return text + binary, len(text)
+    if inference.binary:
+        output["parameters"] = {"binary_data_size": len(binary)}
+    else:
+        output["data"], binary = data, b""
+    return msgspec.json.encode(response), binary
 
 
 def _images(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
     try:
-        shape = list_items(_decode_shape(tensor.shape))
+        shape = decode_list(tensor.shape, MAX_LIST, int)
     except msgspec.ValidationError as error:
         raise InvalidInput(f'not a "shape": {error}') from error
     fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1 or shape[1:] == [1]}
@@ -147,8 +143,8 @@ def _images(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.nda
 
 def _texts(data: msgspec.Raw) -> list[str]:
     """Return the texts in a list, or in lists of one text each, as the shape [images, 1] is nested."""
-    texts = list_items(msgspec.json.decode(data, type=at_most(MAX_TEXTS, str | at_most(1, str))))  # type: ignore[arg-type]
-    return [text for each in texts for text in ([each] if isinstance(each, str) else list_items(each))]
+    texts = decode_list(data, MAX_TEXTS, str | tuple[str])
+    return [text if isinstance(text, str) else text[0] for text in texts]
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:
@@ -181,11 +177,11 @@ def _brackets(shape: list[int]) -> bytes:
 
 def _unpack(binary: memoryview, count: int) -> list[bytes]:
     elements: list[bytes] = []
-    at = 0
-    while at + LENGTH.size <= len(binary) and len(elements) < count:
-        start = at + LENGTH.size
-        at = start + LENGTH.unpack_from(binary, at)[0]
-        elements.append(bytes(binary[start:at]))
-    if at != len(binary):
+    end = 0
+    while end + LENGTH.size <= len(binary) and len(elements) < count:
+        start = end + LENGTH.size
+        end = start + LENGTH.unpack_from(binary, end)[0]
+        elements.append(bytes(binary[start:end]))
+    if end != len(binary):
         raise InvalidInput("an element does not have the length that precedes it")
     return elements

@@ -99,11 +99,10 @@ async def infer(request: Request, name: str, version: str | None = None) -> HTTP
             inference = open_inference.decode_request(body, json_length, MAX_IMAGES)
         inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}
         answer = request.app.ctx.backend.inference(inputs)
-        response, json_length = open_inference.encode_response(inference, model, answer["results"])
-        if json_length is None:
-            return answer, HTTPResponse(response, content_type="application/json")
-        headers = {JSON_LENGTH: str(json_length)}
-        return answer, HTTPResponse(response, 200, headers, "application/octet-stream")
+        text, binary = open_inference.encode_response(inference, model, answer["results"])
+        if not inference.binary:
+            return answer, HTTPResponse(text, content_type="application/json")
+        return answer, HTTPResponse(text + binary, 200, {JSON_LENGTH: str(len(text))}, "application/octet-stream")
 
     return await handle(request, work)
 

@@ -46,9 +46,8 @@ class WorkQueue:
     def require_room(self) -> None:
         """Raise Unavailable if another piece of work could not even wait."""
         if self.pending >= self.threads + self.capacity:
-            raise Unavailable(
-                f"{self.capacity} requests are already waiting" if self.capacity else "all threads are busy"
-            )
+            waiting = f"{self.capacity} requests are already waiting"
+            raise Unavailable(waiting if self.capacity else "all threads are busy")
 
     async def run(self, work: Callable, *arguments: Any) -> tuple[Any, float]:
         """Return what `work(*arguments)` returns in a thread, and the seconds for which it waited for the thread.
