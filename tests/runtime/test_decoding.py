@@ -299,7 +299,7 @@ def with_frame_marker(marker):
         (encoded(Image.new("L", (9, 9)), "PNG").replace(b"IHDR", b"IHDX"), "PNG"),
         (lying("PNG", encoded(Image.new("L", (9, 9)), "PNG"), 0, 9), "PNG that cannot be read"),
         (encoded(Image.new("L", (9, 9)), "BMP").replace(b"\x28\0\0\0", b"\x29\0\0\0", 1), "BMP that cannot be read"),
-        (encoded(Image.new("L", (9, 9)), "GIF")[:-1].replace(b",", b";", 1), "GIF that cannot be read"),
+        (b"GIF89a" + bytes(7) + b"," + bytes(9) + b"\x02\x02\x44\x01\0;", "GIF that cannot be read"),
         (encoded(Image.new("L", (9, 9)), "WEBP").replace(b"VP8 ", b"VP8?"), "WebP"),
     ],
     ids=["lossless JPEG", "12-bit JPEG", "PNG without header", "PNG of width 0", "BMP", "GIF", "WebP"],
@@ -323,6 +323,12 @@ def test_reports_truncated_files_as_incomplete(file_format, options, part):
     data = encoded(Image.effect_noise((160, 160), 80).convert("RGB"), file_format, **options)
     with pytest.raises(InvalidInput, match="incomplete"):
         decoded(data[: int(len(data) * part)])
+
+
+@pytest.mark.parametrize("size", [13, 700, 790])
+def test_reports_a_gif_cut_before_its_pixels_as_incomplete(size):
+    with pytest.raises(InvalidInput, match="incomplete"):
+        open_image(encoded(Image.linear_gradient("L"), "GIF", comment=b"a" * 20)[:size])
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
