@@ -272,6 +272,20 @@ def test_names_what_is_not_an_accepted_image(data, name):
     assert "send JPEG, PNG, WebP, GIF or BMP" in str(refused.value)
 
 
+CLAIMS = {name: lying(name, encoded(Image.new("L", (1, 1)), name), 2**31, 2**31) for name in FORMATS} | {
+    "GIF with disposal to the background": gif_with_disposal(2),
+    "GIF with disposal to the previous frame": gif_with_disposal(3),
+    "GIF frame beyond its canvas": gif_with_disposal(2).replace(b"GIF89a\xff\xff\xff\xff", b"GIF89a\1\0\1\0"),
+    "WebP canvas": webp_canvas(16_383, 16_383),
+}
+
+
+@pytest.mark.parametrize("name", ["GIF frame beyond its canvas", "WebP canvas"])
+def test_names_the_reason_when_pillow_refuses_the_size(name):
+    with pytest.raises(InvalidInput, match="too many pixels: resize it"):
+        open_image(CLAIMS[name])
+
+
 def test_imports_no_other_decoder():
     script = (
         "import sys; from runtime import decoding\n"
@@ -589,14 +603,6 @@ def test_limits_the_cpu_time_of_converting(monkeypatch):
 def test_uses_the_first_header_of_a_png():
     second = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     assert open_image(png_with(second)).size == (1, 1)
-
-
-CLAIMS = {name: lying(name, encoded(Image.new("L", (1, 1)), name), 2**31, 2**31) for name in FORMATS} | {
-    "GIF with disposal to the background": gif_with_disposal(2),
-    "GIF with disposal to the previous frame": gif_with_disposal(3),
-    "GIF frame beyond its canvas": gif_with_disposal(2).replace(b"GIF89a\xff\xff\xff\xff", b"GIF89a\1\0\1\0"),
-    "WebP canvas": webp_canvas(16_383, 16_383),
-}
 
 
 @pytest.mark.parametrize("data", CLAIMS.values(), ids=CLAIMS)
