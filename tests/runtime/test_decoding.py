@@ -567,6 +567,13 @@ def test_errors_do_not_keep_the_image(file_format):
         gc.enable()
 
 
+def test_asks_to_resize_a_baseline_jpeg_of_too_many_pixels():
+    with pytest.raises(InvalidInput, match="40000x30000") as refused:
+        open_image(lying("JPEG", encoded(Image.new("L", (9, 9)), "JPEG"), 40_000, 30_000))
+    assert "resize" in str(refused.value)
+    assert "baseline" not in str(refused.value)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
 def test_rejects_a_jpeg_with_over_32_scans(mode):
     jpeg = encoded(Image.new(mode, (48, 32)), "JPEG", progressive=True)
