@@ -339,6 +339,13 @@ def test_reports_truncated_files_as_incomplete(file_format, options, part):
         decoded(data[: int(len(data) * part)])
 
 
+def test_reports_a_webp_without_its_last_byte_as_incomplete():
+    files = (encoded(Image.linear_gradient("L").resize((side, side)), "WEBP") for side in range(8, 64))
+    unpadded = next(data for data in files if data[16] % 2 == 0)
+    with pytest.raises(InvalidInput, match="incomplete"):
+        open_image(unpadded[:-1])
+
+
 @pytest.mark.parametrize("size", [13, 700, 790])
 def test_reports_a_gif_cut_before_its_pixels_as_incomplete(size):
     with pytest.raises(InvalidInput, match="incomplete"):
