@@ -74,7 +74,14 @@ SIGNATURES = [
 @pytest.mark.parametrize(
     "kind", [JSON, "", "text/plain", "application/x-www-form-urlencoded", "binary/octet-stream", FORM]
 )
-@pytest.mark.parametrize("start", [*SIGNATURES, b"\0\0\0\x18ftypheic", b"%PDF-1.4", b"<svg ", b"\0\0\1\0"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        *SIGNATURES,
+        *(b"\0\0\0\x18ftypheic", b"%PDF-1.4", b"<svg ", b"\0\0\1\0", b"FUJIFILMCCD-RAW 0201"),
+        *(b"\xef\xbb\xbf<?xml version='1.0'?>\n<svg ", b"\n<!DOCTYPE html>", b"\n%PDF-1.4"),
+    ],
+)
 def test_recognizes_a_file_whatever_its_content_type(kind, start):
     file = start + bytes(20)
     assert parse_inputs(kind, file, {"top_k": "2"}) == {"image": file, "top_k": 2}
