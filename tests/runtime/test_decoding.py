@@ -610,7 +610,7 @@ def test_limits_the_cpu_time_of_converting(monkeypatch):
 
     monkeypatch.setattr(decoding, "_on_white", slow)
     with pytest.raises(InvalidInput, match="too long"):
-        to_rgb(image, width=9)
+        to_rgb(image, target=decoding.Target((9, 9), 2, lambda size: ((9, 9), (0, 0))))
     assert clock[0] == 3
 
 
