@@ -4,10 +4,13 @@ import base64
 import gzip
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from runtime.errors import InvalidInput
+from runtime.settings import ROOT
 from serving.inputs import MAX_FORM_PARTS, MAX_TEXTS, parse_inputs
 
 IMAGE = bytes(range(256))
@@ -90,6 +93,17 @@ def test_recognizes_a_file_whatever_its_content_type(kind, start):
 def test_accepts_json_with_a_byte_order_mark():
     body = "\ufeff" + json.dumps({"image": TEXT})
     assert parse_inputs(JSON, body.encode(), {}) == {"image": IMAGE}
+
+
+def test_searches_a_body_of_blanks_without_backtracking():
+    script = """if True:
+        import resource
+        from serving.inputs import InvalidInput, parse_inputs
+        resource.setrlimit(resource.RLIMIT_CPU, (3, 3))  # backtracking takes 6 s
+        try: parse_inputs("", b" " * 100_000_000, {})
+        except InvalidInput: pass
+    """
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("kind", [JSON, "", "image/png", FORM, "application/x-www-form-urlencoded"])
