@@ -15,7 +15,7 @@ from runtime.settings import ModelSettings, available_cpus, read
 SETTINGS = read(ModelSettings)
 VERSION = "1.0.0"  # of this server
 THREADS = SETTINGS.THREADS or available_cpus()
-EXTRA_WORKERS = 3  # requests to decode, parse or answer while every thread runs the model
+EXTRA_WORKERS = 3  # requests to parse, decode or respond to while every thread runs the model
 WORKERS = THREADS + EXTRA_WORKERS  # requests to process at a time
 
 large_images = LargeImageSlot(requests=WORKERS - 2)  # so that two workers are left for small images
@@ -23,7 +23,7 @@ classifier: OnnxClassifier | None = None
 
 
 def init() -> None:
-    """Load the model of MODEL_PATH and run it once. Raises InvalidModel or BackendUnavailable."""
+    """Load the model at MODEL_PATH and run it once. Raises InvalidModel or BackendUnavailable."""
     global classifier
     classifier = OnnxClassifier(
         SETTINGS.MODEL_PATH, SETTINGS.EXECUTION_PROVIDER, SETTINGS.PRECISION, THREADS, SETTINGS.MAX_IMAGE_MB

@@ -73,7 +73,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     # A batch of 2, because the exporter treats 1 as a constant.
     batch = torch.zeros(2, len(trained.preprocessor.mean), *trained.preprocessor.size)
     try:
-        # The exporter logs, prints and warns pages about itself; its error is enough.
+        # The exporter logs, prints and warns at length; its error is enough.
         logging.getLogger("torch").setLevel(logging.ERROR)
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             return torch.onnx.export(

@@ -47,8 +47,8 @@ class ImagePreprocessor:
     def __call__(self, source: ImageSource) -> np.ndarray:
         """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput.
 
-        Its pixels are those that `resize` returns for the decoded image, but for an image that has the model's size
-        already: `resize` would not crop that one.
+        The pixels are those that `resize` returns for the decoded image, unless that already has the model's size:
+        `resize` would not crop it.
         """
         image = self.open(source)
         return np.asarray(to_rgb(image, self._scale(image), self._target))
@@ -103,7 +103,7 @@ class ImagePreprocessor:
         return height, width
 
     def fit(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the size that an image of `size` is scaled to, and there the left and top of the crop.
+        """Return the size that an image of `size` is scaled to, and the left and top of the crop in the scaled image.
 
         Sizes are (width, height). As in torchvision and timm, the shorter side is scaled to `scaled_size`, the longer
         one in proportion to a whole number of pixels, and the center is cropped.
@@ -157,7 +157,7 @@ class OnnxClassifier:
         """Load the file at `path`, as backends.open_runner does, to run on `threads` threads: by default all CPUs.
 
         The defaults are those of the converter and the tests: exact, on ONNX Runtime's CPU provider. app.py passes its
-        settings, which are `auto`: the fastest backend and precision, and large JPEGs at a reduced scale.
+        settings, by default `auto`: the fastest backend and precision, and large JPEGs at a reduced scale.
         Images that need more than `max_image_mb` MB to decode are refused. Raises InvalidModel or BackendUnavailable.
         """
         if not Path(path).is_file() or not os.access(path, os.R_OK):
@@ -178,9 +178,8 @@ class OnnxClassifier:
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of RGB pixels, uint8 [batch, any height, any width, 3]."""
-        if (
-            pixels.shape[1:3] != self.preprocessor.size and not self.runner.any_size
-        ):  # the graph's resize would be wrong
+        # A backend without `any_size` would run the graph's resize wrongly.
+        if pixels.shape[1:3] != self.preprocessor.size and not self.runner.any_size:
             pixels = np.stack([self.preprocessor.resize(image) for image in pixels])
         return self.runner.run(pixels)
 

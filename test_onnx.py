@@ -1,4 +1,4 @@
-"""Test the ONNX file on the CPU: does it classify correctly, and is its preprocessing as specified?
+"""Test the ONNX file on the CPU: does it classify correctly, and does it preprocess as its metadata describes?
 
     python test_onnx.py                         # or: pytest test_onnx.py
     MODEL_PATH=other.onnx python test_onnx.py --expect image.jpg=7

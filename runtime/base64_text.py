@@ -8,7 +8,7 @@ from runtime.errors import InvalidInput
 
 # How the base64 of a JPEG, PNG, GIF, WebP or BMP file begins, or a data URL of an image; then the base64 of these.
 BASE64_IMAGE = re.compile(
-    rb"\s*(?:b['\"])?(?:(?i:data:image/)|(?:/|%2[Ff])9j(?:/|%2[Ff])|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]"
+    rb"\s*+(?:b['\"])?(?:(?i:data:image/)|(?:/|%2[Ff])9j(?:/|%2[Ff])|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]"
     rb"|ZGF0YTppbWFnZS|LzlqLz|aVZCT1J3MEtHZ2|UjBsR09E|VWtsR1|UWs[w-z])"
 )
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)

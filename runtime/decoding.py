@@ -179,8 +179,10 @@ def _explaining(name: str, is_complete: bool = True) -> Iterator[None]:
     except _TooSlow as error:
         text = f"decoding takes over {MAX_CPU_S:g} s, which is too long for a request: send fewer or smaller images"
         raise InvalidInput(text) from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit
+        raise InvalidInput(f"the {name.replace('WEBP', 'WebP')} has too many pixels: resize it") from error
     except Exception as error:
-        early = any(isinstance(e, IndexError | struct.error) for e in (error, error.__cause__))
+        early = any(isinstance(e, IndexError | EOFError | struct.error) for e in (error, error.__cause__))
         if early or not is_complete or "truncated" in str(error).lower():
             raise incomplete(name) from error
         raise unreadable(name, error) from error

@@ -70,7 +70,8 @@ def strip_jpeg(data: bytes) -> Stripped:
     is_complete, end = end > 0, end if end > 0 else len(data)
     scans = 1 + data.count(SCAN, at, end) if has_several_scans else 1
     if scans > MAX_SCANS or scans * width * height > MAX_SCANNED_PIXELS:
-        raise ValueError(f"it has {scans} scans of {width}x{height} pixels; save it as a baseline JPEG")
+        remedy = "save it as a baseline JPEG" if scans > 1 else "resize it"
+        raise ValueError(f"it has {scans} scans of {width}x{height} pixels: {remedy}")
     coefficients = 0
     if has_several_scans:  # libjpeg keeps the coefficients until the last scan
         sampling = [divmod(frame[7 + 3 * n], 16) for n in range(components)]

@@ -27,6 +27,8 @@ def table_bytes(data: bytes) -> int:
     for _ in range(MAX_CHUNKS):
         kind, size = struct.unpack_from("<4sI", data, at)
         content = memoryview(data)[at + 8 : at + 8 + size]
+        if len(content) < size:
+            raise IndexError
         at += 8 + size + size % 2
         if kind == b"ANMF":  # a frame's chunks follow its header of 16 bytes
             is_animated, at = False, at - size - size % 2 + 16

@@ -18,7 +18,10 @@ COMPRESSED = "the request is compressed: send it uncompressed"
 NULL = msgspec.Raw(b"null")
 GZIP, BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 # A body that is neither JSON nor a form: control characters at its beginning, or the signature of a format.
-FILE = re.compile(rb"(?!\xef\xbb\xbf)(?:[\x80-\xff]|.{0,15}[\0-\x08\x0e-\x1f]|GIF8|RIFF|%PDF|<)", re.DOTALL)
+FILE = re.compile(
+    rb"(?!\xef\xbb\xbf)(?:[\x80-\xff]|.{0,15}[\0-\x08\x0e-\x1f])|GIF8|RIFF|FUJIFILM|(?:\xef\xbb\xbf)?\s*+(?:%PDF|<)",
+    re.DOTALL,
+)
 FIELD_IMAGE = re.compile(rb"(?:^|&)image=")
 
 

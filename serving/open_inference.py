@@ -171,7 +171,7 @@ def _brackets(shape: list[int]) -> bytes:
     """Return what is left of a nested list of this shape without its numbers: of [2, 2], `[[,],[,]]`."""
     text = b""
     for side in reversed(shape):
-        text = b"[%b]" % b",".join([text] * side)
+        text = b"[%b]" % (text + (b"," + text) * (side - 1))  # join would need 80 bytes for each
     return text
 
 

@@ -272,6 +272,20 @@ def test_names_what_is_not_an_accepted_image(data, name):
     assert "send JPEG, PNG, WebP, GIF or BMP" in str(refused.value)
 
 
+CLAIMS = {name: lying(name, encoded(Image.new("L", (1, 1)), name), 2**31, 2**31) for name in FORMATS} | {
+    "GIF with disposal to the background": gif_with_disposal(2),
+    "GIF with disposal to the previous frame": gif_with_disposal(3),
+    "GIF frame beyond its canvas": gif_with_disposal(2).replace(b"GIF89a\xff\xff\xff\xff", b"GIF89a\1\0\1\0"),
+    "WebP canvas": webp_canvas(16_383, 16_383),
+}
+
+
+@pytest.mark.parametrize("name", ["GIF frame beyond its canvas", "WebP canvas"])
+def test_names_the_reason_when_pillow_refuses_the_size(name):
+    with pytest.raises(InvalidInput, match="too many pixels: resize it"):
+        open_image(CLAIMS[name])
+
+
 def test_imports_no_other_decoder():
     script = (
         "import sys; from runtime import decoding\n"
@@ -299,7 +313,7 @@ def with_frame_marker(marker):
         (encoded(Image.new("L", (9, 9)), "PNG").replace(b"IHDR", b"IHDX"), "PNG"),
         (lying("PNG", encoded(Image.new("L", (9, 9)), "PNG"), 0, 9), "PNG that cannot be read"),
         (encoded(Image.new("L", (9, 9)), "BMP").replace(b"\x28\0\0\0", b"\x29\0\0\0", 1), "BMP that cannot be read"),
-        (encoded(Image.new("L", (9, 9)), "GIF")[:-1].replace(b",", b";", 1), "GIF that cannot be read"),
+        (b"GIF89a" + bytes(7) + b"," + bytes(9) + b"\x02\x02\x44\x01\0;", "GIF that cannot be read"),
         (encoded(Image.new("L", (9, 9)), "WEBP").replace(b"VP8 ", b"VP8?"), "WebP"),
     ],
     ids=["lossless JPEG", "12-bit JPEG", "PNG without header", "PNG of width 0", "BMP", "GIF", "WebP"],
@@ -323,6 +337,19 @@ def test_reports_truncated_files_as_incomplete(file_format, options, part):
     data = encoded(Image.effect_noise((160, 160), 80).convert("RGB"), file_format, **options)
     with pytest.raises(InvalidInput, match="incomplete"):
         decoded(data[: int(len(data) * part)])
+
+
+def test_reports_a_webp_without_its_last_byte_as_incomplete():
+    files = (encoded(Image.linear_gradient("L").resize((side, side)), "WEBP") for side in range(8, 64))
+    unpadded = next(data for data in files if data[16] % 2 == 0)
+    with pytest.raises(InvalidInput, match="incomplete"):
+        open_image(unpadded[:-1])
+
+
+@pytest.mark.parametrize("size", [13, 700, 790])
+def test_reports_a_gif_cut_before_its_pixels_as_incomplete(size):
+    with pytest.raises(InvalidInput, match="incomplete"):
+        open_image(encoded(Image.linear_gradient("L"), "GIF", comment=b"a" * 20)[:size])
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
@@ -547,6 +574,13 @@ def test_errors_do_not_keep_the_image(file_format):
         gc.enable()
 
 
+def test_asks_to_resize_a_baseline_jpeg_of_too_many_pixels():
+    with pytest.raises(InvalidInput, match="40000x30000") as refused:
+        open_image(lying("JPEG", encoded(Image.new("L", (9, 9)), "JPEG"), 40_000, 30_000))
+    assert "resize" in str(refused.value)
+    assert "baseline" not in str(refused.value)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
 def test_rejects_a_jpeg_with_over_32_scans(mode):
     jpeg = encoded(Image.new(mode, (48, 32)), "JPEG", progressive=True)
@@ -576,21 +610,13 @@ def test_limits_the_cpu_time_of_converting(monkeypatch):
 
     monkeypatch.setattr(decoding, "_on_white", slow)
     with pytest.raises(InvalidInput, match="too long"):
-        to_rgb(image, width=9)
+        to_rgb(image, target=decoding.Target((9, 9), 2, lambda size: ((9, 9), (0, 0))))
     assert clock[0] == 3
 
 
 def test_uses_the_first_header_of_a_png():
     second = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     assert open_image(png_with(second)).size == (1, 1)
-
-
-CLAIMS = {name: lying(name, encoded(Image.new("L", (1, 1)), name), 2**31, 2**31) for name in FORMATS} | {
-    "GIF with disposal to the background": gif_with_disposal(2),
-    "GIF with disposal to the previous frame": gif_with_disposal(3),
-    "GIF frame beyond its canvas": gif_with_disposal(2).replace(b"GIF89a\xff\xff\xff\xff", b"GIF89a\1\0\1\0"),
-    "WebP canvas": webp_canvas(16_383, 16_383),
-}
 
 
 @pytest.mark.parametrize("data", CLAIMS.values(), ids=CLAIMS)

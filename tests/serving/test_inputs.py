@@ -4,10 +4,13 @@ import base64
 import gzip
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from runtime.errors import InvalidInput
+from runtime.settings import ROOT
 from serving.inputs import MAX_FORM_PARTS, MAX_TEXTS, parse_inputs
 
 IMAGE = bytes(range(256))
@@ -74,7 +77,14 @@ SIGNATURES = [
 @pytest.mark.parametrize(
     "kind", [JSON, "", "text/plain", "application/x-www-form-urlencoded", "binary/octet-stream", FORM]
 )
-@pytest.mark.parametrize("start", [*SIGNATURES, b"\0\0\0\x18ftypheic", b"%PDF-1.4", b"<svg ", b"\0\0\1\0"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        *SIGNATURES,
+        *(b"\0\0\0\x18ftypheic", b"%PDF-1.4", b"<svg ", b"\0\0\1\0", b"FUJIFILMCCD-RAW 0201"),
+        *(b"\xef\xbb\xbf<?xml version='1.0'?>\n<svg ", b"\n<!DOCTYPE html>", b"\n%PDF-1.4"),
+    ],
+)
 def test_recognizes_a_file_whatever_its_content_type(kind, start):
     file = start + bytes(20)
     assert parse_inputs(kind, file, {"top_k": "2"}) == {"image": file, "top_k": 2}
@@ -83,6 +93,17 @@ def test_recognizes_a_file_whatever_its_content_type(kind, start):
 def test_accepts_json_with_a_byte_order_mark():
     body = "\ufeff" + json.dumps({"image": TEXT})
     assert parse_inputs(JSON, body.encode(), {}) == {"image": IMAGE}
+
+
+def test_searches_a_body_of_blanks_without_backtracking():
+    script = """if True:
+        import resource
+        from serving.inputs import InvalidInput, parse_inputs
+        resource.setrlimit(resource.RLIMIT_CPU, (3, 3))  # backtracking takes 6 s
+        try: parse_inputs("", b" " * 100_000_000, {})
+        except InvalidInput: pass
+    """
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("kind", [JSON, "", "image/png", FORM, "application/x-www-form-urlencoded"])

@@ -35,6 +35,7 @@ BODIES = {
     "texts": (TEXTS % b'["a"%b]', b',"a"', True),
     "a text with blanks": (TEXTS % b'["%b"]', b"ab ", True),
     "numbers": (PIXELS % b"[1%b]", b",1", True),
+    "numbers for a large shape": (PIXELS.replace(b"1, 1, 1,", b"1, 1, 1000000,") % b"[1%b]", b",1", True),
     "lists": (PIXELS % b"[[]%b]", b",[]", True),
     "an id of wide characters": (b'{"inputs": [], "id": "%b\\ud83d\\ude00"}', b"a", True),
 }  # fmt: skip
