@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from conversion import ConversionError
 from conversion.files import replacing
+from runtime.settings import ROOT
 
 TIMEOUT_S = (5, 30)  # to connect, and without a single byte
 
@@ -29,7 +30,9 @@ class DownloadError(ConversionError):
 
     def __init__(self, path: Path, failures: dict[str, Exception]) -> None:
         lines = [f"  {url}: {error}" for url, error in failures.items()]
-        advice = f"Download it to {path}, or use --weights, or --model efficientnet-lite0, which needs no download"
+        place = str(path).removeprefix(f"{ROOT}/")  # a Docker build has another root
+        advice = f"Put it into the repository as {place}, or use --weights, or --model efficientnet-lite0, "
+        advice += "whose weights ship as a package"
         super().__init__("\n".join([f"{path.name} could not be downloaded:", *lines, advice]))
         hosts: dict[str, list[str]] = {}
         for url, error in failures.items():

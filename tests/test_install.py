@@ -17,7 +17,7 @@ from tests.server_process import ROOT, wait_until
 
 NEW = bool(os.environ.get("NEW_ENVIRONMENT"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SETUP, ASK = re.findall(r"^```sh\n(.*?)^```$", README.partition("### Without make\n")[2], re.M | re.S)[:2]
+SETUP, ASK = re.findall(r"^```sh\n(.*?)^```$", README.partition("## Without make\n")[2], re.M | re.S)[:2]
 INSTALLING = ("export", "python3 -m venv", "pip install")
 THERE = () if NEW else (*INSTALLING, "python convert_to_onnx.py")  # in the environment of these tests
 

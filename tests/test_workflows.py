@@ -112,7 +112,7 @@ def test_every_action_is_one_full_commit_with_its_version():
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\b(?:vars|secrets)\.(\w+)", str(WORKFLOWS)))))
 def test_every_variable_and_secret_is_in_ci_md(name):
-    assert re.search(rf"^\| `{name}` \| (variable|secret)", (ROOT / "docs/ci.md").read_text(), re.MULTILINE)
+    assert re.search(rf"^\| `{name}` \| (variable|secret)", (ROOT / "docs/CONTRIBUTING.md").read_text(), re.MULTILINE)
 
 
 def test_dependabot_watches_every_list_and_the_base_image():

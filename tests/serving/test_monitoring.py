@@ -1,4 +1,4 @@
-"""docs/monitoring.md: its queries select existing metrics, and only of requests that classify."""
+"""docs/operations.md: its queries select existing metrics, and only of requests that classify."""
 
 import re
 
@@ -14,7 +14,7 @@ def test_documented_queries_select_requests_that_classify(tmp_path):
         failed = served.post(data=b"fail", headers={"Content-Type": "image/jpeg"})
         assert failed.status_code == 500
         families = list(text_string_to_metric_families(served.get("/metrics").text))
-    page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     lines = "".join(re.findall(r"```promql\n(.+?)```", page, re.DOTALL))
     selectors = re.findall(r"(classifier_\w+)(?:{(.*?)})?", lines)
     assert len(selectors) == 4
