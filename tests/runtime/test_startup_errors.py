@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from shlex import quote
 
 import pytest
 
@@ -48,10 +49,10 @@ def test_missing_package_is_reported_by_every_script(script):
 
 def test_missing_package_is_reported_with_how_to_install(script):
     requirements = script.with_name("requirements.txt")
-    assert run(script)[1].endswith(f"{sys.executable} -m pip install -r '{requirements}'\n")
+    assert run(script)[1].endswith(f"{quote(sys.executable)} -m pip install -r '{requirements}'\n")
     tester = script.rename(script.with_name("test_server.py"))
     assert run(tester)[1].endswith(
-        f"{sys.executable} -m pip install -r '{requirements.parent}/requirements/client.txt'\n"
+        f"{quote(sys.executable)} -m pip install -r '{requirements.parent}/requirements/client.txt'\n"
     )
 
 
