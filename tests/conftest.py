@@ -28,7 +28,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-# Name of the case: the classes of ImageNet that it has, how it ends, and the ids of the two pictures' classes.
+# Name: its classes of ImageNet, its last step, and the ids of the two preset images' classes.
 OTHER_MODELS = {
     "one class": ([0], "Softmax", 0, 0),
     "5 classes with sigmoid": ([999, 26, 5, 0, 7], "Sigmoid", 3, 1),
@@ -38,6 +38,6 @@ OTHER_MODELS = {
 
 @pytest.fixture(params=OTHER_MODELS)
 def other_model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int, int]:
-    """Give a classifier of other classes, and the ids in it of the two pictures' classes."""
+    """Give a classifier of other classes, and the ids in it of the two preset images' classes."""
     class_ids, activation, tench, newt = OTHER_MODELS[request.param]
     return of_other_classes(tmp_path / "other.onnx", class_ids, activation), tench, newt

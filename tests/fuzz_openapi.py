@@ -13,8 +13,8 @@ from tests.server_process import ROOT
 OPTIONS = [
     "--max-time=30",  # seconds
     "--request-timeout=10",  # seconds
-    # A schema can say base64, but not that it is a picture: most of what fits it is refused. And not that the query
-    # counts only where the body does not say the same: some of what does not fit is taken.
+    # A schema cannot say that base64 must hold an image: most data that fits it is refused. Nor can it say that the
+    # query is ignored if the body has the same option: some data that does not fit is accepted.
     "--exclude-checks=positive_data_acceptance,negative_data_rejection",
 ]
 

@@ -76,7 +76,7 @@ def server(running, monkeypatch):
 
 @pytest.fixture
 def url(server):
-    with socket.socket() as closed:  # bound and never listening: whoever connects is refused
+    with socket.socket() as closed:  # bound but not listening: connections are refused
         closed.bind(("127.0.0.1", 0))
         hosts = {"refused": closed.getsockname()}
         yield lambda name: "http://{}:{}/{}".format(*hosts.get(name, server.server_address), name)
