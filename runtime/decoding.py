@@ -19,7 +19,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from runtime import webp
 from runtime.errors import InvalidInput
-from runtime.image_formats import FORMATS, incomplete, recognize, unreadable
+from runtime.image_formats import FORMATS, display_name, incomplete, recognize, unreadable
 from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip_png
 
 # JPEG's own limit. Resampling needs a table proportional to the longer side: 400 MB for a line of 25 million pixels.
@@ -180,7 +180,7 @@ def _explaining(name: str, is_complete: bool = True) -> Iterator[None]:
         text = f"decoding takes over {MAX_CPU_S:g} s, which is too long for a request: send fewer or smaller images"
         raise InvalidInput(text) from error
     except Image.DecompressionBombError as error:  # Pillow's own limit
-        raise InvalidInput(f"the {name.replace('WEBP', 'WebP')} has too many pixels: resize it") from error
+        raise InvalidInput(f"the {display_name(name)} has too many pixels: resize it") from error
     except Exception as error:
         early = any(isinstance(e, IndexError | EOFError | struct.error) for e in (error, error.__cause__))
         if early or not is_complete or "truncated" in str(error).lower():

@@ -112,6 +112,6 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
 async def add_headers_and_record(request: Request, response: HTTPResponse) -> None:
     """Add the headers of every response, count the response, and write its line of the log."""
     for name, value in request.app.ctx.headers.items():
-        response.headers.setdefault(name, value)  # the page has a Content-Security-Policy of its own
+        response.headers.setdefault(name, value)  # the page sets another Content-Security-Policy
     response.headers["X-Request-ID"] = get_request_id(request)
     record(request, response.status)
