@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.backends import open_runner
+from runtime.cpu_budget import CpuBudget
 from runtime.decoding import MAX_SIDE, Target, decoding_bytes, open_image, resize, to_rgb
 from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import available_cpus
@@ -57,7 +58,7 @@ class ImagePreprocessor:
         """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidInput."""
         return np.asarray(to_rgb(self.open(source)))
 
-    def open(self, source: ImageSource, deadline: float | None = None) -> Image.Image:
+    def open(self, source: ImageSource, budget: CpuBudget | None = None) -> Image.Image:
         """Return the image, checked against the limits but not yet decoded, as decoding.open_image does.
 
         Raises InvalidInput, or OSError if a path cannot be read.
@@ -69,7 +70,7 @@ class ImagePreprocessor:
                 raise InvalidInput("pixels must be uint8 [height, width, 3], RGB")
             image = Image.fromarray(source)
         else:
-            image = open_image(source if isinstance(source, bytes) else Path(source).read_bytes(), deadline)
+            image = open_image(source if isinstance(source, bytes) else Path(source).read_bytes(), budget)
         what = f"image is {image.width}x{image.height} pixels"
         if max(image.size) > MAX_SIDE:
             raise InvalidInput(f"{what}; the limit is {MAX_SIDE} per side: resize it")

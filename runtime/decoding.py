@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from runtime import webp
-from runtime.errors import InvalidInput
+from runtime.cpu_budget import CpuBudget
+from runtime.errors import InvalidInput, Unavailable
 from runtime.image_formats import FORMATS, display_name, incomplete, recognize, unreadable
 from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip_png
 
 # JPEG's own limit. Resampling needs a table proportional to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
-
-# CPU time for all images of a request, checked at every read and every strip. A single image takes more than 1 s only
-# if it was made to.
-MAX_CPU_S = 2.0
 
 MAX_GIF_BLOCKS = 100_000  # data blocks in front of the pixels
 STRIP_PIXELS = 1_000_000  # converted to RGB at a time
@@ -50,20 +46,22 @@ UPRIGHT = {
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
+def open_image(data: bytes, budget: CpuBudget | None = None) -> Image.Image:
     """Open an image file; only its header is read. Raises InvalidInput.
 
-    `deadline` is in seconds of this thread's CPU time; later reads fail. It defaults to MAX_CPU_S from now. The image's
-    `info` has the memory that decoding needs at any scale (`fixed_bytes`) and whether a JPEG `is_complete`.
+    Without `budget` the image has its own. Its `info` has the memory that decoding needs at any scale (`fixed_bytes`),
+    of which `image.table_bytes` are for a WebP's tables, and whether a JPEG `is_complete`.
     """
     name = recognize(data)
     with _explaining(name):
-        table_bytes = webp.table_bytes(data) if name == "WEBP" else 0
+        if name == "WEBP" and len(data) < 8 + struct.unpack_from("<I", data, 4)[0]:
+            raise IndexError
         file = {"JPEG": strip_jpeg, "PNG": strip_png}.get(name, lambda data: Stripped(data, b""))(data)
         # Image.open would drop the decoder's reason for refusing a file.
-        image = DECODERS[name](_TimedBytes(file.data, deadline))
+        image = DECODERS[name](_TimedBytes(file.data, budget))
         image.info.setdefault("exif", file.exif)
-        image.info["fixed_bytes"] = table_bytes + file.coefficient_bytes + len(data) + len(file.data)
+        image.table_bytes = webp.table_bytes(data, *image.size) if name == "WEBP" else 0
+        image.info["fixed_bytes"] = image.table_bytes + file.coefficient_bytes + len(data) + len(file.data)
         image.info["is_complete"] = file.is_complete
         return image
 
@@ -98,20 +96,20 @@ def to_rgb(image: Image.Image, scale: int = 1, target: Target | None = None) -> 
     A JPEG is decoded at 1/`scale` of its sides. With `target` it is resized, too. Raises InvalidInput.
     """
     file, is_complete = getattr(image, "fp", None), image.info.get("is_complete", True)
-    deadline = getattr(file, "deadline", float("inf"))
+    budget = getattr(file, "budget", None)
     with _explaining(image.format or "image", is_complete):
         decoded = _load(image, scale)
         if not is_complete:
-            padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + PADDING + END, deadline))
+            padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + PADDING + END, budget))
             if ImageChops.difference(decoded, _load(padded, scale)).getbbox():
                 raise IndexError
         # Not ImageOps.exif_transpose, which rewrites all of the EXIF: that takes seconds if there is a lot of it.
         orientation = _orientation(image)
         upright = decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded
-        return resize(upright, target, deadline) if target else _on_white(upright)
+        return resize(upright, target, budget) if target else _on_white(upright)
 
 
-def resize(image: Image.Image, target: Target, deadline: float = float("inf")) -> Image.Image:
+def resize(image: Image.Image, target: Target, budget: CpuBudget | None = None) -> Image.Image:
     """Return an upright image as RGB, resized and cropped.
 
     A large one, which should be in memory once, not twice, is converted and made narrow strip by strip.
@@ -126,7 +124,8 @@ def resize(image: Image.Image, target: Target, deadline: float = float("inf")) -
     narrow = Image.new("RGB", (width, image.height))
     rows = max(1, STRIP_PIXELS // image.width)
     for start in range(0, image.height, rows):
-        _check_time(deadline)
+        if budget:
+            budget.spend()
         strip = _on_white(image.crop((0, start, image.width, min(start + rows, image.height))))
         narrow.paste(
             strip.resize((width, strip.height), target.resample, (left * x, 0, right, strip.height)), (0, start)
@@ -134,20 +133,16 @@ def resize(image: Image.Image, target: Target, deadline: float = float("inf")) -
     return narrow.resize(target.size, target.resample, (0, top * y, width, bottom))
 
 
-class _TooSlow(Exception):
-    """The CPU time for the images of a request is used up."""
-
-
 class _TimedBytes(io.BytesIO):
-    """An image file's bytes, readable until a deadline."""
+    """An image file's bytes, readable while there is CPU time left."""
 
-    def __init__(self, data: bytes, deadline: float | None) -> None:
+    def __init__(self, data: bytes, budget: CpuBudget | None) -> None:
         super().__init__(data)
-        self.deadline = thread_time() + MAX_CPU_S if deadline is None else deadline
+        self.budget = budget or CpuBudget()
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes. Raises _TooSlow."""
-        _check_time(self.deadline)
+        """Return the next bytes. Raises InvalidInput if there is none left."""
+        self.budget.spend()
         return super().read(size)
 
 
@@ -176,9 +171,8 @@ def _explaining(name: str, is_complete: bool = True) -> Iterator[None]:
     """Turn any error of a decoder into InvalidInput; a damaged file can make Pillow raise anything."""
     try:
         yield
-    except _TooSlow as error:
-        text = f"decoding takes over {MAX_CPU_S:g} s, which is too long for a request: send fewer or smaller images"
-        raise InvalidInput(text) from error
+    except (InvalidInput, Unavailable):
+        raise
     except Image.DecompressionBombError as error:  # Pillow's own limit
         raise InvalidInput(f"the {display_name(name)} has too many pixels: resize it") from error
     except Exception as error:
@@ -186,11 +180,6 @@ def _explaining(name: str, is_complete: bool = True) -> Iterator[None]:
         if early or not is_complete or "truncated" in str(error).lower():
             raise incomplete(name) from error
         raise unreadable(name, error) from error
-
-
-def _check_time(deadline: float) -> None:
-    if thread_time() > deadline:
-        raise _TooSlow
 
 
 def _orientation(image: Image.Image) -> int:
@@ -202,10 +191,13 @@ def _box(image: Any) -> tuple[int, int, int, int]:
     return image.tile[0].extents if getattr(image, "tile", None) else (0, 0, *image.size)
 
 
-def _load(image: Image.Image, scale: int) -> Image.Image:
+def _load(image: Any, scale: int) -> Image.Image:
     """Decode an opened image; a GIF whose first frame does not cover the canvas is put on white."""
+    if getattr(image, "table_bytes", 0) == webp.MAX_TABLE_BYTES:
+        pixels = webp.decode(image.fp.getvalue(), decoding_bytes(image), image.fp.budget)
+        return Image.frombytes(image.mode, image.size, pixels, "raw", image.rawmode)
     if scale > 1:
-        image.draft(None, (image.width // scale, image.height // scale))  # type: ignore[attr-defined]
+        image.draft(None, (image.width // scale, image.height // scale))
     box = _box(image)
     image.load()
     if image.mode == "P" and image.palette is None:

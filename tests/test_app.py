@@ -15,7 +15,7 @@ from PIL import Image
 
 import app
 from model import ImagePreprocessor
-from runtime import inputs
+from runtime import cpu_budget
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput, Unavailable
 from runtime.inputs import LargeImageSlot
@@ -134,8 +134,8 @@ def test_frees_an_image_before_it_releases_the_slot(monkeypatch):
     opened, freed = [], []
     original = ImagePreprocessor.open
 
-    def recorded(self, source, deadline=None):
-        image = original(self, source, deadline)
+    def recorded(self, source, budget=None):
+        image = original(self, source, budget)
         opened.append(weakref.ref(image))
         return image
 
@@ -206,18 +206,18 @@ def test_large_jpegs_at_full_resolution_take_turns():
         assert preprocessor.is_large(preprocessor.open(data)) == full_resolution
 
 
-def test_images_of_a_request_share_one_deadline(monkeypatch):
-    opened, deadlines = ImagePreprocessor.open, []
+def test_images_of_a_request_share_one_cpu_budget(monkeypatch):
+    opened, budgets = ImagePreprocessor.open, []
 
-    def recorded(self, source, deadline=None):
-        deadlines.extend([] if deadline is None else [deadline])
-        return opened(self, source, deadline)
+    def recorded(self, source, budget=None):
+        budgets.extend([budget] if budget else [])
+        return opened(self, source, budget)
 
     monkeypatch.setattr(ImagePreprocessor, "open", recorded)
     app.inference({"images": [NEWT.read_bytes()] * 3})
-    assert len(deadlines) == 3 and len(set(deadlines)) == 1
-    monkeypatch.setattr(inputs, "MAX_CPU_S", -1)
-    with pytest.raises(InvalidInput, match=r"images\[0\]: .*too long.*send fewer"):
+    assert len(budgets) == 3 and len(set(budgets)) == 1
+    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", -1)
+    with pytest.raises(InvalidInput, match=r"images\[0\]: .*takes over.*send fewer"):
         app.inference({"images": [NEWT.read_bytes()]})
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import pickle
 import struct
 import subprocess
@@ -15,9 +16,10 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from runtime import decoding, webp
+from runtime import cpu_budget, decoding, webp
+from runtime.cpu_budget import CpuBudget
 from runtime.decoding import FORMATS, decoding_bytes, open_image, to_rgb
-from runtime.errors import InvalidInput
+from runtime.errors import InvalidInput, Unavailable
 from tests.malicious_images import (
     PNG_SIGNATURE,
     bmp_rle,
@@ -413,57 +415,110 @@ def test_gif_is_white_outside_its_first_frame(options):
     assert_pixels(decoded(gif), expected)
 
 
+@pytest.mark.parametrize("method", [0, 4])
 @pytest.mark.parametrize("lossless", [True, False])
-@pytest.mark.parametrize("method", range(7))
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_counts_few_tables_in_ordinary_webp_files(mode, method, lossless):
+def test_decodes_ordinary_webp_files_as_pillow_does(mode, lossless, method):
     image = Image.open(TENCH).convert(mode).convert("RGBA" if mode == "RGBA" else "RGB")
     if mode == "RGBA":
         image.putalpha(Image.effect_noise(image.size, 90))
     data = encoded(image, "WEBP", lossless=lossless, method=method)
-    tables = webp.table_bytes(data)
-    assert (tables > 0) == (lossless or mode == "RGBA") and tables < 10_000_000
-    assert decoded(data).shape == (375, 500, 3)
+    opened = open_image(data)
+    assert (opened.table_bytes > 0) == (lossless or mode == "RGBA")
+    expected = Image.open(io.BytesIO(data)).convert("RGBA")
+    on_white = Image.alpha_composite(Image.new("RGBA", expected.size, "white"), expected).convert("RGB")
+    assert_pixels(np.asarray(to_rgb(opened)), on_white)
+    assert_pixels(np.asarray(to_rgb(opened.copy())), on_white)
 
 
-@pytest.mark.parametrize("colors", [2, 3, 4, 5, 16, 17, 256])
-@pytest.mark.parametrize("width", [123, 640])
-def test_counts_few_tables_in_webp_files_with_a_palette(colors, width):
-    image = Image.open(TENCH).convert("RGB").resize((width, 301)).quantize(colors, dither=Image.Dither.NONE)
-    image = image.convert("RGB")
-    for method in (0, 4, 6):
-        data = encoded(image, "WEBP", lossless=True, method=method, exact=True)
-        assert 0 < webp.table_bytes(data) < 3_000_000
-        assert_pixels(decoded(data), image)
-
-
-@pytest.mark.parametrize("colors", [1, 2, 3, 4, 5, 16, 17, 256])
-def test_counts_the_groups_of_an_image_with_a_palette(colors):
-    data = webp_of_groups(128, 64, colors=colors)
-    assert decoded(data).shape == (128, 128, 3)
-    assert webp.table_bytes(data) == 64 * webp.TABLE_BYTES
-
-
-@pytest.mark.parametrize("cache_bits", [1, 11])
-def test_counts_the_color_cache_of_every_group(cache_bits):
-    data = webp_of_groups(64, 100, cache_bits=cache_bits)
-    assert decoded(data).shape == (64, 64, 3)
-    assert webp.table_bytes(data) == 100 * (webp.TABLE_BYTES + 4 * 2**cache_bits)
+@pytest.fixture
+def processes(monkeypatch):
+    """The commands of the processes that decode a WebP."""
+    commands, run = [], subprocess.run
+    monkeypatch.setattr(webp.subprocess, "run", lambda *args, **kw: commands.append(args[0]) or run(*args, **kw))
+    return commands
 
 
 @pytest.mark.parametrize(
+    ("data", "group_bytes"),
+    [
+        (encoded(Image.effect_noise((128, 128), 90), "WEBP", lossless=True), 1_024 * webp.GROUP_BYTES),
+        (encoded(Image.new("RGBA", (999, 999), (9, 9, 9, 9)), "WEBP"), None),
+        (encoded(Image.effect_noise((500, 500), 90), "WEBP"), 0),
+        (webp_of_groups(64, 900), 1_000 * webp.GROUP_BYTES),  # as many as libwebp allocates, not one for 4x4 pixels
+    ],
+    ids=["few pixels", "few bytes", "lossy", "more than 4x4 pixels need"],
+)
+def test_decodes_webp_files_of_few_tables_without_a_process(processes, data, group_bytes):
+    opened = open_image(data)
+    expected = len(data) * 8 // 20 * webp.GROUP_BYTES if group_bytes is None else group_bytes
+    assert opened.table_bytes == expected < webp.MAX_TABLE_BYTES
+    to_rgb(opened)
+    assert not processes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
+@pytest.mark.parametrize(
     "make", [webp_of_groups, webp_of_alpha_groups, lambda *args: webp_animation(webp_of_groups(*args))]
 )
-def test_counts_webp_tables_before_decoding(make):
-    assert webp.table_bytes(make(128, 1000)) == 1000 * webp.TABLE_BYTES
-    assert decoded(make(128, 1000)).shape == (128, 128, 3)
-    image = open_image(make(1024, 65_536))
-    assert decoding_bytes(image) > 800_000_000
+def test_limits_the_memory_of_webp_tables(processes, make):
+    assert decoded(make(512, 2_600)).shape == (512, 512, 3)
+    for groups in (8_000, 16_000):
+        image = open_image(make(512, groups))
+        assert decoding_bytes(image) < 75_000_000
+        with pytest.raises(InvalidInput, match=r"WebP that cannot be read: .*save it as PNG or JPEG"):
+            to_rgb(image)
+    assert len(processes) == 3
 
 
-def test_rejects_a_webp_with_too_many_blocks():
-    with pytest.raises(InvalidInput, match=r"WebP .*blocks"):
-        open_image(webp_of_groups(2048, 1))
+def test_rejects_a_damaged_webp(processes):
+    data = bytearray(encoded(Image.open(TENCH), "WEBP", lossless=True))
+    data[40:80] = bytes(40)
+    with pytest.raises(InvalidInput, match="WebP that cannot be read: it is damaged"):
+        decoded(bytes(data))
+    assert len(processes) == 1
+
+
+ENDLESS = "while True: pass"
+GREEDY = "memory = bytes(10**8)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
+@pytest.mark.parametrize(
+    ("code", "max_bytes", "returncode"), [(ENDLESS, 10**9, -9), (GREEDY, 9 * 10**7, 1), (GREEDY, 2 * 10**8, 0)]
+)
+def test_limits_memory_and_cpu_time_of_the_process(code, max_bytes, returncode):
+    script = f"""if True:
+        import runpy, sys, PIL
+        class PIL_webp:
+            def WebPAnimDecoder(data):
+                return PIL_webp
+            def get_next():
+                {code}
+                return b"pixels", 0
+        sys.modules["PIL._webp"] = PIL._webp = PIL_webp
+        runpy.run_path({str(ROOT / "runtime/webp_process.py")!r})
+    """
+    command = [sys.executable, "-c", script, str(max_bytes), "1"]
+    ran = subprocess.run(command, input=b"", capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (returncode, b"" if returncode else b"pixels")
+
+
+def test_counts_the_cpu_time_of_the_process(monkeypatch):
+    data = encoded(Image.effect_noise((1_000, 1_000), 90).convert("RGB"), "WEBP", lossless=True, method=0)
+    budget = CpuBudget()
+    webp.decode(data, 100_000_000, budget)
+    assert cpu_budget.MAX_CPU_S - budget.remaining_s > 0.02
+    times = iter([os.times(), os.times_result((0, 0, 1e6, 0, 0))])
+    monkeypatch.setattr(webp.os, "times", lambda: next(times))
+    with pytest.raises(InvalidInput, match="takes over"):
+        decoded(data)
+
+
+def test_process_that_cannot_be_started_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    with pytest.raises(Unavailable, match=r"cannot be started: .*/no/python"):
+        decoded(encoded(Image.open(TENCH), "WEBP", lossless=True))
 
 
 def test_counts_the_coefficients_of_several_scans():
@@ -593,14 +648,21 @@ def test_rejects_a_jpeg_with_over_32_scans(mode):
 
 
 def test_limits_the_cpu_time_of_decoding(monkeypatch, quarters):
-    monkeypatch.setattr(decoding, "MAX_CPU_S", -1)
-    with pytest.raises(InvalidInput, match="too long"):
+    budget = CpuBudget()
+    opened = [open_image(encoded(quarters, "PNG"), budget) for _ in range(2)]
+    to_rgb(opened[0])
+    with pytest.raises(InvalidInput, match="takes over"):
+        budget.spend(3)
+    with pytest.raises(InvalidInput, match="takes over"):
+        to_rgb(opened[1])
+    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", -1)
+    with pytest.raises(InvalidInput, match="takes over"):
         decoded(encoded(quarters, "PNG"))
 
 
 def test_limits_the_cpu_time_of_converting(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(decoding, "thread_time", lambda: clock[0])
+    monkeypatch.setattr(cpu_budget, "thread_time", lambda: clock[0])
     monkeypatch.setattr(decoding, "STRIP_PIXELS", 100)
     image, convert = open_image(encoded(Image.new("L", (100, 100)), "BMP")), decoding._on_white
 
@@ -609,7 +671,7 @@ def test_limits_the_cpu_time_of_converting(monkeypatch):
         return convert(strip)
 
     monkeypatch.setattr(decoding, "_on_white", slow)
-    with pytest.raises(InvalidInput, match="too long"):
+    with pytest.raises(InvalidInput, match="takes over"):
         to_rgb(image, target=decoding.Target((9, 9), 2, lambda size: ((9, 9), (0, 0))))
     assert clock[0] == 3
 
@@ -623,7 +685,7 @@ def test_uses_the_first_header_of_a_png():
 def test_opening_allocates_nothing_for_a_claimed_size(data):
     script = """if True:
         import resource, sys
-        from runtime import decoding, webp
+        from runtime import decoding
         resource.setrlimit(resource.RLIMIT_AS, (4_000_000_000, 4_000_000_000))
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         before = peak()
