@@ -19,7 +19,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from runtime import webp
 from runtime.cpu_budget import CpuBudget
 from runtime.errors import InvalidInput, Unavailable
-from runtime.image_formats import FORMATS, display_name, incomplete, recognize, unreadable
+from runtime.image_formats import FORMATS, recognize
 from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip_png
 
 # JPEG's own limit. Resampling needs a table proportional to the longer side: 400 MB for a line of 25 million pixels.
@@ -169,17 +169,18 @@ DECODERS: dict[str, Any] = dict(
 @contextmanager
 def _explaining(name: str, is_complete: bool = True) -> Iterator[None]:
     """Turn any error of a decoder into InvalidInput; a damaged file can make Pillow raise anything."""
+    shown = "WebP" if name == "WEBP" else name
     try:
         yield
     except (InvalidInput, Unavailable):
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit
-        raise InvalidInput(f"the {display_name(name)} has too many pixels: resize it") from error
+        raise InvalidInput(f"the {shown} has too many pixels: resize it") from error
     except Exception as error:
         early = any(isinstance(e, IndexError | EOFError | struct.error) for e in (error, error.__cause__))
         if early or not is_complete or "truncated" in str(error).lower():
-            raise incomplete(name) from error
-        raise unreadable(name, error) from error
+            raise InvalidInput(f"the {shown} is incomplete: the upload was cut off") from error
+        raise InvalidInput(f"a {shown} that cannot be read: {error}") from error
 
 
 def _orientation(image: Image.Image) -> int:
