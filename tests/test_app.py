@@ -41,7 +41,12 @@ def in_lines(text: str) -> str:
     return "".join(f"{text[at : at + 76]}\r\n" for at in range(0, len(text), 76))
 
 
-@pytest.mark.parametrize("write", [in_lines, "data:image/jpeg;base64,{}".format, "\t {} \n".format])
+def percent_encoded(text: str) -> str:
+    """Return the text as one value of a query, with lower-case escapes."""
+    return "".join(f"%{ord(letter):02x}" if letter in "+/=\r\n" else letter for letter in in_lines(text))
+
+
+@pytest.mark.parametrize("write", [in_lines, percent_encoded, "data:image/jpeg;base64,{}".format, "\t {} \n".format])
 @pytest.mark.parametrize("alphabet", [base64.b64encode, base64.urlsafe_b64encode])
 @pytest.mark.parametrize("padding", ["=", ""])
 def test_accepts_base64_in_every_usual_form(write, alphabet, padding):
