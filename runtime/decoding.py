@@ -25,7 +25,6 @@ from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip
 # JPEG's own limit. Resampling needs a table proportional to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
-MAX_GIF_BLOCKS = 100_000  # data blocks in front of the pixels
 STRIP_PIXELS = 1_000_000  # converted to RGB at a time
 ROW_BYTES = 1_000  # memory per row of an image that is as narrow as a model's input
 
@@ -150,14 +149,6 @@ class _FirstFrameGif(GifImageFile):
     """A GIF that ignores disposal methods: opening one, Pillow would allocate the area to dispose of."""
 
     disposal_method = property(lambda self: 0, lambda self, method: None)
-    blocks = 0
-
-    def data(self) -> bytes | None:
-        """Return the next data block. Raises ValueError if there are too many: Pillow keeps those of comments."""
-        self.blocks += 1
-        if self.blocks > MAX_GIF_BLOCKS:
-            raise ValueError(f"it has more than {MAX_GIF_BLOCKS} blocks")
-        return super().data()
 
 
 # Pillow's other decoders are never tried: libtiff and libavif do as much work as a file of one kilobyte demands.

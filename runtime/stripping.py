@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_SEGMENTS = 100_000  # a JPEG's in front of the pixels; all chunks of a PNG
-MAX_HEADER_BYTES = 100_000  # a JPEG's frame header and tables, usually a few kilobytes
 # Scans of a progressive JPEG. Encoders write 10, or 18 for CMYK; a scan of 42 bytes can visit every pixel in vain.
 MAX_SCANS = 32
 MAX_SCANNED_PIXELS = 1_100_000_000  # pixels times scans, about 2 s of CPU time
@@ -61,8 +60,6 @@ def strip_jpeg(data: bytes) -> Stripped:
             exif = exif or segment
     else:
         raise ValueError(f"it has more than {MAX_SEGMENTS} segments")
-    if sum(map(len, kept.values())) > MAX_HEADER_BYTES:
-        raise ValueError(f"it has more than {MAX_HEADER_BYTES} bytes of tables")
     height, width, components = struct.unpack_from(">xHHB", frame)
     has_several_scans = is_progressive or segment[0] < components
     # Several images may follow each other; scans are those of the first. The last marker is found faster.

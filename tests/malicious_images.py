@@ -285,6 +285,7 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "JPEG of 5,000 pieces of EXIF": (200, lambda: jpeg_with(b"\xff\xe1\x00\x0cExif\0\0abcd" * 5_000)),
     "JPEG with EXIF of 500,000 fractions": (200, lambda: jpeg_with(*exif_segments(exif_of_fractions(500_000)))),
     "JPEG of 90,000 comments": (200, lambda: jpeg_with(b"\xff\xfe\x00\x02" * 90_000)),
+    "JPEG of 30,000 restart intervals": (200, lambda: jpeg_with(b"\xff\xdd\0\4\0\0" * 30_000)),
     "JPEG of CMYK noise, progressive": (
         200,
         lambda: encoded(Image.effect_noise((SIDE, SIDE), 9).convert("CMYK"), "JPEG", progressive=True, quality=20),
@@ -318,7 +319,8 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "WebP of 65,536 groups of tables": (422, lambda: webp_of_groups(1_024, 65_536)),
     "WebP of 2,600 groups of tables": (200, lambda: webp_of_groups(1_024, 2_600)),
     "WebP of 65,536 groups of tables for alpha": (422, lambda: webp_of_alpha_groups(1_024, 65_536)),
-    "GIF of 200,000 blocks": (422, lambda: gif_of_blocks(200_000)),
+    "GIF of 200,000 blocks": (200, lambda: gif_of_blocks(200_000)),
+    "GIF of 9,000,000 blocks": (422, lambda: gif_of_blocks(9_000_000)),
     "GIF of 1,000 frames": (200, lambda: gif_of_frames(1_000)),
     "GIF canvas of 65,535 squared": (422, lambda: lying("GIF", encoded(Image.new("L", (1, 1)), "GIF"), 2**16, 2**16)),
     "GIF of 65,535 squared, disposed to its background": (422, lambda: gif_with_disposal(2)),
