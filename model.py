@@ -14,7 +14,7 @@ from PIL import Image
 
 from runtime.backends import open_runner
 from runtime.cpu_budget import CpuBudget
-from runtime.decoding import MAX_SIDE, Target, decoding_bytes, open_image, resize, to_rgb
+from runtime.decoding import MAX_SIDE, decoding_bytes, open_image, resize, to_rgb
 from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import available_cpus
 
@@ -46,7 +46,7 @@ class ImagePreprocessor:
     def __call__(self, source: ImageSource) -> np.ndarray:
         """Return the image, resized and cropped: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput."""
         image = self.open(source)
-        return np.asarray(to_rgb(image, self._scale(image), self._target))
+        return np.asarray(to_rgb(image, self._scale(image), self))
 
     def decode(self, source: ImageSource) -> np.ndarray:
         """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidInput."""
@@ -86,7 +86,7 @@ class ImagePreprocessor:
         """
         if pixels.shape[:2] == self.size:
             return pixels
-        return np.asarray(resize(Image.fromarray(pixels), self._target))
+        return np.asarray(resize(Image.fromarray(pixels), self))
 
     @property
     def scaled_size(self) -> tuple[int, int]:
@@ -121,10 +121,6 @@ class ImagePreprocessor:
         unit = pixels.astype(np.float32) / np.float32(255)
         normalized = (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return normalized.transpose(0, 3, 1, 2)
-
-    @property
-    def _target(self) -> Target:
-        return Target(self.size[::-1], Image.Resampling[self.interpolation.upper()], self.fit)
 
     def _scale(self, image: Image.Image) -> int:
         """Return the scale to decode at: 1, or 2, 4 or 8 for a JPEG that is decoded at a fraction of its sides."""

@@ -3,9 +3,8 @@
 import io
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,25 +73,16 @@ def decoding_bytes(image: Image.Image, scale: int = 1) -> int:
         pixel_bytes += 5  # a run-length encoded BMP, or a GIF that gets a white canvas
     if not image.info.get("is_complete", True):
         pixel_bytes *= 3  # decoded twice and compared
-    if _orientation(image) in UPRIGHT:
+    if exif_orientation(image.info) in UPRIGHT:
         pixel_bytes += 4  # a rotated or mirrored copy
     size = image.width * image.height * pixel_bytes // scale**2
     return size + max(image.size) * ROW_BYTES // scale + image.info.get("fixed_bytes", 0)
 
 
-@dataclass(frozen=True)
-class Target:
-    """What an image becomes: its size (width, height), and by that of the upright image, `ImagePreprocessor.fit`."""
-
-    size: tuple[int, int]
-    resample: Image.Resampling
-    fit: Callable[[tuple[int, int]], tuple[tuple[int, int], tuple[int, int]]]
-
-
-def to_rgb(image: Image.Image, scale: int = 1, target: Target | None = None) -> Image.Image:
+def to_rgb(image: Image.Image, scale: int = 1, preprocessor: Any = None) -> Image.Image:
     """Decode the first frame to RGB: upright according to EXIF, transparency on white, of 16 bits the upper 8.
 
-    A JPEG is decoded at 1/`scale` of its sides. With `target` it is resized, too. Raises InvalidInput.
+    A JPEG is decoded at 1/`scale` of its sides. With a model.ImagePreprocessor it is resized, too. Raises InvalidInput.
     """
     file, is_complete = getattr(image, "fp", None), image.info.get("is_complete", True)
     budget = getattr(file, "budget", None)
@@ -103,20 +93,21 @@ def to_rgb(image: Image.Image, scale: int = 1, target: Target | None = None) -> 
             if ImageChops.difference(decoded, _load(padded, scale)).getbbox():
                 raise IndexError
         # Not ImageOps.exif_transpose, which rewrites all of the EXIF: that takes seconds if there is a lot of it.
-        orientation = _orientation(image)
+        orientation = exif_orientation(image.info)
         upright = decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded
-        return resize(upright, target, budget) if target else _on_white(upright)
+        return resize(upright, preprocessor, budget) if preprocessor else _on_white(upright)
 
 
-def resize(image: Image.Image, target: Target, budget: CpuBudget | None = None) -> Image.Image:
-    """Return an upright image as RGB, resized and cropped.
+def resize(image: Image.Image, preprocessor: Any, budget: CpuBudget | None = None) -> Image.Image:
+    """Return an upright image as RGB, resized and cropped as a model.ImagePreprocessor specifies.
 
     A large one, which should be in memory once, not twice, is converted and made narrow strip by strip.
     """
-    (scaled_width, scaled_height), (left, top) = target.fit(image.size)
-    width, height = target.size
+    (scaled_width, scaled_height), (left, top) = preprocessor.fit(image.size)
+    height, width = preprocessor.size
+    resample = Image.Resampling[preprocessor.interpolation.upper()]
     if max(image.width * image.height, scaled_width * scaled_height) <= STRIP_PIXELS:
-        scaled = _on_white(image).resize((scaled_width, scaled_height), target.resample)
+        scaled = _on_white(image).resize((scaled_width, scaled_height), resample)
         return scaled.crop((left, top, left + width, top + height))
     x, y = image.width / scaled_width, image.height / scaled_height
     right, bottom = min(image.width, (left + width) * x), min(image.height, (top + height) * y)
@@ -126,10 +117,9 @@ def resize(image: Image.Image, target: Target, budget: CpuBudget | None = None) 
         if budget:
             budget.spend()
         strip = _on_white(image.crop((0, start, image.width, min(start + rows, image.height))))
-        narrow.paste(
-            strip.resize((width, strip.height), target.resample, (left * x, 0, right, strip.height)), (0, start)
-        )
-    return narrow.resize(target.size, target.resample, (0, top * y, width, bottom))
+        box = (left * x, 0, right, strip.height)
+        narrow.paste(strip.resize((width, strip.height), resample, box), (0, start))
+    return narrow.resize((width, height), resample, (0, top * y, width, bottom))
 
 
 class _TimedBytes(io.BytesIO):
@@ -172,10 +162,6 @@ def _explaining(name: str, is_complete: bool = True) -> Iterator[None]:
         if early or not is_complete or "truncated" in str(error).lower():
             raise InvalidInput(f"the {shown} is incomplete: the upload was cut off") from error
         raise InvalidInput(f"a {shown} that cannot be read: {error}") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    return exif_orientation(image.info.get("exif", b""))
 
 
 def _box(image: Any) -> tuple[int, int, int, int]:

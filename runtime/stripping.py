@@ -109,9 +109,9 @@ def strip_png(data: bytes) -> Stripped:
     return Stripped(b"".join([data[:8], *chunks.values(), *image_data, b"\0\0\0\0IEND\xaeB`\x82"]), exif)
 
 
-def exif_orientation(exif: bytes) -> int:
-    """Return the orientation, 1 to 8; 1 if there is none or the EXIF cannot be read, as with many cameras."""
-    tiff = exif.removeprefix(b"Exif\0\0")
+def exif_orientation(info: dict[Any, Any]) -> int:
+    """Return the orientation of a Pillow image, 1 to 8; 1 if the EXIF in its `info` has none or cannot be read."""
+    tiff = info.get("exif", b"").removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     try:
         start = struct.unpack_from(f"{order}I", tiff, 4)[0]

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from model import ImagePreprocessor
 from runtime import cpu_budget, decoding, webp
 from runtime.cpu_budget import CpuBudget
 from runtime.decoding import FORMATS, decoding_bytes, open_image, to_rgb
@@ -583,6 +584,7 @@ def test_decoding_stays_within_the_estimated_memory(tmp_path):
     script = r"""if True:
         import pickle, re, sys
         from pathlib import Path
+        from model import ImagePreprocessor
         from runtime import decoding, memory
 
         def kb(name):
@@ -590,16 +592,15 @@ def test_decoding_stays_within_the_estimated_memory(tmp_path):
 
         memory.configure_malloc()
         images = pickle.loads(sys.stdin.buffer.read())
-        target = decoding.Target((224, 224), 2, lambda size: ((224, 224), (0, 0)))
         for _, data, scale in images:  # what stays in memory is then there already
-            decoding.to_rgb(decoding.open_image(data), scale, target)
+            decoding.to_rgb(decoding.open_image(data), scale, ImagePreprocessor())
         for name, data, scale in images:
             memory.trim_heap()
             Path("/proc/self/clear_refs").write_text("5")
             before = kb("VmRSS")
             image = decoding.open_image(data)
             estimated = decoding.decoding_bytes(image, scale) // 1000
-            decoding.to_rgb(image, scale, target)
+            decoding.to_rgb(image, scale, ImagePreprocessor())
             del image
             print(name, kb("VmHWM") - before, estimated)
     """
@@ -669,7 +670,7 @@ def test_limits_the_cpu_time_of_converting(monkeypatch):
 
     monkeypatch.setattr(decoding, "_on_white", slow)
     with pytest.raises(InvalidInput, match="takes over"):
-        to_rgb(image, target=decoding.Target((9, 9), 2, lambda size: ((9, 9), (0, 0))))
+        to_rgb(image, preprocessor=ImagePreprocessor((9, 9)))
     assert clock[0] == 3
 
 
