@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_SEGMENTS = 100_000  # a JPEG's in front of the pixels; all chunks of a PNG
-# Scans of a progressive JPEG. Encoders write 10, or 18 for CMYK; a scan of 42 bytes can visit every pixel in vain.
-MAX_SCANS = 32
-MAX_SCANNED_PIXELS = 1_100_000_000  # pixels times scans, about 2 s of CPU time
+# Pixels times scans of a JPEG: about 2 s of CPU time. A progressive one has 10 scans, or 18 for CMYK, but a scan of 42
+# bytes can visit every pixel in vain.
+MAX_SCANNED_PIXELS = 1_100_000_000
 SCAN = b"\xff\xda\0"  # the marker of a scan, which cannot occur in its data
 END = b"\xff\xd9"
 
@@ -66,7 +66,7 @@ def strip_jpeg(data: bytes) -> Stripped:
     end = data.find(END, at) if has_several_scans else data.rfind(END, at)
     is_complete, end = end > 0, end if end > 0 else len(data)
     scans = 1 + data.count(SCAN, at, end) if has_several_scans else 1
-    if scans > MAX_SCANS or scans * width * height > MAX_SCANNED_PIXELS:
+    if scans * width * height > MAX_SCANNED_PIXELS:
         remedy = "save it as a baseline JPEG" if scans > 1 else "resize it"
         raise ValueError(f"it has {scans} scans of {width}x{height} pixels: {remedy}")
     coefficients = 0
