@@ -155,56 +155,39 @@ def jpeg_scans_of_three_components(side: int) -> bytes:
     return jpeg[:at] + b"\xff\xda\0\x0c\3" + jpeg[at + 5 : at + 11] + jpeg[at + 13 :]
 
 
-class _Bits:
-    """Writes a lossless WebP's bits, the lowest of each byte first."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def write(self, value: int, bits: int) -> None:
-        self.texts.append(f"{value:0{bits}b}"[::-1])
-
-    def bytes(self) -> bytes:
-        text = "".join(self.texts)
-        return int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little")
-
-
-def webp_stream_of_groups(side: int, groups: int, cache_bits: int = 0, colors: int = 0) -> bytes:
+def webp_stream_of_groups(side: int, groups: int) -> bytes:
     """Return a black square of a lossless WebP, with a group of Huffman tables for each of its first 4x4 blocks."""
-    bits = _Bits()
-    width = side
-    if colors:  # a palette of black, with several pixels in each
-        bits.write(0b111, 3)
-        bits.write(colors - 1, 8)
-        bits.write(0, 1)
-        bits.write(0x11111, 20)  # five codes of one symbol
-        width = -(-side // (8 if colors <= 2 else 4 if colors <= 4 else 2 if colors <= 16 else 1))
-    bits.write(0, 1)  # no other transform
-    bits.write(cache_bits << 1 | bool(cache_bits), 5 if cache_bits else 1)  # a color cache
-    bits.write(0b0001, 4)  # groups by blocks of 4 pixels
+    bits: list[str] = []  # of each value the lowest first
 
-    def single() -> None:
-        bits.write(0b0001, 4)  # a code of one symbol, which is 0
+    def write(value: int, count: int) -> None:
+        bits.append(f"{value:0{count}b}"[::-1])
 
-    bits.write(0, 1)  # no color cache
+    def write_symbol(byte: int) -> None:
+        bits.append(f"{byte:08b}")
+
+    single = 0b0001, 4  # a code of one symbol, which is 0
+    write(0b00, 2)  # no transform and no color cache
+    write(0b0001, 4)  # groups of tables by blocks of 4x4 pixels
+    write(0, 1)  # no color cache
     for limit in (256, None):  # green, which has more symbols than these, and red
-        bits.write(0, 1)
-        bits.write(12 - 4, 4)
+        write(0, 1)
+        write(12 - 4, 4)
         for n in range(12):
-            bits.write(n == 11, 3)  # the only length is 8
-        bits.write(limit is not None, 1)
+            write(n == 11, 3)  # the only length is 8
+        write(limit is not None, 1)
         if limit:
-            bits.write(3, 3)
-            bits.write(limit - 2, 8)
+            write(3, 3)
+            write(limit - 2, 8)
     for _ in range(3):
-        single()
-    for n in range(-(-width // 4) * (side // 4)):
+        write(*single)
+    for n in range((side // 4) ** 2):
         number = min(n, groups - 1)
-        bits.write(int(f"{number & 255:08b}"[::-1], 2), 8)
-        bits.write(int(f"{number >> 8:08b}"[::-1], 2), 8)
+        write_symbol(number & 255)
+        write_symbol(number >> 8)
     for _ in range(5 * groups):
-        single()
-    return bits.bytes()
+        write(*single)
+    text = "".join(bits)
+    return int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little")
 
 
 def riff_chunk(kind: bytes, data: bytes) -> bytes:
@@ -212,10 +195,10 @@ def riff_chunk(kind: bytes, data: bytes) -> bytes:
     return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
 
 
-def webp_of_groups(side: int, groups: int, **options: int) -> bytes:
+def webp_of_groups(side: int, groups: int) -> bytes:
     """Return a lossless WebP with N groups of Huffman tables."""
     size = struct.pack("<BI", 0x2F, side - 1 | side - 1 << 14)
-    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups, **options)))
+    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups)))
 
 
 def webp_of_alpha_groups(side: int, groups: int) -> bytes:
