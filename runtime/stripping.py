@@ -6,6 +6,7 @@ Pillow keeps every segment of a header in memory, and refuses sound files for se
 import re
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,15 +111,13 @@ def strip_png(data: bytes) -> Stripped:
 
 
 def exif_orientation(info: dict[Any, Any]) -> int:
-    """Return the orientation of a Pillow image, 1 to 8; 1 if the EXIF in its `info` has none or cannot be read."""
+    """Return the orientation in the EXIF of a Pillow image's `info`; 1 if there is none or it cannot be read."""
     tiff = info.get("exif", b"").removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    try:
+    with suppress(struct.error):
         start = struct.unpack_from(f"{order}I", tiff, 4)[0]
         for n in range(struct.unpack_from(f"{order}H", tiff, start)[0]):
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * n)
             if (tag, kind) == (0x0112, 3):
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
+                return value
     return 1
