@@ -48,7 +48,7 @@ def open_image(data: bytes, budget: CpuBudget | None = None) -> Image.Image:
     """Open an image file; only its header is read. Raises InvalidInput.
 
     Without `budget` the image has its own. Its `info` has the memory that decoding needs at any scale (`fixed_bytes`),
-    of which `image.table_bytes` are for a WebP's tables, and whether a JPEG `is_complete`.
+    and whether a JPEG `is_complete`.
     """
     name = recognize(data)
     with _explaining(name):
@@ -58,8 +58,9 @@ def open_image(data: bytes, budget: CpuBudget | None = None) -> Image.Image:
         # Image.open would drop the decoder's reason for refusing a file.
         image = DECODERS[name](_TimedBytes(file.data, budget))
         image.info.setdefault("exif", file.exif)
-        image.table_bytes = webp.table_bytes(data, *image.size) if name == "WEBP" else 0
-        image.info["fixed_bytes"] = image.table_bytes + file.coefficient_bytes + len(data) + len(file.data)
+        image.in_process = name == "WEBP" and webp.has_lossless_parts(data)
+        process_bytes = webp.PROCESS_BYTES if image.in_process else 0
+        image.info["fixed_bytes"] = process_bytes + file.coefficient_bytes + len(data) + len(file.data)
         image.info["is_complete"] = file.is_complete
         return image
 
@@ -171,7 +172,7 @@ def _box(image: Any) -> tuple[int, int, int, int]:
 
 def _load(image: Any, scale: int) -> Image.Image:
     """Decode an opened image; a GIF whose first frame does not cover the canvas is put on white."""
-    if getattr(image, "table_bytes", 0) == webp.MAX_TABLE_BYTES:
+    if getattr(image, "in_process", False):
         pixels = webp.decode(image.fp.getvalue(), decoding_bytes(image), image.fp.budget)
         return Image.frombytes(image.mode, image.size, pixels, "raw", image.rawmode)
     if scale > 1:

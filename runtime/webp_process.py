@@ -1,9 +1,11 @@
-"""Decodes the WebP on stdin; the pixels of its first frame go to stdout. A script that webp.py starts.
+"""Decodes the WebP on stdin; the pixels of its first frame go to stdout, its seconds of CPU time to stderr.
 
-Its arguments are the most bytes of memory and seconds of CPU time that it may use; only Linux enforces the former.
+A script that webp.py starts. Its arguments are the most bytes of memory and seconds of CPU time that it may use; only
+Linux enforces the former.
 """
 
 import sys
+import time
 
 from PIL import _webp
 
@@ -14,3 +16,4 @@ if sys.platform == "linux":
         resource.setrlimit(limit, (most, most))
 pixels, _ = _webp.WebPAnimDecoder(sys.stdin.buffer.read()).get_next()
 sys.stdout.buffer.write(pixels)
+sys.stderr.write(str(time.process_time()))

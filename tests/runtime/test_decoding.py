@@ -2,7 +2,6 @@
 
 import gc
 import io
-import os
 import pickle
 import struct
 import subprocess
@@ -415,22 +414,6 @@ def test_gif_is_white_outside_its_first_frame(options):
     assert_pixels(decoded(gif), expected)
 
 
-@pytest.mark.parametrize("method", [0, 4])
-@pytest.mark.parametrize("lossless", [True, False])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_decodes_ordinary_webp_files_as_pillow_does(mode, lossless, method):
-    image = Image.open(TENCH).convert(mode).convert("RGBA" if mode == "RGBA" else "RGB")
-    if mode == "RGBA":
-        image.putalpha(Image.effect_noise(image.size, 90))
-    data = encoded(image, "WEBP", lossless=lossless, method=method)
-    opened = open_image(data)
-    assert (opened.table_bytes > 0) == (lossless or mode == "RGBA")
-    expected = Image.open(io.BytesIO(data)).convert("RGBA")
-    on_white = Image.alpha_composite(Image.new("RGBA", expected.size, "white"), expected).convert("RGB")
-    assert_pixels(np.asarray(to_rgb(opened)), on_white)
-    assert_pixels(np.asarray(to_rgb(opened.copy())), on_white)
-
-
 @pytest.fixture
 def processes(monkeypatch):
     """The commands of the processes that decode a WebP."""
@@ -439,22 +422,20 @@ def processes(monkeypatch):
     return commands
 
 
-@pytest.mark.parametrize(
-    ("data", "group_bytes"),
-    [
-        (encoded(Image.effect_noise((128, 128), 90), "WEBP", lossless=True), 1_024 * webp.GROUP_BYTES),
-        (encoded(Image.new("RGBA", (999, 999), (9, 9, 9, 9)), "WEBP"), None),
-        (encoded(Image.effect_noise((500, 500), 90), "WEBP"), 0),
-        (webp_of_groups(64, 900), 1_000 * webp.GROUP_BYTES),  # as many as libwebp allocates, not one for 4x4 pixels
-    ],
-    ids=["few pixels", "few bytes", "lossy", "more than 4x4 pixels need"],
-)
-def test_decodes_webp_files_of_few_tables_without_a_process(processes, data, group_bytes):
+@pytest.mark.parametrize("method", [0, 4])
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_decodes_ordinary_webp_files_as_pillow_does(processes, mode, lossless, method):
+    image = Image.open(TENCH).convert(mode).convert("RGBA" if mode == "RGBA" else "RGB")
+    if mode == "RGBA":
+        image.putalpha(Image.effect_noise(image.size, 90))
+    data = encoded(image, "WEBP", lossless=lossless, method=method)
     opened = open_image(data)
-    expected = len(data) * 8 // 20 * webp.GROUP_BYTES if group_bytes is None else group_bytes
-    assert opened.table_bytes == expected < webp.MAX_TABLE_BYTES
-    to_rgb(opened)
-    assert not processes
+    expected = Image.open(io.BytesIO(data)).convert("RGBA")
+    on_white = Image.alpha_composite(Image.new("RGBA", expected.size, "white"), expected).convert("RGB")
+    assert_pixels(np.asarray(to_rgb(opened)), on_white)
+    assert len(processes) == (lossless or mode == "RGBA")
+    assert_pixels(np.asarray(to_rgb(Image.open(io.BytesIO(data)))), on_white)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
@@ -462,10 +443,10 @@ def test_decodes_webp_files_of_few_tables_without_a_process(processes, data, gro
     "make", [webp_of_groups, webp_of_alpha_groups, lambda *args: webp_animation(webp_of_groups(*args))]
 )
 def test_limits_the_memory_of_webp_tables(processes, make):
-    assert decoded(make(512, 2_600)).shape == (512, 512, 3)
-    for groups in (8_000, 16_000):
+    assert decoded(make(512, 200)).shape == (512, 512, 3)
+    for groups in (2_600, 16_000):
         image = open_image(make(512, groups))
-        assert decoding_bytes(image) < 75_000_000
+        assert decoding_bytes(image) < 25_000_000
         with pytest.raises(InvalidInput, match=r"WebP that cannot be read: .*save it as PNG or JPEG"):
             to_rgb(image)
     assert len(processes) == 3
@@ -509,8 +490,7 @@ def test_counts_the_cpu_time_of_the_process(monkeypatch):
     budget = CpuBudget()
     webp.decode(data, 100_000_000, budget)
     assert cpu_budget.MAX_CPU_S - budget.remaining_s > 0.02
-    times = iter([os.times(), os.times_result((0, 0, 1e6, 0, 0))])
-    monkeypatch.setattr(webp.os, "times", lambda: next(times))
+    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", 0.02)
     with pytest.raises(InvalidInput, match="takes over"):
         decoded(data)
 
