@@ -8,20 +8,19 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from PIL import Image
 
 from runtime.backends import open_runner
-from runtime.decoding import MAX_SIDE, Target, decoding_bytes, open_image, resize, to_rgb
+from runtime.cpu_budget import CpuBudget
+from runtime.decoding import MAX_SIDE, decoding_bytes, open_image, resize, to_rgb
 from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import available_cpus
 
-# A JPEG of at least this many pixels is decoded at a reduced scale, unless full resolution is required: 12 megapixels
-# then take 50 ms, not 140.
-LARGE_PIXELS = 4_000_000
-# The reduced scale leaves both sides at least this many times as long as the model's input. Compared with full
-# resolution, a probability moved by up to 0.02; with 2 in place of 4 by up to 0.06.
-REDUCED_SIDES = 4
+# A JPEG of at least LARGE_PIXELS is decoded at a reduced scale that leaves both sides at least REDUCED_SIDES times as
+# long as the model's input: 12 megapixels then take 50 ms, not 140, and a probability moves by up to 0.02.
+LARGE_PIXELS, REDUCED_SIDES = 4_000_000, 4
 LARGE_BYTES = 32_000_000  # memory for decoding; images that need more are large and take turns
 
 ImageSource = bytes | str | os.PathLike | Image.Image | np.ndarray
@@ -45,19 +44,15 @@ class ImagePreprocessor:
     full_resolution: bool = True  # decode every JPEG at its own size, also a large one
 
     def __call__(self, source: ImageSource) -> np.ndarray:
-        """Return the image at the model's size: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput.
-
-        The pixels are those that `resize` returns for the decoded image, unless that already has the model's size:
-        `resize` would not crop it.
-        """
+        """Return the image, resized and cropped: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput."""
         image = self.open(source)
-        return np.asarray(to_rgb(image, self._scale(image), self._target))
+        return np.asarray(to_rgb(image, self._scale(image), self))
 
     def decode(self, source: ImageSource) -> np.ndarray:
         """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidInput."""
         return np.asarray(to_rgb(self.open(source)))
 
-    def open(self, source: ImageSource, deadline: float | None = None) -> Image.Image:
+    def open(self, source: ImageSource, budget: CpuBudget | None = None) -> Image.Image:
         """Return the image, checked against the limits but not yet decoded, as decoding.open_image does.
 
         Raises InvalidInput, or OSError if a path cannot be read.
@@ -69,7 +64,7 @@ class ImagePreprocessor:
                 raise InvalidInput("pixels must be uint8 [height, width, 3], RGB")
             image = Image.fromarray(source)
         else:
-            image = open_image(source if isinstance(source, bytes) else Path(source).read_bytes(), deadline)
+            image = open_image(source if isinstance(source, bytes) else Path(source).read_bytes(), budget)
         what = f"image is {image.width}x{image.height} pixels"
         if max(image.size) > MAX_SIDE:
             raise InvalidInput(f"{what}; the limit is {MAX_SIDE} per side: resize it")
@@ -77,9 +72,7 @@ class ImagePreprocessor:
         if needed_mb > self.max_image_mb:
             reduced_mb = decoding_bytes(image, replace(self, full_resolution=False)._scale(image)) // 1_000_000
             hint = "; PRECISION=auto would accept it" if reduced_mb <= self.max_image_mb else ""
-            raise InvalidInput(
-                f"{what} and needs {needed_mb} MB to decode; the limit is {self.max_image_mb} MB: resize it{hint}"
-            )
+            raise InvalidInput(f"{what} and needs {needed_mb} MB; the limit is {self.max_image_mb} MB: resize it{hint}")
         return image
 
     def is_large(self, image: Image.Image) -> bool:
@@ -87,14 +80,13 @@ class ImagePreprocessor:
         return decoding_bytes(image, self._scale(image)) > LARGE_BYTES
 
     def resize(self, pixels: np.ndarray) -> np.ndarray:
-        """Return RGB pixels at the model's size, as Pillow's antialiased filter resizes them.
+        """Return RGB pixels, uint8 [height, width, 3], as uint8 [size[0], size[1], 3], resized as `__call__` does.
 
-        As in the graph, pixels of the model's size count as resized and cropped already.
-        Accepts uint8 [height, width, 3], returns uint8 [size[0], size[1], 3].
+        As in the graph, but not in `__call__`, pixels of the model's size count as resized and cropped already.
         """
         if pixels.shape[:2] == self.size:
             return pixels
-        return np.asarray(resize(Image.fromarray(pixels), self._target))
+        return np.asarray(resize(Image.fromarray(pixels), self))
 
     @property
     def scaled_size(self) -> tuple[int, int]:
@@ -111,9 +103,10 @@ class ImagePreprocessor:
         if self.crop_pct is None:
             return (self.size[1], self.size[0]), (0, 0)
         (width, height), (least_height, least_width) = size, self.scaled_size
-        whole = math.floor if least_height == least_width else round  # torchvision's Resize and timm's ResizeKeepRatio
-        scaled_width = max(least_width, whole(width * least_height / height))
-        scaled_height = max(least_height, whole(height * least_width / width))
+        # For a square, timm uses torchvision's Resize, which truncates; otherwise its ResizeKeepRatio, which rounds.
+        to_whole = math.floor if least_height == least_width else round
+        scaled_width = max(least_width, to_whole(width * least_height / height))
+        scaled_height = max(least_height, to_whole(height * least_width / width))
         left, top = round((scaled_width - self.size[1]) / 2), round((scaled_height - self.size[0]) / 2)
         return (scaled_width, scaled_height), (left, top)
 
@@ -129,22 +122,16 @@ class ImagePreprocessor:
         normalized = (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return normalized.transpose(0, 3, 1, 2)
 
-    @property
-    def _target(self) -> Target:
-        return Target(self.size[::-1], Image.Resampling[self.interpolation.upper()], self.fit)
-
     def _scale(self, image: Image.Image) -> int:
         """Return the scale to decode at: 1, or 2, 4 or 8 for a JPEG that is decoded at a fraction of its sides."""
         if self.full_resolution or image.format != "JPEG" or image.width * image.height < LARGE_PIXELS:
             return 1
-        return next((n for n in (8, 4, 2) if min(image.size) >= n * REDUCED_SIDES * max(self.scaled_size)), 1)
+        least_side = REDUCED_SIDES * max(self.scaled_size)
+        return max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(image.size) >= scale * least_side)
 
 
 class OnnxClassifier:
-    """A loaded classifier.onnx. `model_name`, `class_names` and `preprocessor` come from the file.
-
-    So does `activation`, which made the probabilities: softmax, sigmoid or none; None if the file does not say.
-    """
+    """A loaded classifier.onnx. `activation` made its probabilities: softmax, sigmoid or none; None if unknown."""
 
     def __init__(
         self,
@@ -156,29 +143,24 @@ class OnnxClassifier:
     ) -> None:
         """Load the file at `path`, as backends.open_runner does, to run on `threads` threads: by default all CPUs.
 
-        The defaults are those of the converter and the tests: exact, on ONNX Runtime's CPU provider. app.py passes its
-        settings, by default `auto`: the fastest backend and precision, and large JPEGs at a reduced scale.
-        Images that need more than `max_image_mb` MB to decode are refused. Raises InvalidModel or BackendUnavailable.
+        The defaults are exact, for the converter and the tests. With `precision` auto, large JPEGs are decoded at a
+        reduced scale. Raises InvalidModel or BackendUnavailable.
         """
         if not Path(path).is_file() or not os.access(path, os.R_OK):
             what = "is not a file that can be read" if Path(path).exists() else "is not there"
-            raise InvalidModel(
-                f"{path} {what}: make it with `python convert_to_onnx.py`, "
-                "or with `python convert_to_onnx.py --model auto` if the assignment's weights are not available"
-            )
+            advice = "make it with `python convert_to_onnx.py`, with `--model auto` if the weights are not available"
+            raise InvalidModel(f"{path} {what}: {advice}")
         self.runner = open_runner(Path(path), provider, precision, threads or available_cpus())
-        described = self.runner.metadata
-        self.model_name = described.model
-        self.weights_digest = described.weights_digest
-        self.class_names = list(described.class_names)
-        self.activation = described.activation
-        expected = described.preprocessing
-        known = (expected.size, expected.mean, expected.std, expected.crop_pct, expected.interpolation)
-        self.preprocessor = ImagePreprocessor(*known, max_image_mb, full_resolution=precision == "f32")
+        metadata = self.runner.metadata
+        self.model_name, self.weights_digest = metadata.model, metadata.weights_digest
+        self.class_names, self.activation = list(metadata.class_names), metadata.activation
+        stored = msgspec.structs.asdict(metadata.preprocessing)
+        self.preprocessor = ImagePreprocessor(**stored, max_image_mb=max_image_mb, full_resolution=precision == "f32")
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [batch, classes], of RGB pixels, uint8 [batch, any height, any width, 3]."""
-        # A backend without `any_size` would run the graph's resize wrongly.
+        # ONNX Runtime's CPU provider accepts any size: the graph resizes. OpenVINO would resize without antialiasing,
+        # and CUDA batches images of one size.
         if pixels.shape[1:3] != self.preprocessor.size and not self.runner.any_size:
             pixels = np.stack([self.preprocessor.resize(image) for image in pixels])
         return self.runner.run(pixels)

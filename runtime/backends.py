@@ -29,8 +29,8 @@ Run = Callable[[np.ndarray], np.ndarray]  # uint8 [batch, height, width, 3] to p
 class Runner:
     """A model that a backend has opened.
 
-    `provider` is ONNX Runtime's name for the backend, `precision` is f32, bf16 or tf32. If `any_size` is false, pixels
-    must have the model's size, because the backend ignores the `antialias` of the graph's resize.
+    `provider` is ONNX Runtime's name for the backend, `precision` is f32, bf16 or tf32. Pixels must have the model's
+    size, unless `any_size` is true.
     """
 
     provider: str

@@ -13,18 +13,7 @@ BASE64_IMAGE = re.compile(
 )
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 # Replaced one by one: urllib's unquote makes an object of each escape, and there may be millions.
-ESCAPES = {
-    "%2B": "+",
-    "%2b": "+",
-    "%2F": "/",
-    "%2f": "/",
-    "%3D": "=",
-    "%3d": "=",
-    "%0A": "",
-    "%0a": "",
-    "%0D": "",
-    "%0d": "",
-}
+ESCAPES = {"%2B": "+", "%2F": "/", "%3D": "=", "%0A": "", "%0D": ""}
 
 
 def decode_base64(text: str, may_be_twice: bool = True) -> bytes:
@@ -38,7 +27,7 @@ def decode_base64(text: str, may_be_twice: bool = True) -> bytes:
         text = text[2:-1].replace("\\n", "")
     if "%" in text:
         for escape, character in ESCAPES.items():
-            text = text.replace(escape, character)
+            text = text.replace(escape, character).replace(escape.lower(), character)
     if " " in text:  # dropping them would decode to another image
         raise InvalidInput('blanks within base64: a form turns "+" into blanks unless it is sent as %2B')
     alphabet_of_urls = "-_" if "-" in text or "_" in text else None

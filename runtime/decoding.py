@@ -3,10 +3,8 @@
 import io
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -18,18 +16,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from runtime import webp
-from runtime.errors import InvalidInput
-from runtime.image_formats import FORMATS, display_name, incomplete, recognize, unreadable
+from runtime.cpu_budget import CpuBudget
+from runtime.errors import InvalidInput, Unavailable
+from runtime.image_formats import FORMATS, recognize
 from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip_png
 
 # JPEG's own limit. Resampling needs a table proportional to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
-# CPU time for all images of a request, checked at every read and every strip. A single image takes more than 1 s only
-# if it was made to.
-MAX_CPU_S = 2.0
-
-MAX_GIF_BLOCKS = 100_000  # data blocks in front of the pixels
 STRIP_PIXELS = 1_000_000  # converted to RGB at a time
 ROW_BYTES = 1_000  # memory per row of an image that is as narrow as a model's input
 
@@ -50,20 +44,23 @@ UPRIGHT = {
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def open_image(data: bytes, deadline: float | None = None) -> Image.Image:
+def open_image(data: bytes, budget: CpuBudget | None = None) -> Image.Image:
     """Open an image file; only its header is read. Raises InvalidInput.
 
-    `deadline` is in seconds of this thread's CPU time; later reads fail. It defaults to MAX_CPU_S from now. The image's
-    `info` has the memory that decoding needs at any scale (`fixed_bytes`) and whether a JPEG `is_complete`.
+    Without `budget` the image has its own. Its `info` has the memory that decoding needs at any scale (`fixed_bytes`),
+    and whether a JPEG `is_complete`.
     """
     name = recognize(data)
     with _explaining(name):
-        table_bytes = webp.table_bytes(data) if name == "WEBP" else 0
+        if name == "WEBP" and len(data) < 8 + struct.unpack_from("<I", data, 4)[0]:
+            raise IndexError
         file = {"JPEG": strip_jpeg, "PNG": strip_png}.get(name, lambda data: Stripped(data, b""))(data)
         # Image.open would drop the decoder's reason for refusing a file.
-        image = DECODERS[name](_TimedBytes(file.data, deadline))
+        image = DECODERS[name](_TimedBytes(file.data, budget))
         image.info.setdefault("exif", file.exif)
-        image.info["fixed_bytes"] = table_bytes + file.coefficient_bytes + len(data) + len(file.data)
+        image.in_process = name == "WEBP" and webp.has_lossless_parts(data)
+        process_bytes = webp.PROCESS_BYTES if image.in_process else 0
+        image.info["fixed_bytes"] = process_bytes + file.coefficient_bytes + len(data) + len(file.data)
         image.info["is_complete"] = file.is_complete
         return image
 
@@ -77,77 +74,65 @@ def decoding_bytes(image: Image.Image, scale: int = 1) -> int:
         pixel_bytes += 5  # a run-length encoded BMP, or a GIF that gets a white canvas
     if not image.info.get("is_complete", True):
         pixel_bytes *= 3  # decoded twice and compared
-    if _orientation(image) in UPRIGHT:
+    if exif_orientation(image.info) in UPRIGHT:
         pixel_bytes += 4  # a rotated or mirrored copy
     size = image.width * image.height * pixel_bytes // scale**2
     return size + max(image.size) * ROW_BYTES // scale + image.info.get("fixed_bytes", 0)
 
 
-@dataclass(frozen=True)
-class Target:
-    """What an image becomes: its size (width, height), and by that of the upright image, `ImagePreprocessor.fit`."""
-
-    size: tuple[int, int]
-    resample: Image.Resampling
-    fit: Callable[[tuple[int, int]], tuple[tuple[int, int], tuple[int, int]]]
-
-
-def to_rgb(image: Image.Image, scale: int = 1, target: Target | None = None) -> Image.Image:
+def to_rgb(image: Image.Image, scale: int = 1, preprocessor: Any = None) -> Image.Image:
     """Decode the first frame to RGB: upright according to EXIF, transparency on white, of 16 bits the upper 8.
 
-    A JPEG is decoded at 1/`scale` of its sides. With `target` it is resized, too. Raises InvalidInput.
+    A JPEG is decoded at 1/`scale` of its sides. With a model.ImagePreprocessor it is resized, too. Raises InvalidInput.
     """
     file, is_complete = getattr(image, "fp", None), image.info.get("is_complete", True)
-    deadline = getattr(file, "deadline", float("inf"))
+    budget = getattr(file, "budget", None)
     with _explaining(image.format or "image", is_complete):
         decoded = _load(image, scale)
         if not is_complete:
-            padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + PADDING + END, deadline))
+            padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + PADDING + END, budget))
             if ImageChops.difference(decoded, _load(padded, scale)).getbbox():
                 raise IndexError
         # Not ImageOps.exif_transpose, which rewrites all of the EXIF: that takes seconds if there is a lot of it.
-        orientation = _orientation(image)
+        orientation = exif_orientation(image.info)
         upright = decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded
-        return resize(upright, target, deadline) if target else _on_white(upright)
+        return resize(upright, preprocessor, budget) if preprocessor else _on_white(upright)
 
 
-def resize(image: Image.Image, target: Target, deadline: float = float("inf")) -> Image.Image:
-    """Return an upright image as RGB, resized and cropped.
+def resize(image: Image.Image, preprocessor: Any, budget: CpuBudget | None = None) -> Image.Image:
+    """Return an upright image as RGB, resized and cropped as a model.ImagePreprocessor specifies.
 
     A large one, which should be in memory once, not twice, is converted and made narrow strip by strip.
     """
-    (scaled_width, scaled_height), (left, top) = target.fit(image.size)
-    width, height = target.size
+    (scaled_width, scaled_height), (left, top) = preprocessor.fit(image.size)
+    height, width = preprocessor.size
+    resample = Image.Resampling[preprocessor.interpolation.upper()]
     if max(image.width * image.height, scaled_width * scaled_height) <= STRIP_PIXELS:
-        scaled = _on_white(image).resize((scaled_width, scaled_height), target.resample)
+        scaled = _on_white(image).resize((scaled_width, scaled_height), resample)
         return scaled.crop((left, top, left + width, top + height))
     x, y = image.width / scaled_width, image.height / scaled_height
     right, bottom = min(image.width, (left + width) * x), min(image.height, (top + height) * y)
     narrow = Image.new("RGB", (width, image.height))
     rows = max(1, STRIP_PIXELS // image.width)
     for start in range(0, image.height, rows):
-        _check_time(deadline)
+        if budget:
+            budget.spend()
         strip = _on_white(image.crop((0, start, image.width, min(start + rows, image.height))))
-        narrow.paste(
-            strip.resize((width, strip.height), target.resample, (left * x, 0, right, strip.height)), (0, start)
-        )
-    return narrow.resize(target.size, target.resample, (0, top * y, width, bottom))
-
-
-class _TooSlow(Exception):
-    """The CPU time for the images of a request is used up."""
+        box = (left * x, 0, right, strip.height)
+        narrow.paste(strip.resize((width, strip.height), resample, box), (0, start))
+    return narrow.resize((width, height), resample, (0, top * y, width, bottom))
 
 
 class _TimedBytes(io.BytesIO):
-    """An image file's bytes, readable until a deadline."""
+    """An image file's bytes, readable while there is CPU time left."""
 
-    def __init__(self, data: bytes, deadline: float | None) -> None:
+    def __init__(self, data: bytes, budget: CpuBudget | None) -> None:
         super().__init__(data)
-        self.deadline = thread_time() + MAX_CPU_S if deadline is None else deadline
+        self.budget = budget or CpuBudget()
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes. Raises _TooSlow."""
-        _check_time(self.deadline)
+        """Return the next bytes. Raises InvalidInput if there is none left."""
+        self.budget.spend()
         return super().read(size)
 
 
@@ -155,14 +140,6 @@ class _FirstFrameGif(GifImageFile):
     """A GIF that ignores disposal methods: opening one, Pillow would allocate the area to dispose of."""
 
     disposal_method = property(lambda self: 0, lambda self, method: None)
-    blocks = 0
-
-    def data(self) -> bytes | None:
-        """Return the next data block. Raises ValueError if there are too many: Pillow keeps those of comments."""
-        self.blocks += 1
-        if self.blocks > MAX_GIF_BLOCKS:
-            raise ValueError(f"it has more than {MAX_GIF_BLOCKS} blocks")
-        return super().data()
 
 
 # Pillow's other decoders are never tried: libtiff and libavif do as much work as a file of one kilobyte demands.
@@ -174,27 +151,18 @@ DECODERS: dict[str, Any] = dict(
 @contextmanager
 def _explaining(name: str, is_complete: bool = True) -> Iterator[None]:
     """Turn any error of a decoder into InvalidInput; a damaged file can make Pillow raise anything."""
+    shown = "WebP" if name == "WEBP" else name
     try:
         yield
-    except _TooSlow as error:
-        text = f"decoding takes over {MAX_CPU_S:g} s, which is too long for a request: send fewer or smaller images"
-        raise InvalidInput(text) from error
+    except (InvalidInput, Unavailable):
+        raise
     except Image.DecompressionBombError as error:  # Pillow's own limit
-        raise InvalidInput(f"the {display_name(name)} has too many pixels: resize it") from error
+        raise InvalidInput(f"the {shown} has too many pixels: resize it") from error
     except Exception as error:
         early = any(isinstance(e, IndexError | EOFError | struct.error) for e in (error, error.__cause__))
         if early or not is_complete or "truncated" in str(error).lower():
-            raise incomplete(name) from error
-        raise unreadable(name, error) from error
-
-
-def _check_time(deadline: float) -> None:
-    if thread_time() > deadline:
-        raise _TooSlow
-
-
-def _orientation(image: Image.Image) -> int:
-    return exif_orientation(image.info.get("exif", b""))
+            raise InvalidInput(f"the {shown} is incomplete: the upload was cut off") from error
+        raise InvalidInput(f"a {shown} that cannot be read: {error}") from error
 
 
 def _box(image: Any) -> tuple[int, int, int, int]:
@@ -202,10 +170,13 @@ def _box(image: Any) -> tuple[int, int, int, int]:
     return image.tile[0].extents if getattr(image, "tile", None) else (0, 0, *image.size)
 
 
-def _load(image: Image.Image, scale: int) -> Image.Image:
+def _load(image: Any, scale: int) -> Image.Image:
     """Decode an opened image; a GIF whose first frame does not cover the canvas is put on white."""
+    if getattr(image, "in_process", False):
+        pixels = webp.decode(image.fp.getvalue(), decoding_bytes(image), image.fp.budget)
+        return Image.frombytes(image.mode, image.size, pixels, "raw", image.rawmode)
     if scale > 1:
-        image.draft(None, (image.width // scale, image.height // scale))  # type: ignore[attr-defined]
+        image.draft(None, (image.width // scale, image.height // scale))
     box = _box(image)
     image.load()
     if image.mode == "P" and image.palette is None:

@@ -31,18 +31,3 @@ def recognize(data: bytes) -> str:
     if found := ACCEPTED.match(data):
         return FORMATS[found.groups().index(found[0])]
     raise InvalidInput(next(reason for pattern, reason in OTHERS.items() if re.match(pattern, data, re.DOTALL)))
-
-
-def display_name(name: str) -> str:
-    """Return the name of one of FORMATS as messages write it."""
-    return "WebP" if name == "WEBP" else name
-
-
-def incomplete(name: str) -> InvalidInput:
-    """Return the error for a file that ends early."""
-    return InvalidInput(f"the {display_name(name)} is incomplete: the upload was cut off")
-
-
-def unreadable(name: str, reason: object) -> InvalidInput:
-    """Return the error for a file of an accepted format that is damaged or unusual."""
-    return InvalidInput(f"a {display_name(name)} that cannot be read: {reason}")

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import BoundedSemaphore, Lock
-from time import thread_time
 from typing import Any
 
 import numpy as np
 
 from runtime.base64_text import decode_base64
-from runtime.decoding import MAX_CPU_S
+from runtime.cpu_budget import CpuBudget
 from runtime.errors import InvalidInput, Unavailable, release_frames
 
 
@@ -68,11 +67,11 @@ class LargeImageSlot:
 def load_images(inputs: Inputs, preprocessor: Any, slot: LargeImageSlot) -> tuple[np.ndarray, list[dict]]:
     """Return the images at the model's size, uint8 [batch, height, width, 3], and the format and size of each.
 
-    `preprocessor` is a model.ImagePreprocessor. The images of a request share MAX_CPU_S. Raises InvalidInput, which
+    `preprocessor` is a model.ImagePreprocessor. The images of a request share one CpuBudget. Raises InvalidInput, which
     names the image if `images` was sent, or Unavailable if too many large images are being decoded.
     """
     pixels, descriptions = [], []
-    deadline = thread_time() + MAX_CPU_S
+    budget = CpuBudget()
     has_slot = False
     with ExitStack() as held:
         for n, image in enumerate(inputs.images):
@@ -80,7 +79,7 @@ def load_images(inputs: Inputs, preprocessor: Any, slot: LargeImageSlot) -> tupl
                 content = decode_base64(image) if isinstance(image, str) else image
                 if not isinstance(content, bytes | np.ndarray):
                     raise InvalidInput("an image must be base64 text")
-                opened = [preprocessor.open(content, deadline)]  # popped below, so that nothing here keeps it
+                opened = [preprocessor.open(content, budget)]  # popped below, so that nothing here keeps it
                 if not has_slot and preprocessor.is_large(opened[0]):
                     held.enter_context(slot.hold())
                     has_slot = True

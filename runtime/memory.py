@@ -3,10 +3,7 @@
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = (
-    -1,
-    -3,
-)  # from malloc.h; both are set, because glibc adjusts neither once one is set
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h; both are set: after one, glibc adjusts neither
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 

@@ -57,7 +57,7 @@ def integer(default: int | None, minimum: int, maximum: int, help: str) -> Any:
     return setting(default, f"a whole number from {minimum} to {maximum}", help, parse)
 
 
-def text(default: str | None, expected: str, help: str, pattern: str, strip: bool = False) -> Any:
+def text(pattern: str, expected: str, help: str, default: str | None = None, strip: bool = False) -> Any:
     """Return a field for a printable text that matches `pattern`; `strip` drops leading and trailing white space."""
 
     def parse(text: str) -> str:
@@ -69,9 +69,9 @@ def text(default: str | None, expected: str, help: str, pattern: str, strip: boo
     return setting(default, expected, help, parse)
 
 
-def choice(default: str, allowed: tuple[str, ...], help: str) -> Any:
-    """Return a field for one of the texts `allowed`."""
-    return text(default, f"one of {', '.join(allowed)}", help, "|".join(allowed))
+def choice(allowed: tuple[str, ...], help: str) -> Any:
+    """Return a field for one of the texts `allowed`, by default the first."""
+    return text("|".join(allowed), f"one of {', '.join(allowed)}", help, allowed[0])
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,8 @@ class ModelSettings:
     """Settings of app.py."""
 
     MODEL_PATH: str = setting(str(ROOT / "classifier.onnx"), "a path", "ONNX file written by convert_to_onnx.py", str)
-    EXECUTION_PROVIDER: str = choice(
-        "auto", ("auto", "cuda", "openvino", "cpu"), "backend that runs the model; auto: the fastest that works"
-    )
-    PRECISION: str = choice(
-        "auto", ("auto", "f32"), "auto: bfloat16 or TF32 if the hardware has it; f32: exact, decoding included"
-    )
+    EXECUTION_PROVIDER: str = choice(("auto", "cuda", "openvino", "cpu"), "backend; auto: the fastest that works")
+    PRECISION: str = choice(("auto", "f32"), "auto: bfloat16 or TF32 if the hardware has it; f32: exact, also decoding")
     THREADS: int | None = integer(None, 1, 1024, "threads of the model; unset: the CPUs available to the container")
     MAX_IMAGES: int = integer(16, 1, 1024, "images per request")
     MAX_IMAGE_MB: int = integer(400, 1, 100_000, "memory for decoding one image, in units of 1,000,000 bytes")
@@ -94,21 +90,15 @@ class ModelSettings:
 class ServerSettings:
     """Settings of server.py."""
 
-    HOST: str = text("0.0.0.0", "an address", "address to listen on", r"\S+")
+    HOST: str = text(r"\S+", "an address", "address to listen on", "0.0.0.0")
     PORT: int = integer(8000, 1, 65_535, "port to listen on")
     BANANA_API_KEY: str | None = text(
-        None,
-        "UTF-8 text without leading or trailing spaces",
-        "API key that requests must send; unset: none is required",
-        r"\S|\S.*\S",
+        r"\S|\S.*\S", "UTF-8 text without leading or trailing spaces", "API key that requests must send; unset: none"
     )
     CORS_ORIGIN: str | None = text(
-        None,
-        "* or one origin such as https://example.com",
-        "origin of web pages that may call from a browser, or * for all; unset: none",
-        r"\*|https?://[^/\s,]+",
+        r"\*|https?://[^/\s,]+", "* or one origin such as https://example.com", "web pages that may call; unset: none"
     )
-    LOG_FORMAT: str = choice("text", ("text", "json"), "format of log lines")
+    LOG_FORMAT: str = choice(("text", "json"), "format of log lines")
     MAX_QUEUE: int = integer(64, 0, 100_000, "requests that may wait, in addition to those being processed")
     MAX_BODY_MB: int = integer(20, 1, 1024, "size of a request body, in units of 1,000,000 bytes")
     REQUEST_TIMEOUT_S: int = integer(30, 1, 3600, "seconds for a request's headers to arrive, and again for its body")
@@ -122,18 +112,10 @@ class EndpointSettings:
     """Settings of test_server.py; its options --url and --api-key take precedence."""
 
     BANANA_MODEL_URL: str | None = text(
-        None,
-        "a URL that begins with http:// or https://",
-        "URL of the endpoint; unset: a server is started on this machine",
-        r"(?i:https?)://\S+",
-        strip=True,
+        r"(?i:https?)://\S+", "an http:// or https:// URL", "endpoint; unset: a server on this machine", strip=True
     )
     BANANA_API_KEY: str | None = text(
-        None,
-        "ASCII text, as HTTP headers require",
-        "API key of the endpoint; unset: none is sent",
-        r"[!-~]([ -~]*[!-~])?",
-        strip=True,
+        r"[!-~]([ -~]*[!-~])?", "ASCII text, as headers require", "key of the endpoint; unset: none", strip=True
     )
 
 

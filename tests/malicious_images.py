@@ -155,56 +155,39 @@ def jpeg_scans_of_three_components(side: int) -> bytes:
     return jpeg[:at] + b"\xff\xda\0\x0c\3" + jpeg[at + 5 : at + 11] + jpeg[at + 13 :]
 
 
-class _Bits:
-    """Writes a lossless WebP's bits, the lowest of each byte first."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def write(self, value: int, bits: int) -> None:
-        self.texts.append(f"{value:0{bits}b}"[::-1])
-
-    def bytes(self) -> bytes:
-        text = "".join(self.texts)
-        return int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little")
-
-
-def webp_stream_of_groups(side: int, groups: int, cache_bits: int = 0, colors: int = 0) -> bytes:
+def webp_stream_of_groups(side: int, groups: int) -> bytes:
     """Return a black square of a lossless WebP, with a group of Huffman tables for each of its first 4x4 blocks."""
-    bits = _Bits()
-    width = side
-    if colors:  # a palette of black, with several pixels in each
-        bits.write(0b111, 3)
-        bits.write(colors - 1, 8)
-        bits.write(0, 1)
-        bits.write(0x11111, 20)  # five codes of one symbol
-        width = -(-side // (8 if colors <= 2 else 4 if colors <= 4 else 2 if colors <= 16 else 1))
-    bits.write(0, 1)  # no other transform
-    bits.write(cache_bits << 1 | bool(cache_bits), 5 if cache_bits else 1)  # a color cache
-    bits.write(0b0001, 4)  # groups by blocks of 4 pixels
+    bits: list[str] = []  # of each value the lowest first
 
-    def single() -> None:
-        bits.write(0b0001, 4)  # a code of one symbol, which is 0
+    def write(value: int, count: int) -> None:
+        bits.append(f"{value:0{count}b}"[::-1])
 
-    bits.write(0, 1)  # no color cache
+    def write_symbol(byte: int) -> None:
+        bits.append(f"{byte:08b}")
+
+    single = 0b0001, 4  # a code of one symbol, which is 0
+    write(0b00, 2)  # no transform and no color cache
+    write(0b0001, 4)  # groups of tables by blocks of 4x4 pixels
+    write(0, 1)  # no color cache
     for limit in (256, None):  # green, which has more symbols than these, and red
-        bits.write(0, 1)
-        bits.write(12 - 4, 4)
+        write(0, 1)
+        write(12 - 4, 4)
         for n in range(12):
-            bits.write(n == 11, 3)  # the only length is 8
-        bits.write(limit is not None, 1)
+            write(n == 11, 3)  # the only length is 8
+        write(limit is not None, 1)
         if limit:
-            bits.write(3, 3)
-            bits.write(limit - 2, 8)
+            write(3, 3)
+            write(limit - 2, 8)
     for _ in range(3):
-        single()
-    for n in range(-(-width // 4) * (side // 4)):
+        write(*single)
+    for n in range((side // 4) ** 2):
         number = min(n, groups - 1)
-        bits.write(int(f"{number & 255:08b}"[::-1], 2), 8)
-        bits.write(int(f"{number >> 8:08b}"[::-1], 2), 8)
+        write_symbol(number & 255)
+        write_symbol(number >> 8)
     for _ in range(5 * groups):
-        single()
-    return bits.bytes()
+        write(*single)
+    text = "".join(bits)
+    return int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little")
 
 
 def riff_chunk(kind: bytes, data: bytes) -> bytes:
@@ -212,10 +195,10 @@ def riff_chunk(kind: bytes, data: bytes) -> bytes:
     return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
 
 
-def webp_of_groups(side: int, groups: int, **options: int) -> bytes:
+def webp_of_groups(side: int, groups: int) -> bytes:
     """Return a lossless WebP with N groups of Huffman tables."""
     size = struct.pack("<BI", 0x2F, side - 1 | side - 1 << 14)
-    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups, **options)))
+    return riff_chunk(b"RIFF", b"WEBP" + riff_chunk(b"VP8L", size + webp_stream_of_groups(side, groups)))
 
 
 def webp_of_alpha_groups(side: int, groups: int) -> bytes:
@@ -285,6 +268,7 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "JPEG of 5,000 pieces of EXIF": (200, lambda: jpeg_with(b"\xff\xe1\x00\x0cExif\0\0abcd" * 5_000)),
     "JPEG with EXIF of 500,000 fractions": (200, lambda: jpeg_with(*exif_segments(exif_of_fractions(500_000)))),
     "JPEG of 90,000 comments": (200, lambda: jpeg_with(b"\xff\xfe\x00\x02" * 90_000)),
+    "JPEG of 30,000 restart intervals": (200, lambda: jpeg_with(b"\xff\xdd\0\4\0\0" * 30_000)),
     "JPEG of CMYK noise, progressive": (
         200,
         lambda: encoded(Image.effect_noise((SIDE, SIDE), 9).convert("CMYK"), "JPEG", progressive=True, quality=20),
@@ -316,9 +300,10 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "WebP of 1,000 frames": (200, lambda: webp_of_frames(1_000)),
     "WebP canvas of 16 million squared": (422, lambda: webp_canvas(2**24, 2**24)),
     "WebP of 65,536 groups of tables": (422, lambda: webp_of_groups(1_024, 65_536)),
-    "WebP of 25,000 groups of tables": (200, lambda: webp_of_groups(1_024, 25_000)),
+    "WebP of 300 groups of tables": (200, lambda: webp_of_groups(1_024, 300)),
     "WebP of 65,536 groups of tables for alpha": (422, lambda: webp_of_alpha_groups(1_024, 65_536)),
-    "GIF of 200,000 blocks": (422, lambda: gif_of_blocks(200_000)),
+    "GIF of 200,000 blocks": (200, lambda: gif_of_blocks(200_000)),
+    "GIF of 9,000,000 blocks": (422, lambda: gif_of_blocks(9_000_000)),
     "GIF of 1,000 frames": (200, lambda: gif_of_frames(1_000)),
     "GIF canvas of 65,535 squared": (422, lambda: lying("GIF", encoded(Image.new("L", (1, 1)), "GIF"), 2**16, 2**16)),
     "GIF of 65,535 squared, disposed to its background": (422, lambda: gif_with_disposal(2)),

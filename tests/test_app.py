@@ -15,7 +15,7 @@ from PIL import Image
 
 import app
 from model import ImagePreprocessor
-from runtime import inputs
+from runtime import cpu_budget
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput, Unavailable
 from runtime.inputs import LargeImageSlot
@@ -41,7 +41,12 @@ def in_lines(text: str) -> str:
     return "".join(f"{text[at : at + 76]}\r\n" for at in range(0, len(text), 76))
 
 
-@pytest.mark.parametrize("write", [in_lines, "data:image/jpeg;base64,{}".format, "\t {} \n".format])
+def percent_encoded(text: str) -> str:
+    """Return the text as one value of a query, with lower-case escapes."""
+    return "".join(f"%{ord(letter):02x}" if letter in "+/=\r\n" else letter for letter in in_lines(text))
+
+
+@pytest.mark.parametrize("write", [in_lines, percent_encoded, "data:image/jpeg;base64,{}".format, "\t {} \n".format])
 @pytest.mark.parametrize("alphabet", [base64.b64encode, base64.urlsafe_b64encode])
 @pytest.mark.parametrize("padding", ["=", ""])
 def test_accepts_base64_in_every_usual_form(write, alphabet, padding):
@@ -134,8 +139,8 @@ def test_frees_an_image_before_it_releases_the_slot(monkeypatch):
     opened, freed = [], []
     original = ImagePreprocessor.open
 
-    def recorded(self, source, deadline=None):
-        image = original(self, source, deadline)
+    def recorded(self, source, budget=None):
+        image = original(self, source, budget)
         opened.append(weakref.ref(image))
         return image
 
@@ -206,18 +211,18 @@ def test_large_jpegs_at_full_resolution_take_turns():
         assert preprocessor.is_large(preprocessor.open(data)) == full_resolution
 
 
-def test_images_of_a_request_share_one_deadline(monkeypatch):
-    opened, deadlines = ImagePreprocessor.open, []
+def test_images_of_a_request_share_one_cpu_budget(monkeypatch):
+    opened, budgets = ImagePreprocessor.open, []
 
-    def recorded(self, source, deadline=None):
-        deadlines.extend([] if deadline is None else [deadline])
-        return opened(self, source, deadline)
+    def recorded(self, source, budget=None):
+        budgets.extend([budget] if budget else [])
+        return opened(self, source, budget)
 
     monkeypatch.setattr(ImagePreprocessor, "open", recorded)
     app.inference({"images": [NEWT.read_bytes()] * 3})
-    assert len(deadlines) == 3 and len(set(deadlines)) == 1
-    monkeypatch.setattr(inputs, "MAX_CPU_S", -1)
-    with pytest.raises(InvalidInput, match=r"images\[0\]: .*too long.*send fewer"):
+    assert len(budgets) == 3 and len(set(budgets)) == 1
+    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", -1)
+    with pytest.raises(InvalidInput, match=r"images\[0\]: .*takes over.*send fewer"):
         app.inference({"images": [NEWT.read_bytes()]})
 
 

@@ -99,12 +99,13 @@ def test_decodes_large_jpegs_at_a_reduced_scale(classifier):
     assert not OnnxClassifier(MODEL_PATH, "cpu", "auto").preprocessor.full_resolution
 
 
-def test_reduced_scale_covers_the_longer_side():
+@pytest.mark.parametrize(("longer_side", "scale"), [(100, 8), (200, 4), (400, 2), (450, 1)])
+def test_reduced_scale_covers_the_longer_side_four_times(longer_side, scale):
     data = large_jpeg(4000, 3300)
-    half = Image.open(io.BytesIO(data))
-    half.draft(None, (2000, 1650))
-    expected = np.asarray(half.resize((400, 100), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(ImagePreprocessor((100, 400), full_resolution=False)(data), expected)
+    reduced = Image.open(io.BytesIO(data))
+    reduced.draft(None, (4000 // scale, 3300 // scale))
+    expected = np.asarray(reduced.resize((longer_side, 100), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(ImagePreprocessor((100, longer_side), full_resolution=False)(data), expected)
 
 
 def test_decodes_other_jpegs_at_full_resolution():
@@ -188,6 +189,7 @@ def test_graph_resize_matches_the_preprocessor(classifier, image):
     raw = classifier.predict(classifier.preprocessor.decode(image)[None])
     prepared = classifier.predict(classifier.preprocessor(image)[None])
     np.testing.assert_allclose(raw, prepared, atol=5e-3, rtol=0)
+    assert (raw != prepared).any()  # the graph has resized
 
 
 def test_passes_the_memory_limit_on():

@@ -15,16 +15,17 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from runtime import decoding, webp
+from model import ImagePreprocessor
+from runtime import cpu_budget, decoding, stripping, webp
+from runtime.cpu_budget import CpuBudget
 from runtime.decoding import FORMATS, decoding_bytes, open_image, to_rgb
-from runtime.errors import InvalidInput
+from runtime.errors import InvalidInput, Unavailable
 from tests.malicious_images import (
     PNG_SIGNATURE,
     bmp_rle,
     encoded,
     exif_of,
     exif_segments,
-    gif_of_blocks,
     gif_with_disposal,
     jpeg_scans_of_three_components,
     jpeg_with,
@@ -413,57 +414,91 @@ def test_gif_is_white_outside_its_first_frame(options):
     assert_pixels(decoded(gif), expected)
 
 
+@pytest.fixture
+def processes(monkeypatch):
+    """The commands of the processes that decode a WebP."""
+    commands, run = [], subprocess.run
+    monkeypatch.setattr(webp.subprocess, "run", lambda *args, **kw: commands.append(args[0]) or run(*args, **kw))
+    return commands
+
+
+@pytest.mark.parametrize("method", [0, 4])
 @pytest.mark.parametrize("lossless", [True, False])
-@pytest.mark.parametrize("method", range(7))
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_counts_few_tables_in_ordinary_webp_files(mode, method, lossless):
+def test_decodes_ordinary_webp_files_as_pillow_does(processes, mode, lossless, method):
     image = Image.open(TENCH).convert(mode).convert("RGBA" if mode == "RGBA" else "RGB")
     if mode == "RGBA":
         image.putalpha(Image.effect_noise(image.size, 90))
     data = encoded(image, "WEBP", lossless=lossless, method=method)
-    tables = webp.table_bytes(data)
-    assert (tables > 0) == (lossless or mode == "RGBA") and tables < 10_000_000
-    assert decoded(data).shape == (375, 500, 3)
+    opened = open_image(data)
+    expected = Image.open(io.BytesIO(data)).convert("RGBA")
+    on_white = Image.alpha_composite(Image.new("RGBA", expected.size, "white"), expected).convert("RGB")
+    assert_pixels(np.asarray(to_rgb(opened)), on_white)
+    assert len(processes) == (lossless or mode == "RGBA")
+    assert_pixels(np.asarray(to_rgb(Image.open(io.BytesIO(data)))), on_white)
 
 
-@pytest.mark.parametrize("colors", [2, 3, 4, 5, 16, 17, 256])
-@pytest.mark.parametrize("width", [123, 640])
-def test_counts_few_tables_in_webp_files_with_a_palette(colors, width):
-    image = Image.open(TENCH).convert("RGB").resize((width, 301)).quantize(colors, dither=Image.Dither.NONE)
-    image = image.convert("RGB")
-    for method in (0, 4, 6):
-        data = encoded(image, "WEBP", lossless=True, method=method, exact=True)
-        assert 0 < webp.table_bytes(data) < 3_000_000
-        assert_pixels(decoded(data), image)
-
-
-@pytest.mark.parametrize("colors", [1, 2, 3, 4, 5, 16, 17, 256])
-def test_counts_the_groups_of_an_image_with_a_palette(colors):
-    data = webp_of_groups(128, 64, colors=colors)
-    assert decoded(data).shape == (128, 128, 3)
-    assert webp.table_bytes(data) == 64 * webp.TABLE_BYTES
-
-
-@pytest.mark.parametrize("cache_bits", [1, 11])
-def test_counts_the_color_cache_of_every_group(cache_bits):
-    data = webp_of_groups(64, 100, cache_bits=cache_bits)
-    assert decoded(data).shape == (64, 64, 3)
-    assert webp.table_bytes(data) == 100 * (webp.TABLE_BYTES + 4 * 2**cache_bits)
-
-
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
 @pytest.mark.parametrize(
     "make", [webp_of_groups, webp_of_alpha_groups, lambda *args: webp_animation(webp_of_groups(*args))]
 )
-def test_counts_webp_tables_before_decoding(make):
-    assert webp.table_bytes(make(128, 1000)) == 1000 * webp.TABLE_BYTES
-    assert decoded(make(128, 1000)).shape == (128, 128, 3)
-    image = open_image(make(1024, 65_536))
-    assert decoding_bytes(image) > 800_000_000
+def test_limits_the_memory_of_webp_tables(processes, make):
+    assert decoded(make(512, 200)).shape == (512, 512, 3)
+    for groups in (2_600, 16_000):
+        image = open_image(make(512, groups))
+        assert decoding_bytes(image) < 25_000_000
+        with pytest.raises(InvalidInput, match=r"WebP that cannot be read: .*save it as PNG or JPEG"):
+            to_rgb(image)
+    assert len(processes) == 3
 
 
-def test_rejects_a_webp_with_too_many_blocks():
-    with pytest.raises(InvalidInput, match=r"WebP .*blocks"):
-        open_image(webp_of_groups(2048, 1))
+def test_rejects_a_damaged_webp(processes):
+    data = bytearray(encoded(Image.open(TENCH), "WEBP", lossless=True))
+    data[40:80] = bytes(40)
+    with pytest.raises(InvalidInput, match="WebP that cannot be read: it is damaged"):
+        decoded(bytes(data))
+    assert len(processes) == 1
+
+
+ENDLESS = "while True: pass"
+GREEDY = "memory = bytes(10**8)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
+@pytest.mark.parametrize(
+    ("code", "max_bytes", "returncode"), [(ENDLESS, 10**9, -9), (GREEDY, 9 * 10**7, 1), (GREEDY, 2 * 10**8, 0)]
+)
+def test_limits_memory_and_cpu_time_of_the_process(code, max_bytes, returncode):
+    script = f"""if True:
+        import runpy, sys, PIL
+        class PIL_webp:
+            def WebPAnimDecoder(data):
+                return PIL_webp
+            def get_next():
+                {code}
+                return b"pixels", 0
+        sys.modules["PIL._webp"] = PIL._webp = PIL_webp
+        runpy.run_path({str(ROOT / "runtime/webp_process.py")!r})
+    """
+    command = [sys.executable, "-c", script, str(max_bytes), "1"]
+    ran = subprocess.run(command, input=b"", capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (returncode, b"" if returncode else b"pixels")
+
+
+def test_counts_the_cpu_time_of_the_process(monkeypatch):
+    data = encoded(Image.effect_noise((1_000, 1_000), 90).convert("RGB"), "WEBP", lossless=True, method=0)
+    budget = CpuBudget()
+    webp.decode(data, 100_000_000, budget)
+    assert cpu_budget.MAX_CPU_S - budget.remaining_s > 0.02
+    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", 0.02)
+    with pytest.raises(InvalidInput, match="takes over"):
+        decoded(data)
+
+
+def test_process_that_cannot_be_started_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    with pytest.raises(Unavailable, match=r"cannot be started: .*/no/python"):
+        decoded(encoded(Image.open(TENCH), "WEBP", lossless=True))
 
 
 def test_counts_the_coefficients_of_several_scans():
@@ -479,13 +514,11 @@ def test_counts_the_coefficients_of_several_scans():
     ("data", "reason"),
     [
         (jpeg_with(b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 8, 8, 3) + b"\1\x22\0\2\x11\1\3\x11\1"), "one frame"),
-        (jpeg_with(b"\xff\xdb\xff\xff" + bytes(65_533), b"\xff\xdb\xff\xff" + bytes(65_533)), "bytes of tables"),
         (jpeg_with(b"\xff\xfe\0\2" * 100_000), "segments"),
         (png_with(png_chunk(b"teSt", b"") * 100_000), "chunks"),
-        (gif_of_blocks(100_001), "blocks"),
         (encoded(Image.new("L", (16_000, 12_000)), "JPEG", progressive=True), "scans"),
     ],
-    ids=["frames", "tables", "segments", "chunks", "blocks", "scans of a large image"],
+    ids=["frames", "segments", "chunks", "scans of a large image"],
 )
 def test_rejects_headers_that_no_encoder_writes(data, reason):
     with pytest.raises(InvalidInput, match=f"cannot be read: .*{reason}"):
@@ -531,6 +564,7 @@ def test_decoding_stays_within_the_estimated_memory(tmp_path):
     script = r"""if True:
         import pickle, re, sys
         from pathlib import Path
+        from model import ImagePreprocessor
         from runtime import decoding, memory
 
         def kb(name):
@@ -538,16 +572,15 @@ def test_decoding_stays_within_the_estimated_memory(tmp_path):
 
         memory.configure_malloc()
         images = pickle.loads(sys.stdin.buffer.read())
-        target = decoding.Target((224, 224), 2, lambda size: ((224, 224), (0, 0)))
         for _, data, scale in images:  # what stays in memory is then there already
-            decoding.to_rgb(decoding.open_image(data), scale, target)
+            decoding.to_rgb(decoding.open_image(data), scale, ImagePreprocessor())
         for name, data, scale in images:
             memory.trim_heap()
             Path("/proc/self/clear_refs").write_text("5")
             before = kb("VmRSS")
             image = decoding.open_image(data)
             estimated = decoding.decoding_bytes(image, scale) // 1000
-            decoding.to_rgb(image, scale, target)
+            decoding.to_rgb(image, scale, ImagePreprocessor())
             del image
             print(name, kb("VmHWM") - before, estimated)
     """
@@ -582,25 +615,32 @@ def test_asks_to_resize_a_baseline_jpeg_of_too_many_pixels():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
-def test_rejects_a_jpeg_with_over_32_scans(mode):
+def test_limits_the_scans_of_a_jpeg_by_its_pixels(monkeypatch, mode):
     jpeg = encoded(Image.new(mode, (48, 32)), "JPEG", progressive=True)
     last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
-    more = 32 - jpeg.count(b"\xff\xda\0")
-    assert more > 0  # encoders write fewer
+    monkeypatch.setattr(stripping, "MAX_SCANNED_PIXELS", 40 * 48 * 32)
+    more = 40 - jpeg.count(b"\xff\xda\0")
     open_image(jpeg[:-2] + last * more + jpeg[-2:]).load()
-    with pytest.raises(InvalidInput, match="33 scans"):
+    with pytest.raises(InvalidInput, match="41 scans of 48x32 pixels: save it as a baseline JPEG"):
         open_image(jpeg[:-2] + last * (more + 1) + jpeg[-2:])
 
 
 def test_limits_the_cpu_time_of_decoding(monkeypatch, quarters):
-    monkeypatch.setattr(decoding, "MAX_CPU_S", -1)
-    with pytest.raises(InvalidInput, match="too long"):
+    budget = CpuBudget()
+    opened = [open_image(encoded(quarters, "PNG"), budget) for _ in range(2)]
+    to_rgb(opened[0])
+    with pytest.raises(InvalidInput, match="takes over"):
+        budget.spend(3)
+    with pytest.raises(InvalidInput, match="takes over"):
+        to_rgb(opened[1])
+    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", -1)
+    with pytest.raises(InvalidInput, match="takes over"):
         decoded(encoded(quarters, "PNG"))
 
 
 def test_limits_the_cpu_time_of_converting(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(decoding, "thread_time", lambda: clock[0])
+    monkeypatch.setattr(cpu_budget, "thread_time", lambda: clock[0])
     monkeypatch.setattr(decoding, "STRIP_PIXELS", 100)
     image, convert = open_image(encoded(Image.new("L", (100, 100)), "BMP")), decoding._on_white
 
@@ -609,8 +649,8 @@ def test_limits_the_cpu_time_of_converting(monkeypatch):
         return convert(strip)
 
     monkeypatch.setattr(decoding, "_on_white", slow)
-    with pytest.raises(InvalidInput, match="too long"):
-        to_rgb(image, target=decoding.Target((9, 9), 2, lambda size: ((9, 9), (0, 0))))
+    with pytest.raises(InvalidInput, match="takes over"):
+        to_rgb(image, preprocessor=ImagePreprocessor((9, 9)))
     assert clock[0] == 3
 
 
@@ -623,7 +663,7 @@ def test_uses_the_first_header_of_a_png():
 def test_opening_allocates_nothing_for_a_claimed_size(data):
     script = """if True:
         import resource, sys
-        from runtime import decoding, webp
+        from runtime import decoding
         resource.setrlimit(resource.RLIMIT_AS, (4_000_000_000, 4_000_000_000))
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         before = peak()

@@ -15,8 +15,8 @@ from tests.server_process import ROOT
 @dataclass(frozen=True)
 class Group:
     PORT: int = integer(8000, 1, 65535, "port")
-    FORMAT: str = choice("text", ("text", "json"), "format")
-    WEB_KEY: str | None = text(None, "text without leading or trailing spaces", "key", r"\S|\S.*\S")
+    FORMAT: str = choice(("text", "json"), "format")
+    WEB_KEY: str | None = text(r"\S|\S.*\S", "text without leading or trailing spaces", "key")
 
 
 @pytest.mark.parametrize("environment", [{}, {"PORT": "", "FORMAT": "", "WEB_KEY": ""}])
