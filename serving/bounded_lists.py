@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+NULL = msgspec.Raw(b"null")
+
 
 @cache  # making the type of a list of 1,024 items takes a while: only when it is needed, and once
 def _decoder(count: int, item: Any) -> msgspec.json.Decoder:
@@ -16,7 +18,12 @@ def _decoder(count: int, item: Any) -> msgspec.json.Decoder:
     return msgspec.json.Decoder(msgspec.defstruct("Items", fields, array_like=True, forbid_unknown_fields=True))
 
 
-def decode_list(text: bytes | msgspec.Raw, count: int, item: Any) -> list:
-    """Return a JSON list of at most `count` items of the type `item`. Raises msgspec.DecodeError."""
-    items = msgspec.structs.astuple(_decoder(count, item).decode(text))
+def decode_list(name: str, text: msgspec.Raw, count: int, item: Any) -> list:
+    """Return the field `name`: a list of at most `count` items of a type, empty if null. Raises ValidationError."""
+    if text == NULL:
+        return []
+    try:
+        items = msgspec.structs.astuple(_decoder(count, item).decode(text))
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(f"{error}, in `{name}`") from error
     return [item for item in items if item is not msgspec.UNSET]

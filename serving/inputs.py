@@ -9,13 +9,12 @@ import msgspec
 
 from runtime.base64_text import BASE64_IMAGE, decode_base64
 from runtime.errors import InvalidInput
-from serving.bounded_lists import decode_list
+from serving.bounded_lists import NULL, decode_list
 
 MAX_FORM_PARTS = 16
 MAX_TEXTS = 1024  # in a list of a JSON body; the maximum of MAX_IMAGES in runtime/settings.py
 OPTIONS = ("top_k", "probabilities")
 COMPRESSED = "the request is compressed: send it uncompressed"
-NULL = msgspec.Raw(b"null")
 GZIP, BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 # A body that is neither JSON nor a form: control characters at its beginning, or the signature of a format.
 FILE = re.compile(
@@ -82,7 +81,7 @@ def _json(body: bytes) -> dict:
     if "image" in fields:
         fields["image"] = decode_base64(fields["image"])
     if "images" in fields:
-        fields["images"] = [decode_base64(text) for text in decode_list(fields["images"], MAX_TEXTS, str)]
+        fields["images"] = [decode_base64(text) for text in decode_list("images", fields["images"], MAX_TEXTS, str)]
     return fields
 
 

@@ -71,8 +71,8 @@ async def model_metadata(request: Request, name: str, version: str | None = None
             "name": name,
             "versions": [VERSION],
             "platform": "onnxruntime_onnx",
-            "inputs": [{"name": open_inference.INPUT, "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
-            "outputs": [{"name": open_inference.OUTPUT, "datatype": "FP32", "shape": [-1, model["classes"]]}],
+            "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
+            "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, model["classes"]]}],
         }
     )
 
