@@ -13,8 +13,7 @@ import numpy as np
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bounded_lists import NULL, decode_list
-from serving.inputs import MAX_TEXTS
+from serving.inputs import NULL, decode_list
 
 EXPECTED = (
     'expected one input "image" of pixels, UINT8 [images, height, width, 3], or of image files, BYTES [images], '
@@ -78,7 +77,7 @@ def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
     view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
-        outputs = decode_list("outputs", request.outputs, 1, _Output)
+        outputs = decode_list("outputs", request.outputs, Annotated[list[_Output], msgspec.Meta(max_length=1)] | None)
         images = _images(request.inputs[0], view[end:], max_images)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"not an inference request ({error}): {EXPECTED}") from error
@@ -108,7 +107,7 @@ def encode_response(inference: Inference, model: dict, results: list[dict]) -> t
 
 
 def _images(tensor: _Input, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
-    shape = decode_list("shape", tensor.shape, 4, Positive)
+    shape = decode_list("shape", tensor.shape, list[Positive])
     is_pixels = tensor.datatype == "UINT8"
     fits = shape[3:] == [3] if is_pixels else len(shape) == 1 or shape[1:] == [1]
     if not fits:
@@ -126,7 +125,7 @@ def _images(tensor: _Input, binary: memoryview, max_images: int) -> list[np.ndar
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
     if not in_json:
         return _unpack(binary, shape[0])
-    texts = decode_list("data", tensor.data, MAX_TEXTS, str | tuple[str])
+    texts = decode_list("data", tensor.data, list[str | tuple[str]])
     if len(texts) != shape[0]:
         raise InvalidInput(MISMATCH)
     return [decode_base64(text if isinstance(text, str) else text[0]) for text in texts]

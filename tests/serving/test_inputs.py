@@ -11,7 +11,7 @@ import pytest
 
 from runtime.errors import InvalidInput
 from runtime.settings import ROOT
-from serving.inputs import MAX_FORM_PARTS, MAX_TEXTS, parse_inputs
+from serving.inputs import MAX_COMMAS, MAX_FORM_PARTS, parse_inputs
 
 IMAGE = bytes(range(256))
 TEXT = base64.b64encode(IMAGE).decode()
@@ -235,10 +235,11 @@ def test_names_compressed_json(content_type):
     assert parse_inputs("image/x", body, {}) == {"image": body}
 
 
-def test_reads_a_list_up_to_its_limit():
-    texts = b'{"images": ["aGk="' + b',"aGk="' * (MAX_TEXTS - 1)
-    assert parse_inputs(JSON, texts + b"]}", {}) == {"images": [b"hi"] * MAX_TEXTS}
-    assert f"at most length {MAX_TEXTS}" in refusal(JSON, texts + b",7]}")  # not even decoded
+def test_decodes_no_list_of_more_texts_than_settings_allow():
+    urls = ",".join(['"data:,aGk="'] * 1024)  # the maximum of MAX_IMAGES
+    assert parse_inputs(JSON, b'{"images": [%b]}' % urls.encode(), {}) == {"images": [b"hi"] * 1024}
+    assert "Expected base64" in refusal(JSON, b'{"images": [7%b]}' % (b",7" * MAX_COMMAS))
+    assert "too many items in `images`" in refusal(JSON, b'{"images": [7%b]}' % (b",7" * (MAX_COMMAS + 1)))
 
 
 @pytest.mark.parametrize("depth", [10_000, 1_000_000])

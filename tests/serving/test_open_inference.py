@@ -54,7 +54,7 @@ HUGE = 10**40
         (tensor(name="another"), "inputs[0].name"),
         ({"inputs": tensor()["inputs"] * 2}, "`array` of length 1"),
         (tensor() | {"outputs": [{"name": "another"}]}, "name`, in `outputs`"),
-        (tensor() | {"outputs": [{"name": "probabilities"}] * 2}, "at most length 1, in `outputs`"),
+        (tensor() | {"outputs": [{"name": "probabilities"}] * 2}, "length <= 1, in `outputs`"),
         (tensor() | {"outputs": [{"name": "probabilities", "parameters": {"classification": 0}}]}, "classification"),
         (tensor() | {"outputs": [{"name": "probabilities", "parameters": {"binary_data": 1}}]}, "binary_data"),
         (tensor() | {"id": 7}, "$.id"),
@@ -65,7 +65,7 @@ HUGE = 10**40
         (tensor(datatype="BYTES", shape=[1, 1, 1]), "not a shape for BYTES"),
         (tensor(shape=[]), "not a shape for UINT8"),
         (tensor(shape=[6]), "not a shape for UINT8"),
-        (tensor(shape=[1, 1, 2, 3, 1]), "at most length 4, in `shape`"),
+        (tensor(shape=[1, 1, 2, 3, 1]), "not a shape for UINT8"),
         (tensor(shape=[1, 1, 6, 1]), "not a shape for UINT8"),
         (tensor(shape=[-1, -1, 2, 3]), "`int` >= 1 - at `$[0]`, in `shape`"),
         (tensor(shape=[1, 0, 2, 3]), "`int` >= 1 - at `$[1]`, in `shape`"),
@@ -97,7 +97,7 @@ HUGE = 10**40
         (tensor(data=None), 'expected either'),
         (tensor(data=None, parameters={"binary_data_size": None}), 'expected either'),
         (tensor(name=None), "inputs[0].name"),
-        (tensor(shape=None), "not a shape for UINT8"),
+        (tensor(shape=None), "in `shape`"),
         ({"inputs": None}, "got `null`"),
         (tensor(datatype="BYTES", shape=[1], data=[]), "size and the nesting"),
         (tensor(datatype="BYTES", shape=[2], data=["aa"]), "size and the nesting"),
@@ -123,18 +123,15 @@ def test_422_for_endless_json(served, opening):
 
 
 @pytest.mark.parametrize(
-    ("body", "item", "limit"),
+    ("field", "body"),
     [
-        ('{"inputs": [{"name": "image", "datatype": "UINT8", "shape": []}], "outputs": [%s]}', "{}", 1),
-        ('{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [%s]}]}', "1", 4),
-        ('{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [%s]}]}', '""', 1024),
+        ("outputs", tensor() | {"outputs": [{}] * 3_000}),
+        ("shape", tensor(shape=[1] * 3_000)),
+        ("data", tensor(datatype="BYTES", shape=[1], data=[""] * 3_000)),
     ],
 )
-def test_422_for_a_list_that_is_too_long(served, body, item, limit):
-    too_long, as_long_as_may_be = (body % ",".join([item] * count) for count in (limit + 1, limit))
-    route, says = infer_route(served), f"at most length {limit}"
-    assert says in error_of(served.post(route, data=too_long), 422)
-    assert says not in error_of(served.post(route, data=as_long_as_may_be), 422)
+def test_422_for_a_list_that_is_too_long(served, field, body):
+    assert f"too many items in `{field}`" in error_of(served.post(infer_route(served), json=body), 422)
 
 
 def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None = None) -> tuple[bytes, int]:
