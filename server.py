@@ -58,7 +58,7 @@ from sanic.response import file, json
 
 from serving import middleware, platforms
 from serving.bodies import BodyReader
-from serving.calls import Activity, run_inference
+from serving.calls import run_inference
 from serving.lifecycle import Lifecycle
 from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED
 from serving.protocol import DeadlineProtocol
@@ -125,7 +125,7 @@ async def warmup(request: Request) -> HTTPResponse:
 @server.route("/__status__", name="status_alias", **GET)
 async def status(request: Request) -> HTTPResponse:
     """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
-    return json(request.app.ctx.activity.status())
+    return json(request.app.ctx.lifecycle.status())
 
 
 @server.route("/metrics", **GET)
@@ -163,7 +163,6 @@ def main(backend: Any, loading: Future) -> None:
     ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     ctx.lifecycle = Lifecycle(backend, ctx.queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.RESPONSE_TIMEOUT_S)
     ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
-    ctx.activity = Activity(ctx.lifecycle, ctx.queue)
     REQUESTS_IN_PROGRESS.set_function(lambda: ctx.queue.running)
     REQUESTS_QUEUED.set_function(lambda: ctx.queue.queued)
     os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # on a terminal, a colored line that suggests --debug

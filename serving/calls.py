@@ -1,8 +1,6 @@
 """What a request that classifies passes through, on whichever route it arrives: readiness, body, queue."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from time import monotonic
 
 from sanic import HTTPResponse, Request
 from sanic.response import json
@@ -10,29 +8,6 @@ from sanic.response import json
 from runtime.errors import InvalidInput
 from serving.bodies import large_body_lock
 from serving.inputs import COMPRESSED, parse_inputs
-from serving.lifecycle import Lifecycle, State
-from serving.work_queue import WorkQueue
-
-
-@dataclass
-class Activity:
-    """Counts the requests that `handle` processes, for Potassium's status."""
-
-    lifecycle: Lifecycle
-    queue: WorkQueue
-    processed: int = 0
-    last_change: float = field(default_factory=monotonic)  # when a request last began or ended
-
-    def status(self) -> dict:
-        """Return the status: whether a request would start at once, how many were processed, ms of idleness or work."""
-        since_ms = int((monotonic() - self.last_change) * 1e3)
-        is_busy = self.queue.pending > 0
-        return {
-            "gpu_available": self.lifecycle.state is State.READY and self.queue.pending < self.queue.threads,
-            "sequence_number": self.processed,
-            "idle_time": 0 if is_busy else since_ms,
-            "inference_time": since_ms if is_busy else 0,
-        }
 
 
 async def run_inference(request: Request) -> HTTPResponse:
@@ -66,12 +41,9 @@ async def handle(request: Request, work: Callable[[bytes], tuple[dict, HTTPRespo
     body = await ctx.bodies.read(request)
     try:
         ctx.lifecycle.require_ready()  # the server may have been stopped while the body arrived
-        ctx.activity.last_change = monotonic()
         # Until a thread starts on it; see DeadlineProtocol.eof_received.
         request.ctx.is_queued = ctx.queue.pending >= ctx.queue.threads
         (request.ctx.answer, response), request.ctx.queued_s = await ctx.queue.run(start, body)
         return response
     finally:
         ctx.bodies.release(body)
-        ctx.activity.processed += 1
-        ctx.activity.last_change = monotonic()

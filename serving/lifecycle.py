@@ -50,6 +50,17 @@ class Lifecycle:
         """The number of pieces of work that are not done, including loading the model."""
         return self.queue.pending + (not self.loading.done())
 
+    def status(self) -> dict:
+        """Return Potassium's status: if a request would start at once, how many were processed, ms of rest or work."""
+        since_ms = int((monotonic() - self.queue.last_change) * 1e3)
+        is_busy = self.queue.pending > 0
+        return {
+            "gpu_available": self.state is State.READY and self.queue.pending < self.queue.threads,
+            "sequence_number": self.queue.finished,
+            "idle_time": 0 if is_busy else since_ms,
+            "inference_time": since_ms if is_busy else 0,
+        }
+
     def watch_model_load(self, server: Sanic) -> None:
         """Be ready when the model is loaded; stop the server if it cannot be."""
         asyncio.wrap_future(self.loading).add_done_callback(partial(self._on_loaded, server))
