@@ -1,20 +1,23 @@
 """The Open Inference Protocol v2 for one classifier: from requests to inputs, and from results to responses.
 
-With the extensions for binary tensors and classification. Does not deal with HTTP; the routes are in platforms.py.
+With the extensions for binary tensors and classification. The routes are in platforms.py.
 """
 
 import re
-from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+from sanic import HTTPResponse
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
+from serving.calls import Decoded
 from serving.inputs import NULL, decode_list
 
+JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
 EXPECTED = (
     'expected one input "image" of pixels, UINT8 [images, height, width, 3], or of image files, BYTES [images], '
     'and at most one output "probabilities"'
@@ -60,20 +63,13 @@ _decode = msgspec.json.Decoder(_Request).decode
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
-@dataclass(frozen=True)
-class Inference:
-    """A request: its images as `inference` accepts them, and the form of the response."""
+def decode_request(body: bytes, json_length: str, max_images: int, model: dict) -> Decoded:
+    """Return the request in a body, of which `json_length` bytes are JSON. Raises InvalidInput.
 
-    images: list[np.ndarray] | list[bytes]
-    classes: int | None  # the number of classes to name, instead of all probabilities
-    binary: bool  # whether the output follows the JSON
-    id: str | None
-
-
-def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
-    """Return the request in a body, of which `json_length` bytes are JSON. Raises InvalidInput."""
+    `model` has the fields that name the model in the response.
+    """
     if not re.fullmatch("[0-9]{1,19}", json_length) or int(json_length) > len(body):
-        raise InvalidInput("Inference-Header-Content-Length must be the length of the JSON that the body begins with")
+        raise InvalidInput(f"{JSON_LENGTH} must be the length of the JSON that the body begins with")
     view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
@@ -83,27 +79,29 @@ def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
         raise InvalidInput(f"not an inference request ({error}): {EXPECTED}") from error
     wanted = (outputs[0].parameters if outputs else None) or _Parameters()
     default = (request.parameters or _Parameters()).binary_data_output
-    binary = default if wanted.binary_data is None else wanted.binary_data
-    return Inference(images, wanted.classification, bool(binary), request.id)
+    is_binary = bool(default if wanted.binary_data is None else wanted.binary_data)
+    fields = model if request.id is None else model | {"id": request.id}
+    inputs = {"images": images, "probabilities": not wanted.classification, "top_k": wanted.classification or 1}
+    return inputs, partial(_encode, fields, bool(wanted.classification), is_binary)
 
 
-def encode_response(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, bytes]:
-    """Return the response's JSON and the binary data that follows it. `model` has the fields that name the model."""
+def _encode(fields: dict, names_classes: bool, is_binary: bool, answer: dict) -> HTTPResponse:
+    """Return the response: the classes as texts, or all probabilities, in the JSON or as binary data after it."""
+    results = answer["results"]
     data: list[Any]
-    if inference.classes:
+    if names_classes:
         data = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
         datatype, binary = "BYTES", b"".join(len(text).to_bytes(4, "little") + text for text in map(str.encode, data))
     else:
         data = [probability for result in results for probability in result["probabilities"]]
         datatype, binary = "FP32", np.array(data, "<f4").tobytes()
+    form = {"parameters": {"binary_data_size": len(binary)}} if is_binary else {"data": data}
     shape = [len(results), len(data) // len(results)]
-    output: dict[str, Any] = {"name": "probabilities", "datatype": datatype, "shape": shape}
-    if inference.binary:
-        output["parameters"] = {"binary_data_size": len(binary)}
-    else:
-        output["data"], binary = data, b""
-    response = model | {"outputs": [output]} | ({} if inference.id is None else {"id": inference.id})
-    return msgspec.json.encode(response), binary
+    output = {"name": "probabilities", "datatype": datatype, "shape": shape} | form
+    text = msgspec.json.encode(fields | {"outputs": [output]})
+    if is_binary:
+        return HTTPResponse(text + binary, 200, {JSON_LENGTH: str(len(text))}, "application/octet-stream")
+    return HTTPResponse(text, content_type="application/json")
 
 
 def _images(tensor: _Input, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:

@@ -9,8 +9,7 @@ from sanic.response import json
 
 from runtime.settings import ModelSettings, read
 from serving import open_inference
-from serving.bodies import large_body_lock
-from serving.calls import handle, run_inference
+from serving.calls import Decoded, handle, run_inference
 from serving.lifecycle import State
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
@@ -19,7 +18,6 @@ V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/vers
 GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True, "error_format": "json"}
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 VERSION = "1"  # of the model; there is only one
-JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
 
 routes = Blueprint("platforms")
 
@@ -93,18 +91,11 @@ async def infer(request: Request, name: str, version: str | None = None) -> HTTP
     require_model(request, name, version)
     model = {"model_name": name} | ({"model_version": version} if version else {})
 
-    def work(body: bytes) -> tuple[dict, HTTPResponse]:
-        with large_body_lock(body):
-            json_length = request.headers.get(JSON_LENGTH, str(len(body)))
-            inference = open_inference.decode_request(body, json_length, MAX_IMAGES)
-        inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}
-        answer = request.app.ctx.backend.inference(inputs)
-        text, binary = open_inference.encode_response(inference, model, answer["results"])
-        if not inference.binary:
-            return answer, HTTPResponse(text, content_type="application/json")
-        return answer, HTTPResponse(text + binary, 200, {JSON_LENGTH: str(len(text))}, "application/octet-stream")
+    def decode(body: bytes) -> Decoded:
+        json_length = request.headers.get(open_inference.JSON_LENGTH, str(len(body)))
+        return open_inference.decode_request(body, json_length, MAX_IMAGES, model)
 
-    return await handle(request, work)
+    return await handle(request, decode)
 
 
 def require_model(request: Request, name: str, version: str | None) -> dict:

@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -17,18 +19,19 @@ from tests.server_process import DEADLINE_S
 class Body:
     """Stands for a large body; unlike bytes it can be watched."""
 
+    def __len__(self) -> int:
+        return 2_000_000
+
 
 class Bodies:
     """Gives one body."""
 
-    async def read(self, request: object) -> Body:
-        """Return it."""
+    @asynccontextmanager
+    async def read(self, request: object) -> AsyncIterator[Body]:
+        """Give it."""
         body = Body()
         self.watched = weakref.ref(body)
-        return body
-
-    def release(self, body: Body) -> None:
-        """Do nothing."""
+        yield body
 
 
 @pytest.mark.parametrize("kind", [InvalidInput, Unavailable, RuntimeError])
