@@ -8,7 +8,7 @@ from sanic import HTTPResponse, Request
 from sanic.response import json
 
 from runtime.errors import InvalidInput, release_frames
-from serving.inputs import COMPRESSED, parse_inputs
+from serving.inputs import parse_inputs
 
 LARGE_BYTES = 1_000_000
 Decoded = tuple[dict, Callable[[dict], HTTPResponse]]  # the backend's inputs, and what makes a response of its answer
@@ -48,7 +48,7 @@ async def handle(request: Request, decode: Callable[[bytes], Decoded]) -> HTTPRe
 
     ctx.lifecycle.require_ready()
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidInput(COMPRESSED)
+        raise InvalidInput("the request is compressed: send it uncompressed")
     ctx.queue.require_room()  # before the body is read
     async with ctx.bodies.read(request) as body:
         ctx.lifecycle.require_ready()  # the server may have been stopped while the body arrived
