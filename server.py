@@ -71,7 +71,7 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-GET: dict[str, Any] = platforms.GET | {"unquote": False}
+GET: dict[str, Any] = platforms.GET
 
 server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(

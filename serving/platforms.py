@@ -3,6 +3,8 @@
 SageMaker and RunPod use /ping; KServe and the clients of Triton and MLServer the Open Inference Protocol v2.
 """
 
+from typing import Any
+
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import NotFound
 from sanic.response import json
@@ -15,9 +17,8 @@ from serving.lifecycle import State
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST .../infer"
 # With error_format, Sanic does not search the source of each route for one when it starts.
-GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True, "error_format": "json"}
+GET: dict[str, Any] = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
-VERSION = "1"  # of the model; there is only one
 
 routes = Blueprint("platforms")
 
@@ -59,15 +60,15 @@ async def ready(request: Request) -> HTTPResponse:
     return json({"ready": True})
 
 
-@routes.route("/v2/models/<name>", **GET)
-@routes.route("/v2/models/<name>/versions/<version>", name="version_metadata", **GET)
-async def model_metadata(request: Request, name: str, version: str | None = None) -> HTTPResponse:
+@routes.route("/v2/models/<name>", unquote=True, **GET)
+@routes.route("/v2/models/<name>/versions/1", name="version_metadata", unquote=True, **GET)
+async def model_metadata(request: Request, name: str) -> HTTPResponse:
     """The model's tensors. The protocol cannot express that the input may also be image files."""
-    model = require_model(request, name, version)
+    model = require_model(request, name)
     return json(
         {
             "name": name,
-            "versions": [VERSION],
+            "versions": ["1"],
             "platform": "onnxruntime_onnx",
             "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
             "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, model["classes"]]}],
@@ -75,36 +76,33 @@ async def model_metadata(request: Request, name: str, version: str | None = None
     )
 
 
-@routes.route("/v2/models/<name>/ready", **GET)
-@routes.route("/v2/models/<name>/versions/<version>/ready", name="version_ready", **GET)
-async def model_ready(request: Request, name: str, version: str | None = None) -> HTTPResponse:
+@routes.route("/v2/models/<name>/ready", unquote=True, **GET)
+@routes.route("/v2/models/<name>/versions/1/ready", name="version_ready", unquote=True, **GET)
+async def model_ready(request: Request, name: str) -> HTTPResponse:
     """200 while the model works, otherwise 503."""
     request.app.ctx.lifecycle.require_healthy()
-    require_model(request, name, version)
+    require_model(request, name)
     return json({"name": name, "ready": True})
 
 
 @routes.post("/v2/models/<name>/infer", stream=True, unquote=True)
-@routes.post("/v2/models/<name>/versions/<version>/infer", name="version_infer", stream=True, unquote=True)
-async def infer(request: Request, name: str, version: str | None = None) -> HTTPResponse:
+@routes.post("/v2/models/<name>/versions/1/infer", name="version_infer", stream=True, unquote=True)
+async def infer(request: Request, name: str) -> HTTPResponse:
     """Classify pixels or image files."""
-    require_model(request, name, version)
-    model = {"model_name": name} | ({"model_version": version} if version else {})
+    require_model(request, name)
 
     def decode(body: bytes) -> Decoded:
         json_length = request.headers.get(open_inference.JSON_LENGTH, str(len(body)))
+        model = {"model_name": name, "model_version": "1"}
         return open_inference.decode_request(body, json_length, MAX_IMAGES, model)
 
     return await handle(request, decode)
 
 
-def require_model(request: Request, name: str, version: str | None) -> dict:
-    """Return the backend's status. Raises NotFound if this is not its model and version, or Unavailable."""
+def require_model(request: Request, name: str) -> dict:
+    """Return the backend's status. Raises NotFound if this is not its model, or Unavailable."""
     request.app.ctx.lifecycle.require_ready()
     status = request.app.ctx.backend.status()
-    model = status["model"]
-    if name != model:
-        raise NotFound(f"unknown model; this server serves {model}")
-    if version not in (None, VERSION):
-        raise NotFound(f"unknown version; the version of {model} is {VERSION}")
+    if name != status["model"]:
+        raise NotFound(f"unknown model; this server serves {status['model']}")
     return status
