@@ -61,6 +61,7 @@ from serving.bodies import BodyReader
 from serving.calls import run_inference
 from serving.lifecycle import Lifecycle
 from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED
+from serving.platforms import GET
 from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
@@ -71,7 +72,6 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-GET: dict[str, Any] = platforms.GET
 
 server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
@@ -119,13 +119,6 @@ async def warmup(request: Request) -> HTTPResponse:
     """The route of banana_dev's Client.warmup(): 200 once the model is loaded, otherwise 503."""
     request.app.ctx.lifecycle.require_ready()
     return json({"warm": True})
-
-
-@server.route("/_k/status", **GET)  # type: ignore[arg-type]
-@server.route("/__status__", name="status_alias", **GET)
-async def status(request: Request) -> HTTPResponse:
-    """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
-    return json(request.app.ctx.lifecycle.status())
 
 
 @server.route("/metrics", **GET)

@@ -1,6 +1,7 @@
-"""The routes of platforms other than Banana, with the same backend, queue and limits.
+"""The routes of other platforms, with the same backend, queue and limits.
 
-SageMaker and RunPod use /ping; KServe and the clients of Triton and MLServer the Open Inference Protocol v2.
+Banana's Potassium has a status, SageMaker and RunPod use /ping; KServe and the clients of Triton and MLServer use the
+Open Inference Protocol v2.
 """
 
 from typing import Any
@@ -31,6 +32,13 @@ async def ping(request: Request) -> HTTPResponse:
         return HTTPResponse(status=204)
     lifecycle.require_healthy()
     return json({"state": "healthy"})
+
+
+@routes.route("/_k/status", **GET)
+@routes.route("/__status__", name="status_alias", **GET)
+async def status(request: Request) -> HTTPResponse:
+    """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
+    return json(request.app.ctx.lifecycle.status())
 
 
 @routes.post("/invocations", stream=True)
