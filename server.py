@@ -137,13 +137,7 @@ async def openapi(request: Request) -> HTTPResponse:
 @server.after_server_start
 async def start_lifecycle(server: Sanic) -> None:
     """Handle signals, then wait for the model in the background; until it is loaded, requests get a 503."""
-    server.ctx.lifecycle.install_signal_handlers(server)
-    server.ctx.lifecycle.watch_model_load(server)  # second: a client that sees a healthy server may stop it at once
-    if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in ("127.0.0.1", "::1", "localhost"):
-        logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(SETTINGS.HOST, SETTINGS.HOST)  # an address that a browser can open
-    url = f"http://[{host}]:{SETTINGS.PORT}" if ":" in host else f"http://{host}:{SETTINGS.PORT}"
-    logger.info("listening", extra={"fields": {"url": url, "host": SETTINGS.HOST, "port": SETTINGS.PORT}})
+    server.ctx.lifecycle.start()
 
 
 def main(backend: Any, loading: Future) -> None:
@@ -154,7 +148,7 @@ def main(backend: Any, loading: Future) -> None:
     ctx = server.ctx
     ctx.backend = backend
     ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
-    ctx.lifecycle = Lifecycle(backend, ctx.queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.RESPONSE_TIMEOUT_S)
+    ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
     ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
     REQUESTS_IN_PROGRESS.set_function(lambda: ctx.queue.running)
     REQUESTS_QUEUED.set_function(lambda: ctx.queue.queued)

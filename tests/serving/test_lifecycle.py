@@ -17,6 +17,7 @@ import pytest
 
 from client.endpoint import free_port
 from runtime.errors import Unavailable
+from runtime.settings import ServerSettings
 from serving.lifecycle import Lifecycle, State
 from serving.work_queue import WorkQueue
 from tests.clients import IMAGE, begin_call, flooding, status_of
@@ -114,24 +115,6 @@ def test_sigterm_right_after_the_start_is_not_lost(tmp_path):
         assert any(b" listening " in line for line in process.stderr)
         process.terminate()
         assert process.wait(DEADLINE_S) == 0
-
-
-def test_it_is_not_ready_before_it_obeys_sigterm(tmp_path):
-    code = """
-import os, signal
-from serving.lifecycle import Lifecycle, State
-from tests import stub
-watch_model_load = Lifecycle.watch_model_load
-def await_and_stop(self, server):
-    assert callable(signal.getsignal(signal.SIGTERM)) and self.state is State.LOADING
-    watch_model_load(self, server)
-    os.kill(os.getpid(), signal.SIGTERM)
-Lifecycle.watch_model_load = await_and_stop
-stub.server.main(stub, stub.server.load(stub))
-"""
-    (tmp_path / "loaded").touch()
-    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port()), "STUB_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=DEADLINE_S)
 
 
 def test_serves_with_stderr_closed(tmp_path):
@@ -248,7 +231,7 @@ def test_health_follows_the_model_failing_and_recovering(tmp_path):
 def test_a_full_queue_does_not_mark_the_model_as_failing():
     async def test() -> None:
         queue, release = WorkQueue(1, 0), threading.Event()
-        lifecycle = Lifecycle(SimpleNamespace(warm_up=int), queue, Future(), grace_s=1, stuck_s=DEADLINE_S)
+        lifecycle = Lifecycle(None, SimpleNamespace(warm_up=int), queue, Future(), ServerSettings())
         lifecycle.state = State.READY
         work = asyncio.create_task(queue.run(release.wait, DEADLINE_S))
         await asyncio.sleep(0)
