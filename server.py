@@ -151,7 +151,7 @@ def main(backend: Any, loading: Future) -> None:
     ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
     ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
     REQUESTS_IN_PROGRESS.set_function(lambda: ctx.queue.running)
-    REQUESTS_QUEUED.set_function(lambda: ctx.queue.queued)
+    REQUESTS_QUEUED.set_function(lambda: ctx.queue.pending - ctx.queue.running)
     os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # on a terminal, a colored line that suggests --debug
     # Sanic logs a traceback for a KeyboardInterrupt; it replaces this handler when it serves.
     signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.excepthook(KeyboardInterrupt, None, None))

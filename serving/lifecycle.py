@@ -50,17 +50,6 @@ class Lifecycle:
         """The number of pieces of work that are not done, including loading the model."""
         return self.queue.pending + (not self.loading.done())
 
-    def status(self) -> dict:
-        """Return Potassium's status: if a request would start at once, how many were processed, ms of rest or work."""
-        since_ms = int((monotonic() - self.queue.last_change) * 1e3)
-        is_busy = self.queue.pending > 0
-        return {
-            "gpu_available": self.state is State.READY and self.queue.pending < self.queue.threads,
-            "sequence_number": self.queue.finished,
-            "idle_time": 0 if is_busy else since_ms,
-            "inference_time": since_ms if is_busy else 0,
-        }
-
     def start(self) -> None:
         """Handle signals, and wait for the model in the background. Sanic ignores signals until it has started."""
         self._handle_signals()

@@ -4,6 +4,7 @@ Banana's Potassium has a status, SageMaker and RunPod use /ping; KServe and the 
 Open Inference Protocol v2.
 """
 
+from time import monotonic
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
@@ -38,7 +39,17 @@ async def ping(request: Request) -> HTTPResponse:
 @routes.route("/__status__", name="status_alias", **GET)
 async def status(request: Request) -> HTTPResponse:
     """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
-    return json(request.app.ctx.lifecycle.status())
+    queue = request.app.ctx.queue
+    is_ready = request.app.ctx.lifecycle.state is State.READY
+    since_ms = int((monotonic() - queue.last_change) * 1e3)
+    return json(
+        {
+            "gpu_available": is_ready and queue.pending < queue.threads,
+            "sequence_number": queue.finished,
+            "idle_time": 0 if queue.pending else since_ms,
+            "inference_time": since_ms if queue.pending else 0,
+        }
+    )
 
 
 @routes.post("/invocations", stream=True)

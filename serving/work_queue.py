@@ -36,11 +36,6 @@ class WorkQueue:
         return len(self._began)
 
     @property
-    def queued(self) -> int:
-        """The number of pieces of work that are waiting."""
-        return max(0, self.pending - self.running)
-
-    @property
     def longest_running_s(self) -> float:
         """The seconds for which the oldest piece of work has been running; 0 if none is."""
         return max((monotonic() - began for began in list(self._began.values())), default=0.0)
