@@ -42,14 +42,10 @@ async def status(request: Request) -> HTTPResponse:
     queue = request.app.ctx.queue
     is_ready = request.app.ctx.lifecycle.state is State.READY
     since_ms = int((monotonic() - queue.last_change) * 1e3)
-    return json(
-        {
-            "gpu_available": is_ready and queue.pending < queue.threads,
-            "sequence_number": queue.finished,
-            "idle_time": 0 if queue.pending else since_ms,
-            "inference_time": since_ms if queue.pending else 0,
-        }
-    )
+    idle_ms, working_ms = (0, since_ms) if queue.pending else (since_ms, 0)
+    is_free = is_ready and queue.pending < queue.threads
+    fields = {"gpu_available": is_free, "sequence_number": queue.finished}
+    return json(fields | {"idle_time": idle_ms, "inference_time": working_ms})
 
 
 @routes.post("/invocations", stream=True)
@@ -84,15 +80,10 @@ async def ready(request: Request) -> HTTPResponse:
 async def model_metadata(request: Request, name: str) -> HTTPResponse:
     """The model's tensors. The protocol cannot express that the input may also be image files."""
     model = require_model(request, name)
-    return json(
-        {
-            "name": name,
-            "versions": ["1"],
-            "platform": "onnxruntime_onnx",
-            "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
-            "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, model["classes"]]}],
-        }
-    )
+    inputs = [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
+    outputs = [{"name": "probabilities", "datatype": "FP32", "shape": [-1, model["classes"]]}]
+    fields = {"name": name, "versions": ["1"], "platform": "onnxruntime_onnx"}
+    return json(fields | {"inputs": inputs, "outputs": outputs})
 
 
 @routes.route("/v2/models/<name>/ready", unquote=True, **GET)
