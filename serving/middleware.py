@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import re
+from http import HTTPStatus
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
@@ -16,16 +17,8 @@ from serving.metrics import get_request_id, record
 
 # No error is a 400, which Banana's client reads as "over quota" and retries for minutes. 499 is for the log only.
 STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}
-ERROR_TYPES = {
-    401: "unauthorized",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "timeout",
-    413: "too_large",
-    422: "invalid_input",
-    500: "internal_error",
-    503: "unavailable",
-}
+# The `type` of an error; that of any other status is its name, such as "not_found".
+TYPES = {408: "timeout", 413: "too_large", 422: "invalid_input", 499: "gone", 500: "internal_error", 503: "unavailable"}
 HEADERS = {  # of every response
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -105,7 +98,8 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
         request.stream.keep_alive = False
     release_frames(error)  # now that it is logged, and before a client takes its time to read the response
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are not text
-    body = {"error": message if is_v2 else {"type": ERROR_TYPES.get(status, "error"), "message": message}}
+    kind = TYPES.get(status) or HTTPStatus(status).name.lower()
+    body = {"error": message if is_v2 else {"type": kind, "message": message}}
     return json(body, status, headers)
 
 
