@@ -7,7 +7,7 @@ The path of a request that classifies an image, its limits, and the status of a 
 
 1. authenticate  the key, if BANANA_API_KEY is set: 401                                    serving/middleware.py
 2. ready         the model is loaded and the server is not stopping: 503                   serving/lifecycle.py
-3. body          MAX_BODY_MB: 413, REQUEST_TIMEOUT_S: 408, over four such bodies: 503   serving/bodies.py
+3. body          MAX_BODY_MB: 413, REQUEST_TIMEOUT_S: 408, over four such bodies: 503   serving/calls.py
 4. queue         MAX_QUEUE requests may wait for a thread: 503                             serving/work_queue.py
 5. inference     in that thread; invalid input: 422, a bug: 500                            app.py
 6. response      within RESPONSE_TIMEOUT_S: 503; then headers, metrics, a line of the log  serving/middleware.py
@@ -57,8 +57,7 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.response import file, json
 
 from serving import middleware, platforms
-from serving.bodies import BodyReader
-from serving.calls import run_inference
+from serving.calls import BodyReader, run_inference
 from serving.lifecycle import Lifecycle
 from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED
 from serving.platforms import GET
