@@ -15,14 +15,10 @@ MAX_FORM_PARTS = 16
 MAX_COMMAS = 2 * 1024  # in a list of texts: one between each two, and one in each data URL
 OPTIONS = ("top_k", "probabilities")
 NULL = msgspec.Raw(b"null")
-BOM = b"\xef\xbb\xbf"
 
 
 class _Inputs(msgspec.Struct):
-    """The fields of a JSON body that are read; others are skipped without being built in memory.
-
-    `null` means that a field is not set.
-    """
+    """The fields of a JSON body that are read, unless they are null; others are skipped without using memory."""
 
     image: str | None = None
     images: msgspec.Raw = NULL  # decoded afterwards, and so only once even if it occurs a million times
@@ -48,7 +44,7 @@ def parse_inputs(content_type: str, body: bytes, query: Mapping[str, Any]) -> di
     if kind == "application/x-www-form-urlencoded" and re.search(rb"(?:^|&)image=", body):
         return _options(query) | _urlencoded(body)
     try:
-        return _options(query) | _json(body.removeprefix(BOM))
+        return _options(query) | _json(body.removeprefix(b"\xef\xbb\xbf"))  # a byte order mark
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "not the JSON that is expected" if isinstance(error, msgspec.ValidationError) else "not JSON"
         why = str(error).replace(" | null", "").replace("Expected `str`", "Expected base64")
@@ -60,17 +56,14 @@ def _content(data: bytes) -> bytes:
     return decode_base64(data.decode("latin-1")) if BASE64_IMAGE.match(data) else data
 
 
-def decode_list(name: str, text: msgspec.Raw, kind: Any) -> Any:
-    """Return the list of type `kind` in a field, which is not decoded if it is long. Raises msgspec.ValidationError.
+def decode_list(text: msgspec.Raw, kind: Any) -> Any:
+    """Return a list of type `kind`, which is not decoded if it is too long. Raises msgspec.ValidationError.
 
     msgspec's own limit, Meta(max_length=...), comes too late: 20 MB of `{},` become 700 MB before it is checked.
     """
     if bytes(text).count(b",") > MAX_COMMAS:
-        raise msgspec.ValidationError(f"too many items in `{name}`")
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.ValidationError as error:
-        raise msgspec.ValidationError(f"{error}, in `{name}`") from error
+        raise msgspec.ValidationError("too many items in a list")
+    return msgspec.json.decode(text, type=kind)
 
 
 def _json(body: bytes) -> dict:
@@ -81,7 +74,7 @@ def _json(body: bytes) -> dict:
     if "image" in fields:
         fields["image"] = decode_base64(fields["image"])
     if "images" in fields:
-        fields["images"] = [decode_base64(text) for text in decode_list("images", fields["images"], list[str])]
+        fields["images"] = [decode_base64(text) for text in decode_list(fields["images"], list[str])]
     return fields
 
 

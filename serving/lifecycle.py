@@ -17,7 +17,6 @@ from serving.metrics import MODEL
 from serving.work_queue import WorkQueue
 
 DRAIN_DELAY_S = 0.5  # for clients to see a 503 and leave: closing a socket resets a request that is on its way
-POLL_S = 0.02
 BROWSABLE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # what to write for a HOST in a URL
 State = Enum("State", ["LOADING", "READY", "FAILING", "STOPPING"])
 
@@ -101,7 +100,7 @@ class Lifecycle:
     async def _stop_when_drained(self) -> None:
         # Sanic loses a stop that comes before it serves; from then on the port answers 503.
         while not self.server.state.is_running or (self.unfinished and monotonic() < self.deadline):
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(0.02)
         await asyncio.sleep(DRAIN_DELAY_S)
         # For requests that are still arriving.
         self.server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())

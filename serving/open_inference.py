@@ -18,10 +18,7 @@ from serving.calls import Decoded
 from serving.inputs import NULL, decode_list
 
 JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
-EXPECTED = (
-    'expected one input "image" of pixels, UINT8 [images, height, width, 3], or of image files, BYTES [images], '
-    'and at most one output "probabilities"'
-)
+EXPECTED = 'expected input "image", UINT8 [images, height, width, 3] or BYTES [images], and output "probabilities"'
 MISMATCH = "the data must have the size and the nesting of its shape, and pixels must be integers from 0 to 255"
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers decoded at a time: no other thread runs meanwhile
 DIGITS, JSON_BLANKS = b"0123456789", b" \t\r\n"
@@ -63,24 +60,22 @@ _decode = msgspec.json.Decoder(_Request).decode
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
-def decode_request(body: bytes, json_length: str, max_images: int, model: dict) -> Decoded:
-    """Return the request in a body, of which `json_length` bytes are JSON. Raises InvalidInput.
-
-    `model` has the fields that name the model in the response.
-    """
+def decode_request(body: bytes, json_length: str, max_images: int, fields: dict) -> Decoded:
+    """Decode a body of which `json_length` bytes are JSON. `fields` begin the response. Raises InvalidInput."""
     if not re.fullmatch("[0-9]{1,19}", json_length) or int(json_length) > len(body):
         raise InvalidInput(f"{JSON_LENGTH} must be the length of the JSON that the body begins with")
     view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
-        outputs = decode_list("outputs", request.outputs, Annotated[list[_Output], msgspec.Meta(max_length=1)] | None)
+        outputs = decode_list(request.outputs, Annotated[list[_Output], msgspec.Meta(max_length=1)] | None)
         images = _images(request.inputs[0], view[end:], max_images)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"not an inference request ({error}): {EXPECTED}") from error
     wanted = (outputs[0].parameters if outputs else None) or _Parameters()
     default = (request.parameters or _Parameters()).binary_data_output
     is_binary = bool(default if wanted.binary_data is None else wanted.binary_data)
-    fields = model if request.id is None else model | {"id": request.id}
+    if request.id is not None:
+        fields = fields | {"id": request.id}
     inputs = {"images": images, "probabilities": not wanted.classification, "top_k": wanted.classification or 1}
     return inputs, partial(_encode, fields, bool(wanted.classification), is_binary)
 
@@ -105,7 +100,7 @@ def _encode(fields: dict, names_classes: bool, is_binary: bool, answer: dict) ->
 
 
 def _images(tensor: _Input, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
-    shape = decode_list("shape", tensor.shape, list[Positive])
+    shape = decode_list(tensor.shape, list[Positive])
     is_pixels = tensor.datatype == "UINT8"
     fits = shape[3:] == [3] if is_pixels else len(shape) == 1 or shape[1:] == [1]
     if not fits:
@@ -123,7 +118,7 @@ def _images(tensor: _Input, binary: memoryview, max_images: int) -> list[np.ndar
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
     if not in_json:
         return _unpack(binary, shape[0])
-    texts = decode_list("data", tensor.data, list[str | tuple[str]])
+    texts = decode_list(tensor.data, list[str | tuple[str]])
     if len(texts) != shape[0]:
         raise InvalidInput(MISMATCH)
     return [decode_base64(text if isinstance(text, str) else text[0]) for text in texts]

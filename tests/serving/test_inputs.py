@@ -232,7 +232,7 @@ def test_decodes_no_list_of_more_texts_than_settings_allow():
     urls = ",".join(['"data:,aGk="'] * 1024)  # the maximum of MAX_IMAGES
     assert parse_inputs(JSON, b'{"images": [%b]}' % urls.encode(), {}) == {"images": [b"hi"] * 1024}
     assert "Expected base64" in refusal(JSON, b'{"images": [7%b]}' % (b",7" * MAX_COMMAS))
-    assert "too many items in `images`" in refusal(JSON, b'{"images": [7%b]}' % (b",7" * (MAX_COMMAS + 1)))
+    assert "too many items" in refusal(JSON, b'{"images": [7%b]}' % (b",7" * (MAX_COMMAS + 1)))
 
 
 @pytest.mark.parametrize("depth", [10_000, 1_000_000])

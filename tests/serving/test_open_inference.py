@@ -53,8 +53,8 @@ HUGE = 10**40
         ({"inputs": []}, "`array` of length 1"),
         (tensor(name="another"), "inputs[0].name"),
         ({"inputs": tensor()["inputs"] * 2}, "`array` of length 1"),
-        (tensor() | {"outputs": [{"name": "another"}]}, "name`, in `outputs`"),
-        (tensor() | {"outputs": [{"name": "probabilities"}] * 2}, "length <= 1, in `outputs`"),
+        (tensor() | {"outputs": [{"name": "another"}]}, "$[0].name"),
+        (tensor() | {"outputs": [{"name": "probabilities"}] * 2}, "length <= 1"),
         (tensor() | {"outputs": [{"name": "probabilities", "parameters": {"classification": 0}}]}, "classification"),
         (tensor() | {"outputs": [{"name": "probabilities", "parameters": {"binary_data": 1}}]}, "binary_data"),
         (tensor() | {"id": 7}, "$.id"),
@@ -67,9 +67,9 @@ HUGE = 10**40
         (tensor(shape=[6]), "not a shape for UINT8"),
         (tensor(shape=[1, 1, 2, 3, 1]), "not a shape for UINT8"),
         (tensor(shape=[1, 1, 6, 1]), "not a shape for UINT8"),
-        (tensor(shape=[-1, -1, 2, 3]), "`int` >= 1 - at `$[0]`, in `shape`"),
-        (tensor(shape=[1, 0, 2, 3]), "`int` >= 1 - at `$[1]`, in `shape`"),
-        (tensor(shape=[1, 1, 2.5, 3]), "in `shape`"),
+        (tensor(shape=[-1, -1, 2, 3]), "`int` >= 1 - at `$[0]`"),
+        (tensor(shape=[1, 0, 2, 3]), "`int` >= 1 - at `$[1]`"),
+        (tensor(shape=[1, 1, 2.5, 3]), "at `$"),
         (tensor(shape=[1, HUGE, HUGE, 3]), "size and the nesting"),
         (tensor(shape=[1, 2**32, 2**32, 3]), "size and the nesting"),
         (tensor(shape=[1, int("9" * 4000), 2, 3]), "size and the nesting"),
@@ -97,7 +97,7 @@ HUGE = 10**40
         (tensor(data=None), 'expected either'),
         (tensor(data=None, parameters={"binary_data_size": None}), 'expected either'),
         (tensor(name=None), "inputs[0].name"),
-        (tensor(shape=None), "in `shape`"),
+        (tensor(shape=None), "got `null`"),
         ({"inputs": None}, "got `null`"),
         (tensor(datatype="BYTES", shape=[1], data=[]), "size and the nesting"),
         (tensor(datatype="BYTES", shape=[2], data=["aa"]), "size and the nesting"),
@@ -123,15 +123,15 @@ def test_422_for_endless_json(served, opening):
 
 
 @pytest.mark.parametrize(
-    ("field", "body"),
+    "body",
     [
-        ("outputs", tensor() | {"outputs": [{}] * 3_000}),
-        ("shape", tensor(shape=[1] * 3_000)),
-        ("data", tensor(datatype="BYTES", shape=[1], data=[""] * 3_000)),
+        tensor() | {"outputs": [{}] * 3_000},
+        tensor(shape=[1] * 3_000),
+        tensor(datatype="BYTES", shape=[1], data=[""] * 3_000),
     ],
 )
-def test_422_for_a_list_that_is_too_long(served, field, body):
-    assert f"too many items in `{field}`" in error_of(served.post(infer_route(served), json=body), 422)
+def test_422_for_a_list_that_is_too_long(served, body):
+    assert "too many items" in error_of(served.post(infer_route(served), json=body), 422)
 
 
 def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None = None) -> tuple[bytes, int]:
