@@ -7,7 +7,7 @@ The path of a request that classifies an image, its limits, and the status of a 
 
 1. authenticate  the key, if BANANA_API_KEY is set: 401                                    serving/middleware.py
 2. ready         the model is loaded and the server is not stopping: 503                   serving/lifecycle.py
-3. body          MAX_BODY_MB: 413, REQUEST_TIMEOUT_S: 408, over four such bodies: 503   serving/calls.py
+3. body          MAX_BODY_MB: 413, REQUEST_TIMEOUT_S: 408, over four such bodies: 503      serving/calls.py
 4. queue         MAX_QUEUE requests may wait for a thread: 503                             serving/work_queue.py
 5. inference     in that thread; invalid input: 422, a bug: 500                            app.py
 6. response      within RESPONSE_TIMEOUT_S: 503; then headers, metrics, a line of the log  serving/middleware.py
@@ -33,10 +33,11 @@ Serve classifier.onnx over HTTP. Settings are environment variables such as PORT
 
 def check_arguments(arguments: list[str]) -> None:
     """Print the usage and exit if there are arguments other than SageMaker's `serve`."""
+    if arguments in (["-h"], ["--help"]):
+        print(USAGE)
+        sys.exit()
     if arguments not in ([], ["serve"]):
-        is_help = arguments in (["-h"], ["--help"])
-        print(USAGE, file=sys.stdout if is_help else sys.stderr)
-        sys.exit(not is_help)
+        sys.exit(USAGE)
 
 
 def load(backend: Any) -> Future:
@@ -59,7 +60,6 @@ from sanic.response import file, json
 from serving import middleware, platforms
 from serving.calls import BodyReader, run_inference
 from serving.lifecycle import Lifecycle
-from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED
 from serving.platforms import GET
 from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
@@ -149,8 +149,6 @@ def main(backend: Any, loading: Future) -> None:
     ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
     ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
-    REQUESTS_IN_PROGRESS.set_function(lambda: ctx.queue.running)
-    REQUESTS_QUEUED.set_function(lambda: ctx.queue.pending - ctx.queue.running)
     os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # on a terminal, a colored line that suggests --debug
     # Sanic logs a traceback for a KeyboardInterrupt; it replaces this handler when it serves.
     signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.excepthook(KeyboardInterrupt, None, None))

@@ -13,7 +13,7 @@ from runtime.errors import InvalidInput, Unavailable, release_frames
 from runtime.settings import ServerSettings
 from serving import platforms
 from serving.log import logger
-from serving.metrics import get_request_id, record
+from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED, get_request_id, record
 
 # No error is a 400, which Banana's client reads as "over quota" and retries for minutes. 499 is for the log only.
 STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}
@@ -47,6 +47,8 @@ def install(server: Sanic, settings: ServerSettings) -> None:
         server.on_request(function)
     server.exception(Exception, RequestCancelled)(respond_to_error)  # type: ignore[arg-type]
     server.on_response(add_headers_and_record)
+    REQUESTS_IN_PROGRESS.set_function(lambda: server.ctx.queue.running)
+    REQUESTS_QUEUED.set_function(lambda: server.ctx.queue.pending - server.ctx.queue.running)
 
 
 async def yield_to_event_loop(request: Request) -> None:
