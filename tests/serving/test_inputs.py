@@ -14,6 +14,7 @@ from serving.inputs import MAX_COMMAS, MAX_FORM_PARTS, parse_inputs
 
 IMAGE = bytes(range(256))
 TEXT = base64.b64encode(IMAGE).decode()
+BODY = json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode()
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=x"
 
@@ -37,16 +38,12 @@ def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
 @pytest.mark.parametrize(
     ("content_type", "body", "query"),
     [
-        (JSON, json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode(), {}),
-        (
-            "Application/JSON; charset=utf-8",
-            json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode(),
-            {},
-        ),
-        ("", json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode(), {}),
-        ("text/plain", json.dumps(json.dumps({"image": TEXT, "top_k": 2, "probabilities": True})).encode(), {}),
+        (JSON, BODY, {}),
+        ("Application/JSON; charset=utf-8", BODY, {}),
+        ("", BODY, {}),
+        ("text/plain", json.dumps(BODY.decode()).encode(), {}),
         (JSON, json.dumps({"image": TEXT, "top_k": 2, "probabilities": None}).encode(), {"probabilities": "true"}),
-        (JSON, json.dumps({"image": TEXT, "top_k": 2, "probabilities": True}).encode(), {"top_k": "7"}),
+        (JSON, BODY, {"top_k": "7"}),
         ("image/png", IMAGE, {"top_k": "2", "probabilities": "true"}),
         ("IMAGE/anything; q=1", IMAGE, {"top_k": "2", "probabilities": "true"}),
         ("application/octet-stream", IMAGE, {"top_k": "2", "probabilities": "true"}),
@@ -233,13 +230,6 @@ def test_decodes_no_list_of_more_texts_than_settings_allow():
     assert parse_inputs(JSON, b'{"images": [%b]}' % urls.encode(), {}) == {"images": [b"hi"] * 1024}
     assert "Expected base64" in refusal(JSON, b'{"images": [7%b]}' % (b",7" * MAX_COMMAS))
     assert "too many items" in refusal(JSON, b'{"images": [7%b]}' % (b",7" * (MAX_COMMAS + 1)))
-
-
-@pytest.mark.parametrize("depth", [10_000, 1_000_000])
-@pytest.mark.parametrize("opening", [b"[", b'{"x":', b'{"image":', b'{"images":['])
-def test_refuses_deeply_nested_json(opening, depth):
-    assert "not" in refusal(JSON, opening * depth)
-    assert "not" in refusal(JSON, b'{"image": "aGk=", "x": ' + opening * depth)
 
 
 @pytest.mark.parametrize("number", [b"9" * 1_000_000, b"1e999999999", b"0." + b"3" * 1_000_000, b"-" + b"9" * 5_000])

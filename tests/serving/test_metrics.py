@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.clients import IMAGE
-from tests.server_process import DEADLINE_S, TENCH, Served, ready, serving, wait_until
+from tests.server_process import DEADLINE_S, ROOT, TENCH, Served, ready, serving, wait_until
 
 KEY = "sesame-4711"
 ORIGIN = "https://page.example"
@@ -281,3 +282,28 @@ def test_metrics_count_responses_and_time_requests(served):
     health = served.get("/healthcheck").json()
     [info] = [line for line in served.get("/metrics").text.splitlines() if line.startswith("classifier_model_info{")]
     assert f'model="{health["model"]}"' in info and f'execution_provider="{health["execution_provider"]}"' in info
+
+
+# docs/operations.md: its queries select existing metrics, and only of requests that classify.
+MATCHES = {"=": str.__eq__, "!=": str.__ne__, "=~": lambda value, pattern: bool(re.fullmatch(pattern, value))}
+
+
+def test_documented_queries_select_requests_that_classify(tmp_path):
+    with ready(tmp_path, stub=True) as served:
+        failed = served.post(data=b"fail", headers={"Content-Type": "image/jpeg"})
+        assert failed.status_code == 500
+        families = list(text_string_to_metric_families(served.get("/metrics").text))
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"```promql\n(.+?)```", page, re.DOTALL))
+    selectors = re.findall(r"(classifier_\w+)(?:{(.*?)})?", lines)
+    assert len(selectors) == 4
+    for name, conditions in selectors:
+        wanted = re.findall(r'(\w+)(=~|!=|=)"(.*?)"', conditions)
+        selected = [
+            sample
+            for family in families
+            for sample in family.samples
+            if sample.name == name and all(MATCHES[how](sample.labels[label], value) for label, how, value in wanted)
+        ]
+        assert selected, f"nothing is {name}{{{conditions}}}"
+        assert "other" not in {sample.labels.get("route") for sample in selected}
