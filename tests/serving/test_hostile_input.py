@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.server_process import Served
 from tests.serving.fuzzing import IMAGE, SMALL, examples
 
 # -- JSON ------------------------------------------------------------------------------------------------------------
@@ -138,12 +137,6 @@ outputs = st.lists(st.fixed_dictionaries({"name": st.just("probabilities") | tex
 inferences = st.fixed_dictionaries(
     {"inputs": st.lists(inputs, max_size=2)}, optional={"outputs": outputs, "id": scalars}
 )
-
-
-@pytest.fixture(scope="module")
-def route(served: Served) -> str:
-    """The route for inferences with the server's model."""
-    return f"/v2/models/{served.get('/healthcheck').json()['model']}/infer"
 
 
 @examples(150)

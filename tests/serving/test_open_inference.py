@@ -7,18 +7,16 @@ import pytest
 from tests.server_process import ready
 from tests.serving.inferences import PIXELS, error_of, infer_route, tensor
 
-# -- Open Inference Protocol v2, with Triton's client ----------------------------------------------------------------
 
-
-def test_returns_the_id(served):
-    answers = [served.post(infer_route(served), json=tensor() | {"id": text}).json() for text in ("", "7")]
+def test_returns_the_id(served, route):
+    answers = [served.post(route, json=tensor() | {"id": text}).json() for text in ("", "7")]
     assert [answer["id"] for answer in answers] == ["", "7"]
-    assert "id" not in served.post(infer_route(served), json=tensor()).json()
+    assert "id" not in served.post(route, json=tensor()).json()
 
 
-def test_accepts_numbers_nested_like_the_shape(served):
+def test_accepts_numbers_nested_like_the_shape(served, route):
     pixels = PIXELS[0][:40, :30]
-    shape, route = [1, *pixels.shape], infer_route(served)
+    shape = [1, *pixels.shape]
     flat, nested = (
         served.post(route, json=tensor(shape=shape, data=data)).json()
         for data in (pixels.ravel().tolist(), [pixels.tolist()])
@@ -27,16 +25,16 @@ def test_accepts_numbers_nested_like_the_shape(served):
     assert sum(flat["outputs"][0]["data"]) == pytest.approx(1, abs=1e-3)
 
 
-def test_treats_null_as_not_set(served):
-    plain = served.post(infer_route(served), json=tensor()).json()
+def test_treats_null_as_not_set(served, route):
+    plain = served.post(route, json=tensor()).json()
     nothing = {"binary_data": None, "classification": None}
     for output in (None, [{"name": None, "parameters": None}], [{"name": "probabilities", "parameters": nothing}]):
         for parameters in (None, {"binary_data_output": None}):
             body = tensor(parameters=None) | {"id": None, "parameters": parameters, "outputs": output}
-            assert served.post(infer_route(served), json=body).json() == plain
+            assert served.post(route, json=body).json() == plain
     body = json.dumps(tensor(data=None, parameters={"binary_data_size": 6})).encode()
     headers = {"Inference-Header-Content-Length": str(len(body))}
-    binary = served.post(infer_route(served), data=body + bytes(range(1, 7)), headers=headers)
+    binary = served.post(route, data=body + bytes(range(1, 7)), headers=headers)
     assert binary.json() == plain
 
 
@@ -110,16 +108,16 @@ HUGE = 10**40
         (tensor(datatype="BYTES", shape=[HUGE], data=["aGVsbG8="]), "limit is 16"),
     ],
 )  # fmt: skip
-def test_422_for_invalid_inferences(served, body, says):
-    assert says in error_of(served.post(infer_route(served), data=json.dumps(body)), 422)
+def test_422_for_invalid_inferences(served, route, body, says):
+    assert says in error_of(served.post(route, data=json.dumps(body)), 422)
 
 
 @pytest.mark.parametrize(
     "opening", [b"[", b'{"inputs":', b'{"inputs":[{"data":', b'{"id":"', b'{"inputs":[{"shape":[1']
 )
-def test_422_for_endless_json(served, opening):
+def test_422_for_endless_json(served, route, opening):
     for body in (opening * 200_000, opening + b"[" * 2_000_000, opening + b"1" * 2_000_000):
-        error_of(served.post(infer_route(served), data=body), 422)
+        error_of(served.post(route, data=body), 422)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +128,8 @@ def test_422_for_endless_json(served, opening):
         tensor(datatype="BYTES", shape=[1], data=[""] * 3_000),
     ],
 )
-def test_422_for_a_list_that_is_too_long(served, body):
-    assert "too many items" in error_of(served.post(infer_route(served), json=body), 422)
+def test_422_for_a_list_that_is_too_long(served, route, body):
+    assert "too many items" in error_of(served.post(route, json=body), 422)
 
 
 def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None = None) -> tuple[bytes, int]:
@@ -166,17 +164,17 @@ def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None =
         ("BYTES", [16], bytes(64), None, "send JPEG"),
     ],
 )  # fmt: skip
-def test_422_for_inconsistent_binary_tensors(served, datatype, shape, data, size, says):
+def test_422_for_inconsistent_binary_tensors(served, route, datatype, shape, data, size, says):
     body, length = binary_body(datatype, shape, data, size)
     headers = {"Inference-Header-Content-Length": str(length)}
-    assert says in error_of(served.post(infer_route(served), data=body, headers=headers), 422)
+    assert says in error_of(served.post(route, data=body, headers=headers), 422)
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1_000, "", "-5", "1e3", "\u00b2".encode("latin-1"), "9" * 19, "9" * 5000])
-def test_422_for_a_wrong_header_length(served, change):
+def test_422_for_a_wrong_header_length(served, route, change):
     body, length = binary_body("UINT8", [1, 1, 2, 3], b"123456")
     value = str(length + change) if isinstance(change, int) else change
-    error_of(served.post(infer_route(served), data=body, headers={"Inference-Header-Content-Length": value}), 422)
+    error_of(served.post(route, data=body, headers={"Inference-Header-Content-Length": value}), 422)
 
 
 def test_422_for_pixels_that_need_too_much_memory(tmp_path):
@@ -186,10 +184,10 @@ def test_422_for_pixels_that_need_too_much_memory(tmp_path):
             assert served.post(infer_route(served), json=body).status_code == status
 
 
-def test_errors_under_v2_have_its_form(served):
+def test_errors_under_v2_have_its_form(served, route):
     for response, status in (
         (served.get("/v2/nowhere"), 404),
-        (served.get(infer_route(served)), 405),
+        (served.get(route), 405),
         (served.post("/v2/models//infer", json=tensor()), 404),
     ):
         assert "GET /v2, /v2/health/live" in error_of(response, status)
