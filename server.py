@@ -109,7 +109,7 @@ async def show_page_file(request: Request, name: str) -> HTTPResponse:
 @server.route("/healthcheck", **GET)
 async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's health check: 200 with what runs here while the model works, otherwise 503."""
-    request.app.ctx.lifecycle.require_healthy()
+    await request.app.ctx.lifecycle.require_healthy()
     return json({"state": "healthy"} | request.app.ctx.backend.status())
 
 

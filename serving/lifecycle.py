@@ -18,16 +18,15 @@ from serving.work_queue import WorkQueue
 
 DRAIN_DELAY_S = 0.5  # for clients to see a 503 and leave: closing a socket resets a request that is on its way
 BROWSABLE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # what to write for a HOST in a URL
-State = Enum("State", ["LOADING", "READY", "FAILING", "STOPPING"])
+State = Enum("State", ["LOADING", "READY", "STOPPING"])
 
 
 @dataclass
 class Lifecycle:
     """The server's state, and what moves it to the next; to be used in the event loop only.
 
-    LOADING → READY when the model has processed its warm-up image. READY → FAILING when a request was a 500 and the
-    model fails on that image too; FAILING → READY when it no longer does. Any → STOPPING at a signal, or if the model
-    cannot be loaded; that state is the last.
+    LOADING → READY when the model has processed its warm-up image. Any → STOPPING at a signal, or if the model cannot
+    be loaded; that state is the last.
     """
 
     server: Sanic
@@ -37,7 +36,7 @@ class Lifecycle:
     settings: ServerSettings
     state: State = State.LOADING
     deadline: float = 0.0  # when a server that is stopping gives up what is unfinished; monotonic seconds
-    check: asyncio.Task | None = None  # of the model
+    is_suspect: bool = False  # a request was a 500, and the model has not processed its warm-up image since
 
     @property
     def is_stopping(self) -> bool:
@@ -82,12 +81,9 @@ class Lifecycle:
                 self.stop()
             return
         MODEL.info({name: str(value) for name, value in self.backend.status().items()})
-        self._enter(State.READY)
-        logger.info("ready", extra={"fields": self.backend.status()})
-
-    def _enter(self, state: State) -> None:
         if not self.is_stopping:
-            self.state = state
+            self.state = State.READY
+        logger.info("ready", extra={"fields": self.backend.status()})
 
     def stop(self) -> None:
         """Stop when all work is done; called again, do not wait for it."""
@@ -113,26 +109,17 @@ class Lifecycle:
         if self.state is State.LOADING:
             raise Unavailable("the model is loading")
 
-    def require_healthy(self) -> None:
-        """Raise Unavailable also if a request is stuck or the model is failing; a failing model is checked again."""
+    async def require_healthy(self) -> None:
+        """Raise Unavailable also if a request is stuck, or one was a 500 and the model fails on its warm-up image."""
         self.require_ready()
         if self.queue.longest_running_s > self.settings.RESPONSE_TIMEOUT_S:
             raise Unavailable(f"a request has been running for {self.queue.longest_running_s:.0f} s")
-        if self.state is State.FAILING:
-            self.check_model()
-            raise Unavailable("the model fails on its own warm-up image")
-
-    def check_model(self) -> None:
-        """Find out, one check at a time, whether the model still works: a bug in one request need not be its fault."""
-        if self.state is not State.LOADING and (not self.check or self.check.done()):
-            self.check = asyncio.create_task(self._check_model())
-
-    async def _check_model(self) -> None:
-        try:
-            await self.queue.run(self.backend.warm_up)
-            self._enter(State.READY)
-        except Unavailable:
-            pass  # the queue is full: other requests are being processed, or will be found to be stuck
-        except Exception:  # any error of the execution provider
-            self._enter(State.FAILING)
-            logger.exception("the model fails on its warm-up image")
+        if self.is_suspect:
+            try:
+                await self.queue.run(self.backend.warm_up)
+            except Unavailable:
+                return  # the queue is full, which says nothing about the model
+            except Exception as error:  # any of the execution provider
+                logger.exception("the model fails on its warm-up image")
+                raise Unavailable("the model fails on its own warm-up image") from error
+            self.is_suspect = False

@@ -88,7 +88,7 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
     message = str(error)
     if status == 500:
         logger.error("failed", exc_info=error, extra={"fields": {"id": get_request_id(request)}})
-        request.app.ctx.lifecycle.check_model()
+        request.app.ctx.lifecycle.is_suspect = True
         message = "internal server error; see the server log"
     if status == 503:
         headers["Retry-After"] = "1"

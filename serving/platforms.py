@@ -31,7 +31,7 @@ async def ping(request: Request) -> HTTPResponse:
     lifecycle = request.app.ctx.lifecycle
     if lifecycle.state is State.LOADING:
         return HTTPResponse(status=204)
-    lifecycle.require_healthy()
+    await lifecycle.require_healthy()
     return json({"state": "healthy"})
 
 
@@ -71,7 +71,7 @@ async def live(request: Request) -> HTTPResponse:
 @routes.route("/v2/health/ready", **GET)
 async def ready(request: Request) -> HTTPResponse:
     """200 while the model works, otherwise 503."""
-    request.app.ctx.lifecycle.require_healthy()
+    await request.app.ctx.lifecycle.require_healthy()
     return json({"ready": True})
 
 
@@ -90,7 +90,7 @@ async def model_metadata(request: Request, name: str) -> HTTPResponse:
 @routes.route("/v2/models/<name>/versions/1/ready", name="version_ready", unquote=True, **GET)
 async def model_ready(request: Request, name: str) -> HTTPResponse:
     """200 while the model works, otherwise 503."""
-    request.app.ctx.lifecycle.require_healthy()
+    await request.app.ctx.lifecycle.require_healthy()
     require_model(request, name)
     return json({"name": name, "ready": True})
 

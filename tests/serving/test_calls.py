@@ -40,7 +40,7 @@ def test_releases_the_body_of_a_refused_request(kind):
         raise kind("why") from ValueError("the cause")
 
     async def test() -> None:
-        lifecycle = SimpleNamespace(require_ready=lambda: None, check_model=lambda: None, is_stopping=False)
+        lifecycle = SimpleNamespace(require_ready=lambda: None, is_stopping=False)
         ctx = SimpleNamespace(lifecycle=lifecycle, queue=WorkQueue(1, 0), bodies=Bodies())
         request = SimpleNamespace(app=SimpleNamespace(ctx=ctx), headers={}, ctx=SimpleNamespace(), method="POST")
         request.path, request.route = "/", None
