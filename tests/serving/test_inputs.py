@@ -41,7 +41,7 @@ def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
         (JSON, BODY, {}),
         ("Application/JSON; charset=utf-8", BODY, {}),
         ("", BODY, {}),
-        ("text/plain", json.dumps(BODY.decode()).encode(), {}),
+        ("text/plain", b" \n" + json.dumps(BODY.decode()).encode(), {}),
         (JSON, json.dumps({"image": TEXT, "top_k": 2, "probabilities": None}).encode(), {"probabilities": "true"}),
         (JSON, BODY, {"top_k": "7"}),
         ("image/png", IMAGE, {"top_k": "2", "probabilities": "true"}),

@@ -13,6 +13,7 @@ import requests
 from banana_dev import Client
 from banana_dev.client import ClientException
 
+from tests.clients import begin_call, status_of
 from tests.server_process import NEWT, TENCH, Served, is_ready, ready, serving, wait_until
 
 TENCH_BASE64 = base64.b64encode(TENCH.read_bytes()).decode()
@@ -211,6 +212,7 @@ def test_503_when_the_queue_is_full_while_health_is_good(tmp_path):
         refused = served.post(json={})
         assert "all threads are busy: try again" in error_of(refused, 503, "unavailable")
         assert refused.headers["Retry-After"] == "1"
+        assert status_of(begin_call(served, length=9)) == 503  # without waiting for the body
         (tmp_path / "release").touch()
     assert results == [200]
 
