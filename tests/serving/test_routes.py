@@ -197,6 +197,7 @@ def test_banana_client_retries_while_the_model_loads(tmp_path):
     with serving(tmp_path, stub=True) as served:
         assert "loading" in error_of(served.post(json={}), 503, "unavailable")
         assert served.post(json={}).headers["Retry-After"] == "1"
+        assert served.get("/_k/status").json()["gpu_available"] is False
         error_of(served.get("/healthcheck"), 503, "unavailable")
         with pytest.raises(ClientException):
             Client("", served.url, verbosity="").warmup()
