@@ -14,39 +14,16 @@ from tests.server_process import DEADLINE_S, ROOT, TENCH, Served, ready, serving
 
 KEY = "sesame-4711"
 ORIGIN = "https://page.example"
-ROUTES = {
-    "/": {"GET", "HEAD", "POST"},
-    "/healthcheck": {"GET", "HEAD"},
-    "/_k/warmup": {"GET", "HEAD", "POST"},
-    "/_k/status": {"GET", "HEAD"},
-    "/__status__": {"GET", "HEAD"},
-    "/metrics": {"GET", "HEAD"},
-    "/openapi.json": {"GET", "HEAD"},
-    "/ping": {"GET", "HEAD"},
-    "/invocations": {"POST"},
-    "/v2": {"GET", "HEAD"},
-    "/v2/health/live": {"GET", "HEAD"},
-    "/v2/health/ready": {"GET", "HEAD"},
-    "/v2/models/stub": {"GET", "HEAD"},
-    "/v2/models/stub/ready": {"GET", "HEAD"},
-    "/v2/models/stub/infer": {"POST"},
-    "/v2/models/stub/versions/1": {"GET", "HEAD"},
-    "/v2/models/stub/versions/1/ready": {"GET", "HEAD"},
-    "/v2/models/stub/versions/1/infer": {"POST"},
-}
+GET_ROUTES = (
+    "/healthcheck /_k/status /__status__ /metrics /openapi.json /ping /v2 /v2/health/live /v2/health/ready "
+    "/v2/models/stub /v2/models/stub/ready /v2/models/stub/versions/1 /v2/models/stub/versions/1/ready"
+)
+POST_ROUTES = ("/invocations", "/v2/models/stub/infer", "/v2/models/stub/versions/1/infer")
+ROUTES = {path: {"GET", "HEAD"} for path in GET_ROUTES.split()} | {path: {"POST"} for path in POST_ROUTES}
+ROUTES |= {path: {"GET", "HEAD", "POST"} for path in ("/", "/_k/warmup")}
 PUBLIC = {"/healthcheck", "/openapi.json", "/ping", "/v2/health/live", "/v2/health/ready"}
-EVERYWHERE = [
-    *ROUTES,
-    "/nowhere",
-    "/healthcheck/",
-    "//healthcheck",
-    "/healthcheck/..",
-    "/%68ealthcheck",
-    "/_k",
-    "/*",
-    "/v2/",
-    "/ping/",
-]
+ELSEWHERE = "/nowhere /healthcheck/ //healthcheck /healthcheck/.. /%68ealthcheck /_k /* /v2/ /ping/"
+EVERYWHERE = [*ROUTES, *ELSEWHERE.split()]
 SAFE_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -195,17 +172,8 @@ def test_returns_and_logs_the_request_id(keyed):
 @pytest.mark.parametrize(
     "given",
     [
-        b"",
-        b"a b",
-        b"x" * 1000,
-        b"\xc3\xa9",
-        b"\xff",
-        b"a\nSet-Cookie: x=1",
-        b"a\rb",
-        b"a\x00b",
-        b'a"b',
-        b"a=b",
-        b"\xd9\xa5",
+        *(b"", b"a b", b"x" * 1000, b"\xc3\xa9", b"\xff", b"\xd9\xa5"),
+        *(b"a\nSet-Cookie: x=1", b"a\rb", b"a\x00b", b'a"b', b"a=b"),
     ],
 )
 def test_replaces_an_invalid_request_id(keyed, name, given):

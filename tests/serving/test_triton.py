@@ -12,8 +12,6 @@ from tritonclient.utils import InferenceServerException
 from tests.server_process import Served
 from tests.serving.inferences import IMAGES, PIXELS, infer_route, tensor
 
-# -- Open Inference Protocol v2, with Triton's client ----------------------------------------------------------------
-
 
 @pytest.fixture(scope="module")
 def triton(served: Served) -> Iterator[InferenceServerClient]:
