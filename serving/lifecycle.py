@@ -77,8 +77,7 @@ class Lifecycle:
                 logger.error("%s", error)
             else:
                 logger.error("the model cannot be loaded", exc_info=error)
-            if not self.is_stopping:
-                self.stop()
+            self.stop()
             return
         MODEL.info({name: str(value) for name, value in self.backend.status().items()})
         if not self.is_stopping:
