@@ -17,7 +17,7 @@ from serving.metrics import MODEL
 from serving.work_queue import WorkQueue
 
 DRAIN_DELAY_S = 0.5  # for clients to see a 503 and leave: closing a socket resets a request that is on its way
-BROWSABLE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # what to write for a HOST in a URL
+BROWSABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address that a browser can open, by HOST
 State = Enum("State", ["LOADING", "READY", "STOPPING"])
 
 
@@ -55,7 +55,8 @@ class Lifecycle:
         host, port = self.settings.HOST, self.settings.PORT
         if not self.settings.BANANA_API_KEY and host not in ("127.0.0.1", "::1", "localhost"):
             logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
-        url = f"http://{BROWSABLE.get(host, host)}:{port}"
+        address = BROWSABLE.get(host, host)
+        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
         logger.info("listening", extra={"fields": {"url": url, "host": host, "port": port}})
 
     def _handle_signals(self) -> None:
