@@ -7,7 +7,7 @@ The path of a request that classifies an image, its limits, and the status of a 
 
 1. authenticate  the key, if BANANA_API_KEY is set: 401                                    serving/middleware.py
 2. ready         the model is loaded and the server is not stopping: 503                   serving/lifecycle.py
-3. body          MAX_BODY_MB: 413, REQUEST_TIMEOUT_S: 408, over four such bodies: 503   serving/bodies.py
+3. body          MAX_BODY_MB: 413, REQUEST_TIMEOUT_S: 408, over four such bodies: 503      serving/calls.py
 4. queue         MAX_QUEUE requests may wait for a thread: 503                             serving/work_queue.py
 5. inference     in that thread; invalid input: 422, a bug: 500                            app.py
 6. response      within RESPONSE_TIMEOUT_S: 503; then headers, metrics, a line of the log  serving/middleware.py
@@ -33,10 +33,11 @@ Serve classifier.onnx over HTTP. Settings are environment variables such as PORT
 
 def check_arguments(arguments: list[str]) -> None:
     """Print the usage and exit if there are arguments other than SageMaker's `serve`."""
+    if arguments in (["-h"], ["--help"]):
+        print(USAGE)
+        sys.exit()
     if arguments not in ([], ["serve"]):
-        is_help = arguments in (["-h"], ["--help"])
-        print(USAGE, file=sys.stdout if is_help else sys.stderr)
-        sys.exit(not is_help)
+        sys.exit(USAGE)
 
 
 def load(backend: Any) -> Future:
@@ -57,10 +58,9 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.response import file, json
 
 from serving import middleware, platforms
-from serving.bodies import BodyReader
-from serving.calls import Activity, run_inference
+from serving.calls import BodyReader, run_inference
 from serving.lifecycle import Lifecycle
-from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED
+from serving.platforms import GET
 from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
@@ -71,7 +71,6 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-GET: dict[str, Any] = platforms.GET | {"unquote": False}
 
 server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
@@ -110,7 +109,7 @@ async def show_page_file(request: Request, name: str) -> HTTPResponse:
 @server.route("/healthcheck", **GET)
 async def healthcheck(request: Request) -> HTTPResponse:
     """Banana's health check: 200 with what runs here while the model works, otherwise 503."""
-    request.app.ctx.lifecycle.require_healthy()
+    await request.app.ctx.lifecycle.require_healthy()
     return json({"state": "healthy"} | request.app.ctx.backend.status())
 
 
@@ -119,13 +118,6 @@ async def warmup(request: Request) -> HTTPResponse:
     """The route of banana_dev's Client.warmup(): 200 once the model is loaded, otherwise 503."""
     request.app.ctx.lifecycle.require_ready()
     return json({"warm": True})
-
-
-@server.route("/_k/status", **GET)  # type: ignore[arg-type]
-@server.route("/__status__", name="status_alias", **GET)
-async def status(request: Request) -> HTTPResponse:
-    """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
-    return json(request.app.ctx.activity.status())
 
 
 @server.route("/metrics", **GET)
@@ -144,13 +136,7 @@ async def openapi(request: Request) -> HTTPResponse:
 @server.after_server_start
 async def start_lifecycle(server: Sanic) -> None:
     """Handle signals, then wait for the model in the background; until it is loaded, requests get a 503."""
-    server.ctx.lifecycle.install_signal_handlers(server)
-    server.ctx.lifecycle.watch_model_load(server)  # second: a client that sees a healthy server may stop it at once
-    if not SETTINGS.BANANA_API_KEY and SETTINGS.HOST not in ("127.0.0.1", "::1", "localhost"):
-        logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(SETTINGS.HOST, SETTINGS.HOST)  # an address that a browser can open
-    url = f"http://[{host}]:{SETTINGS.PORT}" if ":" in host else f"http://{host}:{SETTINGS.PORT}"
-    logger.info("listening", extra={"fields": {"url": url, "host": SETTINGS.HOST, "port": SETTINGS.PORT}})
+    server.ctx.lifecycle.start()
 
 
 def main(backend: Any, loading: Future) -> None:
@@ -161,11 +147,8 @@ def main(backend: Any, loading: Future) -> None:
     ctx = server.ctx
     ctx.backend = backend
     ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
-    ctx.lifecycle = Lifecycle(backend, ctx.queue, loading, SETTINGS.SHUTDOWN_GRACE_S, SETTINGS.RESPONSE_TIMEOUT_S)
+    ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
     ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
-    ctx.activity = Activity(ctx.lifecycle, ctx.queue)
-    REQUESTS_IN_PROGRESS.set_function(lambda: ctx.queue.running)
-    REQUESTS_QUEUED.set_function(lambda: ctx.queue.queued)
     os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # on a terminal, a colored line that suggests --debug
     # Sanic logs a traceback for a KeyboardInterrupt; it replaces this handler when it serves.
     signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.excepthook(KeyboardInterrupt, None, None))

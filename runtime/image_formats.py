@@ -21,13 +21,15 @@ OTHERS = {
     rb"(\xef\xbb\xbf)?\s*+<(svg|[?!].{0,2000}<svg)": f"this is an SVG file; {SEND}",
     rb"\s*+%PDF-": f"this is a PDF file; {SEND}",
     rb"\0\0\x01\0": f"this is an ICO file; {SEND}",
-    rb"$": f"the image is empty; {SEND}",
-    rb"": f"not an image; {SEND}",
+    rb"\x1f\x8b": f"this is compressed with gzip; {SEND}",
+    rb"\Z": f"the image is empty; {SEND}",
 }
+KNOWN = re.compile(b"|".join([ACCEPTED.pattern, *OTHERS]), re.DOTALL)  # any file that `recognize` has a name for
 
 
 def recognize(data: bytes) -> str:
     """Return which of FORMATS a file is. Raises InvalidInput, which says what it is instead."""
     if found := ACCEPTED.match(data):
         return FORMATS[found.groups().index(found[0])]
-    raise InvalidInput(next(reason for pattern, reason in OTHERS.items() if re.match(pattern, data, re.DOTALL)))
+    reasons = (reason for pattern, reason in OTHERS.items() if re.match(pattern, data, re.DOTALL))
+    raise InvalidInput(next(reasons, f"not an image; {SEND}"))

@@ -1,77 +1,103 @@
 """What a request that classifies passes through, on whichever route it arrives: readiness, body, queue."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from time import monotonic
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
 
 from sanic import HTTPResponse, Request
+from sanic.exceptions import PayloadTooLarge, RequestTimeout
 from sanic.response import json
 
-from runtime.errors import InvalidInput
-from serving.bodies import large_body_lock
-from serving.inputs import COMPRESSED, parse_inputs
-from serving.lifecycle import Lifecycle, State
-from serving.work_queue import WorkQueue
+from runtime.errors import InvalidInput, Unavailable, release_frames
+from serving.inputs import parse_inputs
 
+BODIES_IN_MEMORY = 4  # of the largest size, over all connections; what is made of a body is up to twice as large
+LARGE_BYTES = 1_000_000
+Decoded = tuple[dict, Callable[[dict], HTTPResponse]]  # the backend's inputs, and what makes a response of its answer
 
-@dataclass
-class Activity:
-    """Counts the requests that `handle` processes, for Potassium's status."""
-
-    lifecycle: Lifecycle
-    queue: WorkQueue
-    processed: int = 0
-    last_change: float = field(default_factory=monotonic)  # when a request last began or ended
-
-    def status(self) -> dict:
-        """Return the status: whether a request would start at once, how many were processed, ms of idleness or work."""
-        since_ms = int((monotonic() - self.last_change) * 1e3)
-        is_busy = self.queue.pending > 0
-        return {
-            "gpu_available": self.lifecycle.state is State.READY and self.queue.pending < self.queue.threads,
-            "sequence_number": self.processed,
-            "idle_time": 0 if is_busy else since_ms,
-            "inference_time": since_ms if is_busy else 0,
-        }
+# Large bodies are decoded one at a time, because that may need four times their bytes. It takes no longer: only one
+# thread at a time can decode (the GIL).
+_large_body = threading.Lock()
 
 
 async def run_inference(request: Request) -> HTTPResponse:
     """Classify the image in the body: JSON, the bytes of an image file, or a form with the field `image`."""
 
-    def work(body: bytes) -> tuple[dict, HTTPResponse]:
-        with large_body_lock(body):
-            inputs = parse_inputs(request.headers.get("content-type", ""), body, request.args)
-        answer = request.app.ctx.backend.inference(inputs)
-        return answer, json(answer)
+    def decode(body: bytes) -> Decoded:
+        return parse_inputs(request.headers.get("content-type", ""), body, request.args), json
 
-    return await handle(request, work)
+    return await handle(request, decode)
 
 
-async def handle(request: Request, work: Callable[[bytes], tuple[dict, HTTPResponse]]) -> HTTPResponse:
-    """Read the request's body, run `work` on it in a thread, and return the response that `work` makes.
+async def handle(request: Request, decode: Callable[[bytes], Decoded]) -> HTTPResponse:
+    """Read the request's body, have a thread run the backend on what `decode` returns for it, and return the response.
 
-    The other thing that `work` returns, the backend's answer, is kept in `request.ctx` for the log. Raises what
-    `BodyReader.read` raises, Unavailable, or what `work` raises.
+    The backend's answer is kept in `request.ctx` for the log. Raises what `BodyReader.read` raises, Unavailable, or
+    what `decode` or the backend raises.
     """
-
-    def start(body: bytes) -> tuple[dict, HTTPResponse]:
-        request.ctx.is_queued = False
-        return work(body)
-
     ctx = request.app.ctx
+
+    def work(body: bytes) -> tuple[dict, HTTPResponse]:
+        request.ctx.is_queued = False
+        with _large_body if len(body) > LARGE_BYTES else nullcontext():
+            try:
+                inputs, encode = decode(body)
+            except Exception as error:
+                release_frames(error)  # before the next body's turn
+                raise
+        answer = ctx.backend.inference(inputs)
+        return answer, encode(answer)
+
     ctx.lifecycle.require_ready()
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidInput(COMPRESSED)
+        raise InvalidInput("the request is compressed: send it uncompressed")
     ctx.queue.require_room()  # before the body is read
-    body = await ctx.bodies.read(request)
-    try:
+    async with ctx.bodies.read(request) as body:
         ctx.lifecycle.require_ready()  # the server may have been stopped while the body arrived
-        ctx.activity.last_change = monotonic()
         # Until a thread starts on it; see DeadlineProtocol.eof_received.
         request.ctx.is_queued = ctx.queue.pending >= ctx.queue.threads
-        (request.ctx.answer, response), request.ctx.queued_s = await ctx.queue.run(start, body)
-        return response
-    finally:
-        ctx.bodies.release(body)
-        ctx.activity.processed += 1
-        ctx.activity.last_change = monotonic()
+        (request.ctx.answer, response), request.ctx.queued_s = await ctx.queue.run(work, body)
+    return response
+
+
+@dataclass
+class BodyReader:
+    """Reads bodies in bounded time and memory: BODIES_IN_MEMORY times the limit, over all connections."""
+
+    limit: int  # bytes of a body
+    timeout_s: float
+    held: int = 0  # bytes, over all connections
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Give the body, which counts as held as long as the context lasts.
+
+        Raises PayloadTooLarge (before reading, if the header gives the length), RequestTimeout, or Unavailable if the
+        bodies of all connections are too large together.
+        """
+        self._check(request.stream.request_bytes)  # type: ignore[attr-defined]
+        body: bytes | bytearray = bytearray()  # a list of chunks would take many times the memory if they are tiny
+        try:
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    async for chunk in request.stream:  # type: ignore[attr-defined]
+                        body += chunk
+                        self.held += len(chunk)
+                        self._check(len(body))
+            except TimeoutError as error:
+                raise RequestTimeout(f"the body did not arrive within {self.timeout_s} s: send it again") from error
+            if not request.transport.is_closing():
+                # Sanic may have paused the connection, and would not notice that the client disconnects.
+                request.transport.resume_reading()  # type: ignore[attr-defined]
+            body = bytes(body)
+            yield body
+        finally:
+            self.held -= len(body)
+
+    def _check(self, size: int) -> None:
+        if size > self.limit:
+            raise PayloadTooLarge(f"the body is over {self.limit // 1_000_000} MB: send a smaller image")
+        if self.held > self.limit * BODIES_IN_MEMORY:
+            raise Unavailable("too many large requests are arriving")

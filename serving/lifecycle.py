@@ -5,40 +5,38 @@ import signal
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from time import monotonic
 from typing import Any
 
 from sanic import Sanic
 
 from runtime.errors import BackendUnavailable, InvalidModel, Unavailable
+from runtime.settings import ServerSettings
 from serving.log import logger
 from serving.metrics import MODEL
 from serving.work_queue import WorkQueue
 
 DRAIN_DELAY_S = 0.5  # for clients to see a 503 and leave: closing a socket resets a request that is on its way
-POLL_S = 0.02
-State = Enum("State", ["LOADING", "READY", "FAILING", "STOPPING"])
+BROWSABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address that a browser can open, by HOST
+State = Enum("State", ["LOADING", "READY", "STOPPING"])
 
 
 @dataclass
 class Lifecycle:
     """The server's state, and what moves it to the next; to be used in the event loop only.
 
-    LOADING → READY when the model has processed its warm-up image. READY → FAILING when a request was a 500 and the
-    model fails on that image too; FAILING → READY when it no longer does. Any → STOPPING at a signal, or if the model
-    cannot be loaded; that state is the last.
+    LOADING → READY when the model has processed its warm-up image. Any → STOPPING at a signal, or if the model cannot
+    be loaded; that state is the last.
     """
 
+    server: Sanic
     backend: Any  # see server.main
     queue: WorkQueue
     loading: Future  # of the model
-    grace_s: float  # for work to finish once the server is stopping
-    stuck_s: float  # of running, after which a request is regarded as stuck
+    settings: ServerSettings
     state: State = State.LOADING
     deadline: float = 0.0  # when a server that is stopping gives up what is unfinished; monotonic seconds
-    check: asyncio.Task | None = None  # of the model; this and the next are kept, as the event loop does not keep tasks
-    drain: asyncio.Task | None = None
+    is_suspect: bool = False  # a request was a 500, and the model has not processed its warm-up image since
 
     @property
     def is_stopping(self) -> bool:
@@ -50,34 +48,23 @@ class Lifecycle:
         """The number of pieces of work that are not done, including loading the model."""
         return self.queue.pending + (not self.loading.done())
 
-    def watch_model_load(self, server: Sanic) -> None:
-        """Be ready when the model is loaded; stop the server if it cannot be."""
-        asyncio.wrap_future(self.loading).add_done_callback(partial(self._on_loaded, server))
+    def start(self) -> None:
+        """Handle signals, and wait for the model in the background. Sanic ignores signals until it has started."""
+        self._handle_signals()
+        asyncio.wrap_future(self.loading).add_done_callback(self._on_loaded)
+        host, port = self.settings.HOST, self.settings.PORT
+        if not self.settings.BANANA_API_KEY and host not in ("127.0.0.1", "::1", "localhost"):
+            logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
+        address = BROWSABLE.get(host, host)
+        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        logger.info("listening", extra={"fields": {"url": url, "host": host, "port": port}})
 
-    def _on_loaded(self, server: Sanic, loaded: asyncio.Future) -> None:
-        if error := loaded.exception():
-            if isinstance(error, InvalidModel | BackendUnavailable):
-                logger.error("%s", error)
-            else:
-                logger.error("the model cannot be loaded", exc_info=error)
-            if not self.is_stopping:
-                self.stop(server)
-            return
-        MODEL.info({name: str(value) for name, value in self.backend.status().items()})
-        self._enter(State.READY)
-        logger.info("ready", extra={"fields": self.backend.status()})
-
-    def _enter(self, state: State) -> None:
-        if not self.is_stopping:
-            self.state = state
-
-    def install_signal_handlers(self, server: Sanic) -> None:
-        """Stop on SIGTERM, SIGHUP and Ctrl-C. Call this after Sanic has started: until then it ignores them."""
+    def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
 
         def on_signal(*_: Any) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(self.stop, server)
+                loop.call_soon_threadsafe(self.stop)
 
         # Not loop.add_signal_handler: uvloop loses a signal between two of its runs, and Sanic begins the second now.
         signal.signal(signal.SIGTERM, on_signal)
@@ -85,22 +72,35 @@ class Lifecycle:
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(signal.SIGHUP, on_signal)
 
-    def stop(self, server: Sanic) -> None:
+    def _on_loaded(self, loaded: asyncio.Future) -> None:
+        if error := loaded.exception():
+            if isinstance(error, InvalidModel | BackendUnavailable):
+                logger.error("%s", error)
+            else:
+                logger.error("the model cannot be loaded", exc_info=error)
+            self.stop()
+            return
+        MODEL.info({name: str(value) for name, value in self.backend.status().items()})
+        if not self.is_stopping:
+            self.state = State.READY
+        logger.info("ready", extra={"fields": self.backend.status()})
+
+    def stop(self) -> None:
         """Stop when all work is done; called again, do not wait for it."""
         logger.info("stopping", extra={"fields": {"pending": self.unfinished}})
-        self.deadline = monotonic() + (0 if self.is_stopping else self.grace_s)
+        self.deadline = monotonic() + (0 if self.is_stopping else self.settings.SHUTDOWN_GRACE_S)
         if not self.is_stopping:
             self.state = State.STOPPING
-            self.drain = asyncio.create_task(self._stop_when_drained(server))
+            self.server.add_task(self._stop_when_drained(), name="drain")
 
-    async def _stop_when_drained(self, server: Sanic) -> None:
+    async def _stop_when_drained(self) -> None:
         # Sanic loses a stop that comes before it serves; from then on the port answers 503.
-        while not server.state.is_running or (self.unfinished and monotonic() < self.deadline):
-            await asyncio.sleep(POLL_S)
+        while not self.server.state.is_running or (self.unfinished and monotonic() < self.deadline):
+            await asyncio.sleep(0.02)
         await asyncio.sleep(DRAIN_DELAY_S)
         # For requests that are still arriving.
-        server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())
-        server.stop()
+        self.server.config.GRACEFUL_SHUTDOWN_TIMEOUT = max(0.0, self.deadline - monotonic())
+        self.server.stop()
 
     def require_ready(self) -> None:
         """Raise Unavailable unless requests are processed: while the model loads, and when the server is stopping."""
@@ -109,26 +109,17 @@ class Lifecycle:
         if self.state is State.LOADING:
             raise Unavailable("the model is loading")
 
-    def require_healthy(self) -> None:
-        """Raise Unavailable also if a request is stuck or the model is failing; a failing model is checked again."""
+    async def require_healthy(self) -> None:
+        """Raise Unavailable also if a request is stuck, or one was a 500 and the model fails on its warm-up image."""
         self.require_ready()
-        if self.queue.longest_running_s > self.stuck_s:
+        if self.queue.longest_running_s > self.settings.RESPONSE_TIMEOUT_S:
             raise Unavailable(f"a request has been running for {self.queue.longest_running_s:.0f} s")
-        if self.state is State.FAILING:
-            self.check_model()
-            raise Unavailable("the model fails on its own warm-up image")
-
-    def check_model(self) -> None:
-        """Find out, one check at a time, whether the model still works: a bug in one request need not be its fault."""
-        if self.state is not State.LOADING and (not self.check or self.check.done()):
-            self.check = asyncio.create_task(self._check_model())
-
-    async def _check_model(self) -> None:
-        try:
-            await self.queue.run(self.backend.warm_up)
-            self._enter(State.READY)
-        except Unavailable:
-            pass  # the queue is full: other requests are being processed, or will be found to be stuck
-        except Exception:  # any error of the execution provider
-            self._enter(State.FAILING)
-            logger.exception("the model fails on its warm-up image")
+        if self.is_suspect:
+            try:
+                await self.queue.run(self.backend.warm_up)
+            except Unavailable:
+                return  # the queue is full, which says nothing about the model
+            except Exception as error:  # any of the execution provider
+                logger.exception("the model fails on its warm-up image")
+                raise Unavailable("the model fails on its own warm-up image") from error
+            self.is_suspect = False

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import re
+from http import HTTPStatus
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
@@ -12,20 +13,12 @@ from runtime.errors import InvalidInput, Unavailable, release_frames
 from runtime.settings import ServerSettings
 from serving import platforms
 from serving.log import logger
-from serving.metrics import get_request_id, record
+from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED, get_request_id, record
 
 # No error is a 400, which Banana's client reads as "over quota" and retries for minutes. 499 is for the log only.
 STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}
-ERROR_TYPES = {
-    401: "unauthorized",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "timeout",
-    413: "too_large",
-    422: "invalid_input",
-    500: "internal_error",
-    503: "unavailable",
-}
+# The `type` of an error; that of any other status is its name, such as "not_found".
+TYPES = {408: "timeout", 413: "too_large", 422: "invalid_input", 499: "gone", 500: "internal_error", 503: "unavailable"}
 HEADERS = {  # of every response
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -54,6 +47,8 @@ def install(server: Sanic, settings: ServerSettings) -> None:
         server.on_request(function)
     server.exception(Exception, RequestCancelled)(respond_to_error)  # type: ignore[arg-type]
     server.on_response(add_headers_and_record)
+    REQUESTS_IN_PROGRESS.set_function(lambda: server.ctx.queue.running)
+    REQUESTS_QUEUED.set_function(lambda: server.ctx.queue.pending - server.ctx.queue.running)
 
 
 async def yield_to_event_loop(request: Request) -> None:
@@ -93,7 +88,7 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
     message = str(error)
     if status == 500:
         logger.error("failed", exc_info=error, extra={"fields": {"id": get_request_id(request)}})
-        request.app.ctx.lifecycle.check_model()
+        request.app.ctx.lifecycle.is_suspect = True
         message = "internal server error; see the server log"
     if status == 503:
         headers["Retry-After"] = "1"
@@ -105,7 +100,8 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
         request.stream.keep_alive = False
     release_frames(error)  # now that it is logged, and before a client takes its time to read the response
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are not text
-    body = {"error": message if is_v2 else {"type": ERROR_TYPES.get(status, "error"), "message": message}}
+    kind = TYPES.get(status) or HTTPStatus(status).name.lower()
+    body = {"error": message if is_v2 else {"type": kind, "message": message}}
     return json(body, status, headers)
 
 

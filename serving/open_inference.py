@@ -1,31 +1,28 @@
 """The Open Inference Protocol v2 for one classifier: from requests to inputs, and from results to responses.
 
-With the extensions for binary tensors and classification. Does not deal with HTTP; the routes are in platforms.py.
+With the extensions for binary tensors and classification. The routes are in platforms.py.
 """
 
 import re
-import struct
-from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+from sanic import HTTPResponse
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
-from serving.bounded_lists import decode_list
-from serving.inputs import MAX_TEXTS, NULL
+from serving.calls import Decoded
+from serving.inputs import NULL, decode_list
 
-INPUT = "image"  # the tensors' names in classifier.onnx
-OUTPUT = "probabilities"
-LENGTH = struct.Struct("<I")  # of an element's length, which precedes it
-MAX_LIST = 8  # of inputs, outputs or dimensions
+JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
+EXPECTED = 'expected input "image", UINT8 [images, height, width, 3] or BYTES [images], and output "probabilities"'
+MISMATCH = "the data must have the size and the nesting of its shape, and pixels must be integers from 0 to 255"
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers decoded at a time: no other thread runs meanwhile
-
 DIGITS, JSON_BLANKS = b"0123456789", b" \t\r\n"
-MISMATCH = "the data does not have the size or the nesting of its shape"
-NOT_WHOLE = "pixels must be integers from 0 to 255"
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class _Parameters(msgspec.Struct):
@@ -33,30 +30,27 @@ class _Parameters(msgspec.Struct):
 
     binary_data_size: int | None = None
     binary_data: bool | None = None
-    classification: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    classification: Positive | None = None
     binary_data_output: bool | None = None
 
 
-class _Tensor(msgspec.Struct):
-    name: str
-    datatype: str
+class _Input(msgspec.Struct):
+    name: Literal["image"]
+    datatype: Literal["UINT8", "BYTES"]
     shape: msgspec.Raw
     data: msgspec.Raw = NULL  # if it follows the JSON
     parameters: _Parameters | None = None
 
 
 class _Output(msgspec.Struct):
-    name: str | None = None
+    name: Literal["probabilities"] | None = None
     parameters: _Parameters | None = None
 
 
 class _Request(msgspec.Struct):
-    """The fields of a request that are read; others are skipped without being built in memory.
+    """The fields of a request that are read; others are skipped without being built in memory."""
 
-    The lists are decoded afterwards, and so only once even if a field occurs a million times.
-    """
-
-    inputs: msgspec.Raw
+    inputs: tuple[_Input]
     outputs: msgspec.Raw = NULL
     id: str | None = None
     parameters: _Parameters | None = None
@@ -66,85 +60,68 @@ _decode = msgspec.json.Decoder(_Request).decode
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
-@dataclass(frozen=True)
-class Inference:
-    """A request: its images as `inference` accepts them, and the form of the response."""
-
-    images: list[np.ndarray] | list[bytes]
-    classes: int | None  # the number of classes to name, instead of all probabilities
-    binary: bool  # whether the output follows the JSON
-    id: str | None
-
-
-def decode_request(body: bytes, json_length: str, max_images: int) -> Inference:
-    """Return the request in a body, of which `json_length` bytes are JSON. Raises InvalidInput."""
+def decode_request(body: bytes, json_length: str, max_images: int, fields: dict) -> Decoded:
+    """Decode a body of which `json_length` bytes are JSON. `fields` begin the response. Raises InvalidInput."""
     if not re.fullmatch("[0-9]{1,19}", json_length) or int(json_length) > len(body):
-        raise InvalidInput("Inference-Header-Content-Length must be the length of the JSON that the body begins with")
+        raise InvalidInput(f"{JSON_LENGTH} must be the length of the JSON that the body begins with")
     view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
-        inputs = decode_list(request.inputs, MAX_LIST, _Tensor)
-        outputs = [] if request.outputs == NULL else decode_list(request.outputs, MAX_LIST, _Output)
-        if [tensor.name for tensor in inputs] != [INPUT]:
-            raise InvalidInput(f'expected one input, with the name "{INPUT}"')
-        if [output.name for output in outputs] not in ([], [OUTPUT], [None]):
-            raise InvalidInput(f'expected one output, with the name "{OUTPUT}"')
-        images = _images(inputs[0], view[end:], max_images)
+        outputs = decode_list(request.outputs, Annotated[list[_Output], msgspec.Meta(max_length=1)] | None)
+        images = _images(request.inputs[0], view[end:], max_images)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"not the JSON of an inference request: {error}") from error
+        raise InvalidInput(f"not an inference request ({error}): {EXPECTED}") from error
     wanted = (outputs[0].parameters if outputs else None) or _Parameters()
     default = (request.parameters or _Parameters()).binary_data_output
-    binary = default if wanted.binary_data is None else wanted.binary_data
-    return Inference(images, wanted.classification, bool(binary), request.id)
+    is_binary = bool(default if wanted.binary_data is None else wanted.binary_data)
+    if request.id is not None:
+        fields = fields | {"id": request.id}
+    inputs = {"images": images, "probabilities": not wanted.classification, "top_k": wanted.classification or 1}
+    return inputs, partial(_encode, fields, bool(wanted.classification), is_binary)
 
 
-def encode_response(inference: Inference, model: dict, results: list[dict]) -> tuple[bytes, bytes]:
-    """Return the response's JSON and the binary data that follows it. `model` has the fields that name the model."""
+def _encode(fields: dict, names_classes: bool, is_binary: bool, answer: dict) -> HTTPResponse:
+    """Return the response: the classes as texts, or all probabilities, in the JSON or as binary data after it."""
+    results = answer["results"]
     data: list[Any]
-    if inference.classes:
+    if names_classes:
         data = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
-        datatype, binary = "BYTES", b"".join(LENGTH.pack(len(text)) + text for text in map(str.encode, data))
+        datatype, binary = "BYTES", b"".join(len(text).to_bytes(4, "little") + text for text in map(str.encode, data))
     else:
         data = [probability for result in results for probability in result["probabilities"]]
-        datatype, binary = "FP32", struct.pack(f"<{len(data)}f", *data)
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": datatype, "shape": [len(results), len(data) // len(results)]}
-    response = model | {"outputs": [output]} | ({} if inference.id is None else {"id": inference.id})
-    if inference.binary:
-        output["parameters"] = {"binary_data_size": len(binary)}
-    else:
-        output["data"], binary = data, b""
-    return msgspec.json.encode(response), binary
+        datatype, binary = "FP32", np.array(data, "<f4").tobytes()
+    form = {"parameters": {"binary_data_size": len(binary)}} if is_binary else {"data": data}
+    shape = [len(results), len(data) // len(results)]
+    output = {"name": "probabilities", "datatype": datatype, "shape": shape} | form
+    text = msgspec.json.encode(fields | {"outputs": [output]})
+    if is_binary:
+        return HTTPResponse(text + binary, 200, {JSON_LENGTH: str(len(text))}, "application/octet-stream")
+    return HTTPResponse(text, content_type="application/json")
 
 
-def _images(tensor: _Tensor, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
-    try:
-        shape = decode_list(tensor.shape, MAX_LIST, int)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f'not a "shape": {error}') from error
-    fits = {"UINT8": len(shape) == 4 and shape[3] == 3, "BYTES": len(shape) == 1 or shape[1:] == [1]}
-    if not fits.get(tensor.datatype) or min(shape) < 1:
-        raise InvalidInput("expected pixels, UINT8 [images, height, width, 3], or image files, BYTES [images]")
+def _images(tensor: _Input, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
+    shape = decode_list(tensor.shape, list[Positive])
+    is_pixels = tensor.datatype == "UINT8"
+    fits = shape[3:] == [3] if is_pixels else len(shape) == 1 or shape[1:] == [1]
+    if not fits:
+        raise InvalidInput(f"not a shape for {tensor.datatype}: {EXPECTED}")
     if shape[0] > max_images:
         raise InvalidInput(f"too many images; the limit is {max_images} per request")
     size = (tensor.parameters or _Parameters()).binary_data_size
     in_json = tensor.data != NULL
     if in_json == (size is not None) or len(binary) != (size or 0):
         raise InvalidInput('expected either "data", or "binary_data_size" bytes of binary data after the JSON')
-    if tensor.datatype == "UINT8":
+    if is_pixels:
         pixels = _pixels(bytes(tensor.data), shape) if in_json else binary
         if len(pixels) != prod(shape):
             raise InvalidInput(MISMATCH)
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
-    files: list[Any] = _texts(tensor.data) if in_json else _unpack(binary, shape[0])  # base64, or bytes
-    if len(files) != shape[0]:
+    if not in_json:
+        return _unpack(binary, shape[0])
+    texts = decode_list(tensor.data, list[str | tuple[str]])
+    if len(texts) != shape[0]:
         raise InvalidInput(MISMATCH)
-    return [decode_base64(file) for file in files] if in_json else files
-
-
-def _texts(data: msgspec.Raw) -> list[str]:
-    """Return the texts in a list, or in lists of one text each, as the shape [images, 1] is nested."""
-    texts = decode_list(data, MAX_TEXTS, str | tuple[str])
-    return [text if isinstance(text, str) else text[0] for text in texts]
+    return [decode_base64(text if isinstance(text, str) else text[0]) for text in texts]
 
 
 def _pixels(data: bytes, shape: list[int]) -> bytearray:
@@ -154,16 +131,11 @@ def _pixels(data: bytes, shape: list[int]) -> bytearray:
     between them decoded in pieces.
     """
     text = data.translate(None, JSON_BLANKS)
-    if text[:1] == b"[" and text.translate(None, DIGITS + b"[],"):
-        raise InvalidInput(NOT_WHOLE)
     if prod(shape) > len(text) or text.translate(None, DIGITS) not in (_brackets(shape), _brackets([prod(shape)])):
         raise InvalidInput(MISMATCH)
     pixels = bytearray()
-    try:
-        for numbers in PIECE.finditer(text.translate(None, b"[]")):
-            pixels += bytes(_decode_numbers(b"[%b]" % numbers[0]))
-    except msgspec.ValidationError as error:
-        raise InvalidInput(NOT_WHOLE) from error
+    for numbers in PIECE.finditer(text.translate(None, b"[]")):
+        pixels += bytes(_decode_numbers(b"[%b]" % numbers[0]))
     return pixels
 
 
@@ -176,12 +148,12 @@ def _brackets(shape: list[int]) -> bytes:
 
 
 def _unpack(binary: memoryview, count: int) -> list[bytes]:
-    elements: list[bytes] = []
-    end = 0
-    while end + LENGTH.size <= len(binary) and len(elements) < count:
-        start = end + LENGTH.size
-        end = start + LENGTH.unpack_from(binary, end)[0]
-        elements.append(bytes(binary[start:end]))
+    """Return the files in binary data, in which each follows its length of four bytes."""
+    files, end = [], 0
+    for _ in range(count):
+        start = end + 4
+        end = start + int.from_bytes(binary[end:start], "little")
+        files.append(bytes(binary[start:end]))
     if end != len(binary):
-        raise InvalidInput("an element does not have the length that precedes it")
-    return elements
+        raise InvalidInput(f"the binary data must be {count} files, each after its length of four bytes")
+    return files

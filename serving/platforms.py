@@ -1,7 +1,11 @@
-"""The routes of platforms other than Banana, with the same backend, queue and limits.
+"""The routes of other platforms, with the same backend, queue and limits.
 
-SageMaker and RunPod use /ping; KServe and the clients of Triton and MLServer the Open Inference Protocol v2.
+Banana's Potassium has a status, SageMaker and RunPod use /ping; KServe and the clients of Triton and MLServer use the
+Open Inference Protocol v2.
 """
+
+from time import monotonic
+from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import NotFound
@@ -9,17 +13,14 @@ from sanic.response import json
 
 from runtime.settings import ModelSettings, read
 from serving import open_inference
-from serving.bodies import large_body_lock
-from serving.calls import handle, run_inference
+from serving.calls import Decoded, handle, run_inference
 from serving.lifecycle import State
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST .../infer"
 # With error_format, Sanic does not search the source of each route for one when it starts.
-GET = {"methods": ["GET", "HEAD"], "ignore_body": True, "unquote": True, "error_format": "json"}
+GET: dict[str, Any] = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
-VERSION = "1"  # of the model; there is only one
-JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
 
 routes = Blueprint("platforms")
 
@@ -30,8 +31,21 @@ async def ping(request: Request) -> HTTPResponse:
     lifecycle = request.app.ctx.lifecycle
     if lifecycle.state is State.LOADING:
         return HTTPResponse(status=204)
-    lifecycle.require_healthy()
+    await lifecycle.require_healthy()
     return json({"state": "healthy"})
+
+
+@routes.route("/_k/status", **GET)
+@routes.route("/__status__", name="status_alias", **GET)
+async def status(request: Request) -> HTTPResponse:
+    """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
+    queue = request.app.ctx.queue
+    is_ready = request.app.ctx.lifecycle.state is State.READY
+    since_ms = int((monotonic() - queue.last_change) * 1e3)
+    idle_ms, working_ms = (0, since_ms) if queue.pending else (since_ms, 0)
+    is_free = is_ready and queue.pending < queue.threads
+    fields = {"gpu_available": is_free, "sequence_number": queue.finished}
+    return json(fields | {"idle_time": idle_ms, "inference_time": working_ms})
 
 
 @routes.post("/invocations", stream=True)
@@ -57,63 +71,48 @@ async def live(request: Request) -> HTTPResponse:
 @routes.route("/v2/health/ready", **GET)
 async def ready(request: Request) -> HTTPResponse:
     """200 while the model works, otherwise 503."""
-    request.app.ctx.lifecycle.require_healthy()
+    await request.app.ctx.lifecycle.require_healthy()
     return json({"ready": True})
 
 
-@routes.route("/v2/models/<name>", **GET)
-@routes.route("/v2/models/<name>/versions/<version>", name="version_metadata", **GET)
-async def model_metadata(request: Request, name: str, version: str | None = None) -> HTTPResponse:
+@routes.route("/v2/models/<name>", unquote=True, **GET)
+@routes.route("/v2/models/<name>/versions/1", name="version_metadata", unquote=True, **GET)
+async def model_metadata(request: Request, name: str) -> HTTPResponse:
     """The model's tensors. The protocol cannot express that the input may also be image files."""
-    model = require_model(request, name, version)
-    return json(
-        {
-            "name": name,
-            "versions": [VERSION],
-            "platform": "onnxruntime_onnx",
-            "inputs": [{"name": open_inference.INPUT, "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
-            "outputs": [{"name": open_inference.OUTPUT, "datatype": "FP32", "shape": [-1, model["classes"]]}],
-        }
-    )
+    model = require_model(request, name)
+    inputs = [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
+    outputs = [{"name": "probabilities", "datatype": "FP32", "shape": [-1, model["classes"]]}]
+    fields = {"name": name, "versions": ["1"], "platform": "onnxruntime_onnx"}
+    return json(fields | {"inputs": inputs, "outputs": outputs})
 
 
-@routes.route("/v2/models/<name>/ready", **GET)
-@routes.route("/v2/models/<name>/versions/<version>/ready", name="version_ready", **GET)
-async def model_ready(request: Request, name: str, version: str | None = None) -> HTTPResponse:
+@routes.route("/v2/models/<name>/ready", unquote=True, **GET)
+@routes.route("/v2/models/<name>/versions/1/ready", name="version_ready", unquote=True, **GET)
+async def model_ready(request: Request, name: str) -> HTTPResponse:
     """200 while the model works, otherwise 503."""
-    request.app.ctx.lifecycle.require_healthy()
-    require_model(request, name, version)
+    await request.app.ctx.lifecycle.require_healthy()
+    require_model(request, name)
     return json({"name": name, "ready": True})
 
 
 @routes.post("/v2/models/<name>/infer", stream=True, unquote=True)
-@routes.post("/v2/models/<name>/versions/<version>/infer", name="version_infer", stream=True, unquote=True)
-async def infer(request: Request, name: str, version: str | None = None) -> HTTPResponse:
+@routes.post("/v2/models/<name>/versions/1/infer", name="version_infer", stream=True, unquote=True)
+async def infer(request: Request, name: str) -> HTTPResponse:
     """Classify pixels or image files."""
-    require_model(request, name, version)
-    model = {"model_name": name} | ({"model_version": version} if version else {})
+    require_model(request, name)
 
-    def work(body: bytes) -> tuple[dict, HTTPResponse]:
-        with large_body_lock(body):
-            json_length = request.headers.get(JSON_LENGTH, str(len(body)))
-            inference = open_inference.decode_request(body, json_length, MAX_IMAGES)
-        inputs = {"images": inference.images, "probabilities": not inference.classes, "top_k": inference.classes or 1}
-        answer = request.app.ctx.backend.inference(inputs)
-        text, binary = open_inference.encode_response(inference, model, answer["results"])
-        if not inference.binary:
-            return answer, HTTPResponse(text, content_type="application/json")
-        return answer, HTTPResponse(text + binary, 200, {JSON_LENGTH: str(len(text))}, "application/octet-stream")
+    def decode(body: bytes) -> Decoded:
+        json_length = request.headers.get(open_inference.JSON_LENGTH, str(len(body)))
+        model = {"model_name": name, "model_version": "1"}
+        return open_inference.decode_request(body, json_length, MAX_IMAGES, model)
 
-    return await handle(request, work)
+    return await handle(request, decode)
 
 
-def require_model(request: Request, name: str, version: str | None) -> dict:
-    """Return the backend's status. Raises NotFound if this is not its model and version, or Unavailable."""
+def require_model(request: Request, name: str) -> dict:
+    """Return the backend's status. Raises NotFound if this is not its model, or Unavailable."""
     request.app.ctx.lifecycle.require_ready()
     status = request.app.ctx.backend.status()
-    model = status["model"]
-    if name != model:
-        raise NotFound(f"unknown model; this server serves {model}")
-    if version not in (None, VERSION):
-        raise NotFound(f"unknown version; the version of {model} is {VERSION}")
+    if name != status["model"]:
+        raise NotFound(f"unknown model; this server serves {status['model']}")
     return status

@@ -1,13 +1,13 @@
 """Corrections of Sanic's HTTP/1.1, each for a fault seen in Sanic 25.12.1.
 
-The tests named above them are in tests/serving. If one passes without its correction, Sanic has mended the fault.
+The comment at each names its test in tests/serving. If that passes without the correction, Sanic has mended the fault.
 """
 
 import asyncio
 import re
 from collections.abc import AsyncIterator
 
-from sanic.exceptions import BadRequest, BadURL
+from sanic.exceptions import BadRequest
 from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
@@ -24,35 +24,29 @@ class StrictHttp(Http):
 
     __slots__ = ("chunks",)  # of the body, so far
 
-    # Sanic sets no timeout for a request that merely claims to want a WebSocket; there are none here.
-    # Test: test_drops_200_slow_connections
+    # Sanic sets no timeout for a request that claims to want a WebSocket: test_drops_200_slow_connections
     upgrade_websocket = property(lambda self: False, lambda self, value: None)
 
-    # Test: test_skips_empty_lines_between_requests
-    def init_for_request(self) -> None:
+    def init_for_request(self) -> None:  # test_skips_empty_lines_between_requests
         """Skip the empty line that some clients send after a body (RFC 9112, 2.2); Sanic reads it as a request."""
         super().init_for_request()
         self.chunks = 0
-        del self.recv_buffer[: len(self.recv_buffer) - len(self.recv_buffer.lstrip(b"\r\n"))]
+        self.recv_buffer[:] = self.recv_buffer.lstrip(b"\r\n")
 
-    # Test: test_rejects_ambiguous_headers
-    async def http1_request_header(self) -> None:
+    async def http1_request_header(self) -> None:  # test_rejects_ambiguous_headers
         """Refuse headers that a proxy may read differently, and so find another end of the body; Sanic accepts them."""
         await super().http1_request_header()
         if NOT_A_HEADER.search(self.request.head.decode(errors="surrogateescape")):
             raise BadRequest("malformed header: an invalid character in its name, or an invalid blank before its value")
 
-    # Test: test_rejects_ambiguous_chunk_size
     @staticmethod
-    def _safe_int(value: str, base: int = 10) -> int:
+    def _safe_int(value: str, base: int = 10) -> int:  # test_rejects_ambiguous_chunk_size
         """Return a length; Sanic accepts what Python does: 0x5, digits of any script, blanks of any kind."""
-        value = value.rstrip(" \t")
-        if not re.fullmatch(r"[0-9a-fA-F]+", value):
+        if not re.fullmatch(r"[0-9a-fA-F]+[ \t]*", value):
             raise ValueError
         return int(value, base)
 
-    # Test: test_drops_bodies_in_tiny_chunks
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncIterator[bytes]:  # test_drops_bodies_in_tiny_chunks
         """Read a body and let other connections proceed; Sanic does not while its buffer holds any of the body."""
         while self.request_body:
             if data := await self.read():
@@ -60,8 +54,7 @@ class StrictHttp(Http):
             if self.chunks % CHUNKS_PER_TURN == 0:
                 await asyncio.sleep(0)
 
-    # Tests: test_drops_bodies_in_tiny_chunks, test_rejects_a_chunk_without_crlf
-    async def read(self) -> bytes | None:
+    async def read(self) -> bytes | None:  # test_drops_bodies_in_tiny_chunks, test_rejects_a_chunk_without_crlf
         """Refuse a body in tiny chunks, and a chunk without CRLF behind it; Sanic accepts any two bytes there."""
         if self.request_body == "chunked" and self.request_bytes_left == 0:  # at the end of a chunk, or of the head
             while len(self.recv_buffer) < 2:
@@ -73,32 +66,26 @@ class StrictHttp(Http):
                 raise BadRequest("the body has too many tiny chunks" if is_wasteful else "Bad chunked encoding")
         return await super().read()
 
-    # Test: test_refuses_expect_100_continue_without_the_body
+    # test_refuses_expect_100_continue_without_the_body
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """Refuse a request with Expect: 100-continue without inviting its body; Sanic sends 100 and the refusal."""
         if self.expecting_continue:
             self.expecting_continue = self.keep_alive = False
         await super().http1_response_header(data, end_stream)
 
-    # Test: test_clients_cannot_forge_log_lines
-    def create_empty_request(self) -> None:
-        """Respond to a URL that cannot be parsed; Sanic fails again while it makes the request for its error."""
-        try:
-            super().create_empty_request()
-        except BadURL:
-            self.url = None
-            super().create_empty_request()
+    def create_empty_request(self) -> None:  # test_clients_cannot_forge_log_lines
+        """Respond to a URL that cannot be parsed; Sanic parses it again to respond to the error, and fails again."""
+        self.url = None
+        super().create_empty_request()
 
 
-# Test: test_drops_200_slow_connections
-class DeadlineProtocol(HttpProtocol):
+class DeadlineProtocol(HttpProtocol):  # test_drops_200_slow_connections
     """Has timeouts that run from a request's first byte, and from its response; in Sanic every byte restarts them."""
 
     HTTP_CLASS = StrictHttp
     __slots__ = ("at_eof",)  # set when the client has closed its side
 
-    # Test: test_responds_after_a_half_close
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # test_responds_after_a_half_close
         """Respond to requests that are complete when the client closes its side; Sanic closes the connection.
 
         One that still waits in the queue counts as abandoned: a client that is gone looks the same.
@@ -132,8 +119,7 @@ class DeadlineProtocol(HttpProtocol):
         if self._task and self._callback_check_timeouts is scheduled:
             self._callback_check_timeouts = self.loop.call_later(1, self.check_timeouts)
 
-    # Test: test_sigterm_lets_a_refused_client_finish_sending
-    def close_if_idle(self) -> bool:
+    def close_if_idle(self) -> bool:  # test_sigterm_lets_a_refused_client_finish_sending
         """Close a connection without a request when the server stops; Sanic also closes one whose body is arriving."""
         return not self.under_way and super().close_if_idle()
 

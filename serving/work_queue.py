@@ -19,6 +19,8 @@ class WorkQueue:
     def __init__(self, threads: int, capacity: int) -> None:
         self.threads = threads
         self.capacity = capacity
+        self.finished = 0  # pieces of work, including those whose callers gave up
+        self.last_change = monotonic()  # when a piece of work was last submitted or finished
         self._pool = ThreadPoolExecutor(threads, "work")
         self._pending: set[Future] = set()
         self._began: dict[int, float] = {}  # by thread, monotonic seconds
@@ -32,11 +34,6 @@ class WorkQueue:
     def running(self) -> int:
         """The number of pieces of work that are running."""
         return len(self._began)
-
-    @property
-    def queued(self) -> int:
-        """The number of pieces of work that are waiting."""
-        return max(0, self.pending - self.running)
 
     @property
     def longest_running_s(self) -> float:
@@ -59,9 +56,12 @@ class WorkQueue:
         future = self._pool.submit(self._work, monotonic(), job)
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
+        self.last_change = monotonic()
         try:
             return await asyncio.wrap_future(future)
         finally:
+            self.finished += 1
+            self.last_change = monotonic()
             if future.cancelled():
                 job.clear()  # the pool keeps it until a thread is free, and its arguments may be large
 

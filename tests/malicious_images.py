@@ -8,7 +8,7 @@ from collections.abc import Callable
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-SIDE = 4_900  # of a square that takes most of the default of MAX_IMAGE_MB
+SIDE = 4_800  # of a square that takes most of the default of MAX_IMAGE_MB
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 

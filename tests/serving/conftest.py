@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 
 from tests.browsing import CHROMIUM, NO_CHROMIUM, browsing
 from tests.server_process import DEADLINE_S, Served, ready
+from tests.serving.inferences import infer_route
 from tests.serving.pages import KEY, Open
 
 ANSWER_S = 10  # for one response: many times more than any needs, so that only a hang fails
@@ -34,6 +35,12 @@ def ask(served: Served) -> Iterator[Ask]:
         yield ask
     assert served.process.poll() is None
     assert "Warning" not in served.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def route(served: Served) -> str:
+    """The route for inferences with the server's model."""
+    return infer_route(served)
 
 
 @pytest.fixture(scope="module")

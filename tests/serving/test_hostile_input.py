@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.server_process import Served
 from tests.serving.fuzzing import IMAGE, SMALL, examples
 
 # -- JSON ------------------------------------------------------------------------------------------------------------
@@ -63,18 +62,8 @@ def test_refuses_endless_json(ask, opening):
 header_text = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=40)
 kinds = st.sampled_from(["application/json", "image/png", "application/octet-stream", "multipart/form-data", "text/x"])
 content_types = kinds | header_text | st.tuples(kinds, st.just(";"), header_text).map("".join)
-header_names = st.sampled_from(
-    [
-        "Authorization",
-        "Content-Encoding",
-        "Cookie",
-        "Host",
-        "Range",
-        "Upgrade",
-        "X-Banana-API-Key",
-        "X-Banana-Request-ID",
-    ]
-)
+header_names = st.sampled_from(["Authorization", "Content-Encoding", "Cookie", "Host", "Range", "Upgrade"])
+header_names |= st.sampled_from(["X-Banana-API-Key", "X-Banana-Request-ID"])
 queries = st.sampled_from(["", "top_k=1", "top_k=&probabilities=yes", "top_k=" + "9" * 5_000, "top_k=%c2%b2", "&&=;%"])
 queries |= st.text(st.sampled_from("topk_=&%;+20ffx[]"), max_size=30)
 bodies = st.sampled_from([b"", b"{}", json.dumps({"image": IMAGE}).encode(), SMALL["PNG"][2]])
@@ -138,12 +127,6 @@ outputs = st.lists(st.fixed_dictionaries({"name": st.just("probabilities") | tex
 inferences = st.fixed_dictionaries(
     {"inputs": st.lists(inputs, max_size=2)}, optional={"outputs": outputs, "id": scalars}
 )
-
-
-@pytest.fixture(scope="module")
-def route(served: Served) -> str:
-    """The route for inferences with the server's model."""
-    return f"/v2/models/{served.get('/healthcheck').json()['model']}/infer"
 
 
 @examples(150)

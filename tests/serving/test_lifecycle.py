@@ -17,6 +17,7 @@ import pytest
 
 from client.endpoint import free_port
 from runtime.errors import Unavailable
+from runtime.settings import ServerSettings
 from serving.lifecycle import Lifecycle, State
 from serving.work_queue import WorkQueue
 from tests.clients import IMAGE, begin_call, flooding, status_of
@@ -96,13 +97,13 @@ def test_sigint_and_sighup_stop_it_like_sigterm(tmp_path, number):
 
 
 @contextmanager
-def piped(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
-    """Run the stub's server with a pipe as stderr; give it and its port without waiting for it to listen."""
+def started(tmp_path: Path, *command: str, **options) -> Iterator[tuple[subprocess.Popen, int]]:
+    """Run a server, by default the stub's, without waiting for it to listen; give it and its port."""
     (tmp_path / "loaded").touch()
     port = free_port()
-    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(port), "STUB_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "tests.stub"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+    environment = {"HOST": "127.0.0.1", "PORT": str(port), "STUB_DIR": str(tmp_path)} | options.pop("env", {})
+    command = command or (sys.executable, "-m", "tests.stub")
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **options) as process:
         try:
             yield process, port
         finally:
@@ -110,71 +111,38 @@ def piped(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
 
 
 def test_sigterm_right_after_the_start_is_not_lost(tmp_path):
-    with piped(tmp_path) as (process, _):
+    with started(tmp_path, stderr=subprocess.PIPE) as (process, _):
         assert any(b" listening " in line for line in process.stderr)
         process.terminate()
         assert process.wait(DEADLINE_S) == 0
 
 
-def test_it_is_not_ready_before_it_obeys_sigterm(tmp_path):
-    code = """
-import os, signal
-from serving.lifecycle import Lifecycle, State
-from tests import stub
-watch_model_load = Lifecycle.watch_model_load
-def await_and_stop(self, server):
-    assert callable(signal.getsignal(signal.SIGTERM)) and self.state is State.LOADING
-    watch_model_load(self, server)
-    os.kill(os.getpid(), signal.SIGTERM)
-Lifecycle.watch_model_load = await_and_stop
-stub.server.main(stub, stub.server.load(stub))
-"""
-    (tmp_path / "loaded").touch()
-    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port()), "STUB_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=DEADLINE_S)
-
-
 def test_serves_with_stderr_closed(tmp_path):
-    (tmp_path / "loaded").touch()
-    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port()), "STUB_DIR": str(tmp_path)}
-    command = f"exec '{sys.executable}' -m tests.stub 2>&-"
-    with subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=environment) as process:
-        try:
-            served = Served(process, int(environment["PORT"]), tmp_path / "server.log")
-            served.log.touch()
-            wait_until(lambda: listens(served) and is_ready(served), "the server is ready")
-            assert Path(f"/proc/{process.pid}/fd/2").readlink() == Path(os.devnull)
-            process.terminate()
-            assert process.wait(DEADLINE_S) == 0
-        finally:
-            process.kill()
+    with started(tmp_path, "sh", "-c", f"exec '{sys.executable}' -m tests.stub 2>&-") as (process, port):
+        served = Served(process, port, tmp_path / "server.log")
+        served.log.touch()
+        wait_until(lambda: listens(served) and is_ready(served), "the server is ready")
+        assert Path(f"/proc/{process.pid}/fd/2").readlink() == Path(os.devnull)
+        assert served.terminate() == 0
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_logs_a_url_and_nothing_of_sanic_on_a_terminal(tmp_path, log_format):
-    (tmp_path / "loaded").touch()
-    port = free_port()
-    environment = {"HOST": "0.0.0.0", "PORT": str(port), "STUB_DIR": str(tmp_path), "LOG_FORMAT": log_format}
+    environment = {"HOST": "0.0.0.0", "LOG_FORMAT": log_format}
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "tests.stub"]
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=theirs, stderr=theirs) as process:
+    with started(tmp_path, env=environment, stdout=theirs, stderr=theirs) as (_, port):
         os.close(theirs)
-        try:
-            said = ""
-            while "ready" not in said:
-                said += os.read(ours, 65_536).decode()
-        finally:
-            process.kill()
-            os.close(ours)
+        said = ""
+        while "ready" not in said:
+            said += os.read(ours, 65_536).decode()
+    os.close(ours)
     assert f"http://127.0.0.1:{port}" in said
     assert "PRODUCTION" not in said and "x1b" not in said and "\x1b" not in said
 
 
 @pytest.mark.parametrize("loaded", ["pybase64", "multiarray", "uvloop", "httptools"])
-def test_ctrl_c_during_the_start_is_one_line(loaded):
-    environment = os.environ | {"HOST": "127.0.0.1", "PORT": str(free_port())}
-    command = [sys.executable, "server.py"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+def test_ctrl_c_during_the_start_is_one_line(tmp_path, loaded):
+    with started(tmp_path, sys.executable, "server.py", stderr=subprocess.PIPE, text=True) as (process, _):
         wait_until(lambda: loaded in Path(f"/proc/{process.pid}/maps").read_text(), f"{loaded} is imported")
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=DEADLINE_S)
@@ -183,7 +151,7 @@ def test_ctrl_c_during_the_start_is_one_line(loaded):
 
 
 def test_a_blocked_log_loses_lines_but_no_request(tmp_path):
-    with piped(tmp_path) as (process, port):
+    with started(tmp_path, stderr=subprocess.PIPE) as (process, port):
         assert any(b" listening " in line for line in process.stderr)
         with closing(HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)) as connection:
             for _ in range(2_000):
@@ -248,17 +216,18 @@ def test_health_follows_the_model_failing_and_recovering(tmp_path):
 def test_a_full_queue_does_not_mark_the_model_as_failing():
     async def test() -> None:
         queue, release = WorkQueue(1, 0), threading.Event()
-        lifecycle = Lifecycle(SimpleNamespace(warm_up=int), queue, Future(), grace_s=1, stuck_s=DEADLINE_S)
-        lifecycle.state = State.READY
+        lifecycle = Lifecycle(None, SimpleNamespace(warm_up=int), queue, Future(), ServerSettings(), State.READY)
+        lifecycle.is_suspect = True
         work = asyncio.create_task(queue.run(release.wait, DEADLINE_S))
         await asyncio.sleep(0)
         with pytest.raises(Unavailable):
             queue.require_room()
-        lifecycle.check_model()
-        await lifecycle.check
-        lifecycle.require_healthy()
+        await lifecycle.require_healthy()
+        assert lifecycle.is_suspect
         release.set()
         await work
+        await lifecycle.require_healthy()
+        assert not lifecycle.is_suspect
 
     asyncio.run(test())
 
@@ -266,8 +235,6 @@ def test_a_full_queue_does_not_mark_the_model_as_failing():
 def test_health_survives_a_bug_in_one_request(tmp_path):
     with ready(tmp_path, stub=True) as served:
         assert classify(served, b"fail") == 500
-        assert is_ready(served)
-        wait_until(lambda: served.get("/_k/status").json()["inference_time"] == 0, "the model has been tried")
         assert is_ready(served)
 
 

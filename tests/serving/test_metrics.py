@@ -7,45 +7,23 @@ from collections.abc import Iterator
 
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.clients import IMAGE
-from tests.server_process import DEADLINE_S, TENCH, Served, ready, serving, wait_until
+from tests.server_process import DEADLINE_S, ROOT, TENCH, Served, ready, serving, wait_until
 
 KEY = "sesame-4711"
 ORIGIN = "https://page.example"
-ROUTES = {
-    "/": {"GET", "HEAD", "POST"},
-    "/healthcheck": {"GET", "HEAD"},
-    "/_k/warmup": {"GET", "HEAD", "POST"},
-    "/_k/status": {"GET", "HEAD"},
-    "/__status__": {"GET", "HEAD"},
-    "/metrics": {"GET", "HEAD"},
-    "/openapi.json": {"GET", "HEAD"},
-    "/ping": {"GET", "HEAD"},
-    "/invocations": {"POST"},
-    "/v2": {"GET", "HEAD"},
-    "/v2/health/live": {"GET", "HEAD"},
-    "/v2/health/ready": {"GET", "HEAD"},
-    "/v2/models/stub": {"GET", "HEAD"},
-    "/v2/models/stub/ready": {"GET", "HEAD"},
-    "/v2/models/stub/infer": {"POST"},
-    "/v2/models/stub/versions/1": {"GET", "HEAD"},
-    "/v2/models/stub/versions/1/ready": {"GET", "HEAD"},
-    "/v2/models/stub/versions/1/infer": {"POST"},
-}
+GET_ROUTES = (
+    "/healthcheck /_k/status /__status__ /metrics /openapi.json /ping /v2 /v2/health/live /v2/health/ready "
+    "/v2/models/stub /v2/models/stub/ready /v2/models/stub/versions/1 /v2/models/stub/versions/1/ready"
+)
+POST_ROUTES = ("/invocations", "/v2/models/stub/infer", "/v2/models/stub/versions/1/infer")
+ROUTES = {path: {"GET", "HEAD"} for path in GET_ROUTES.split()} | {path: {"POST"} for path in POST_ROUTES}
+ROUTES |= {path: {"GET", "HEAD", "POST"} for path in ("/", "/_k/warmup")}
 PUBLIC = {"/healthcheck", "/openapi.json", "/ping", "/v2/health/live", "/v2/health/ready"}
-EVERYWHERE = [
-    *ROUTES,
-    "/nowhere",
-    "/healthcheck/",
-    "//healthcheck",
-    "/healthcheck/..",
-    "/%68ealthcheck",
-    "/_k",
-    "/*",
-    "/v2/",
-    "/ping/",
-]
+ELSEWHERE = "/nowhere /healthcheck/ //healthcheck /healthcheck/.. /%68ealthcheck /_k /* /v2/ /ping/"
+EVERYWHERE = [*ROUTES, *ELSEWHERE.split()]
 SAFE_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -194,17 +172,8 @@ def test_returns_and_logs_the_request_id(keyed):
 @pytest.mark.parametrize(
     "given",
     [
-        b"",
-        b"a b",
-        b"x" * 1000,
-        b"\xc3\xa9",
-        b"\xff",
-        b"a\nSet-Cookie: x=1",
-        b"a\rb",
-        b"a\x00b",
-        b'a"b',
-        b"a=b",
-        b"\xd9\xa5",
+        *(b"", b"a b", b"x" * 1000, b"\xc3\xa9", b"\xff", b"\xd9\xa5"),
+        *(b"a\nSet-Cookie: x=1", b"a\rb", b"a\x00b", b'a"b', b"a=b"),
     ],
 )
 def test_replaces_an_invalid_request_id(keyed, name, given):
@@ -281,3 +250,28 @@ def test_metrics_count_responses_and_time_requests(served):
     health = served.get("/healthcheck").json()
     [info] = [line for line in served.get("/metrics").text.splitlines() if line.startswith("classifier_model_info{")]
     assert f'model="{health["model"]}"' in info and f'execution_provider="{health["execution_provider"]}"' in info
+
+
+# docs/operations.md: its queries select existing metrics, and only of requests that classify.
+MATCHES = {"=": str.__eq__, "!=": str.__ne__, "=~": lambda value, pattern: bool(re.fullmatch(pattern, value))}
+
+
+def test_documented_queries_select_requests_that_classify(tmp_path):
+    with ready(tmp_path, stub=True) as served:
+        failed = served.post(data=b"fail", headers={"Content-Type": "image/jpeg"})
+        assert failed.status_code == 500
+        families = list(text_string_to_metric_families(served.get("/metrics").text))
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"```promql\n(.+?)```", page, re.DOTALL))
+    selectors = re.findall(r"(classifier_\w+)(?:{(.*?)})?", lines)
+    assert len(selectors) == 4
+    for name, conditions in selectors:
+        wanted = re.findall(r'(\w+)(=~|!=|=)"(.*?)"', conditions)
+        selected = [
+            sample
+            for family in families
+            for sample in family.samples
+            if sample.name == name and all(MATCHES[how](sample.labels[label], value) for label, how, value in wanted)
+        ]
+        assert selected, f"nothing is {name}{{{conditions}}}"
+        assert "other" not in {sample.labels.get("route") for sample in selected}

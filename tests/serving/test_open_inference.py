@@ -7,18 +7,16 @@ import pytest
 from tests.server_process import ready
 from tests.serving.inferences import PIXELS, error_of, infer_route, tensor
 
-# -- Open Inference Protocol v2, with Triton's client ----------------------------------------------------------------
 
-
-def test_returns_the_id(served):
-    answers = [served.post(infer_route(served), json=tensor() | {"id": text}).json() for text in ("", "7")]
+def test_returns_the_id(served, route):
+    answers = [served.post(route, json=tensor() | {"id": text}).json() for text in ("", "7")]
     assert [answer["id"] for answer in answers] == ["", "7"]
-    assert "id" not in served.post(infer_route(served), json=tensor()).json()
+    assert "id" not in served.post(route, json=tensor()).json()
 
 
-def test_accepts_numbers_nested_like_the_shape(served):
+def test_accepts_numbers_nested_like_the_shape(served, route):
     pixels = PIXELS[0][:40, :30]
-    shape, route = [1, *pixels.shape], infer_route(served)
+    shape = [1, *pixels.shape]
     flat, nested = (
         served.post(route, json=tensor(shape=shape, data=data)).json()
         for data in (pixels.ravel().tolist(), [pixels.tolist()])
@@ -27,16 +25,16 @@ def test_accepts_numbers_nested_like_the_shape(served):
     assert sum(flat["outputs"][0]["data"]) == pytest.approx(1, abs=1e-3)
 
 
-def test_treats_null_as_not_set(served):
-    plain = served.post(infer_route(served), json=tensor()).json()
+def test_treats_null_as_not_set(served, route):
+    plain = served.post(route, json=tensor()).json()
     nothing = {"binary_data": None, "classification": None}
     for output in (None, [{"name": None, "parameters": None}], [{"name": "probabilities", "parameters": nothing}]):
         for parameters in (None, {"binary_data_output": None}):
             body = tensor(parameters=None) | {"id": None, "parameters": parameters, "outputs": output}
-            assert served.post(infer_route(served), json=body).json() == plain
+            assert served.post(route, json=body).json() == plain
     body = json.dumps(tensor(data=None, parameters={"binary_data_size": 6})).encode()
     headers = {"Inference-Header-Content-Length": str(len(body))}
-    binary = served.post(infer_route(served), data=body + bytes(range(1, 7)), headers=headers)
+    binary = served.post(route, data=body + bytes(range(1, 7)), headers=headers)
     assert binary.json() == plain
 
 
@@ -48,35 +46,35 @@ HUGE = 10**40
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({}, "inputs"),
-        ([], "JSON"),
-        ({"inputs": []}, "one input"),
-        (tensor(name="another"), "one input"),
-        ({"inputs": tensor()["inputs"] * 2}, "one input"),
-        (tensor() | {"outputs": [{"name": "another"}]}, "one output"),
-        (tensor() | {"outputs": [{"name": "probabilities"}] * 2}, "one output"),
+        ({}, "missing required field `inputs`"),
+        ([], "got `array`"),
+        ({"inputs": []}, "`array` of length 1"),
+        (tensor(name="another"), "inputs[0].name"),
+        ({"inputs": tensor()["inputs"] * 2}, "`array` of length 1"),
+        (tensor() | {"outputs": [{"name": "another"}]}, "$[0].name"),
+        (tensor() | {"outputs": [{"name": "probabilities"}] * 2}, "length <= 1"),
         (tensor() | {"outputs": [{"name": "probabilities", "parameters": {"classification": 0}}]}, "classification"),
         (tensor() | {"outputs": [{"name": "probabilities", "parameters": {"binary_data": 1}}]}, "binary_data"),
-        (tensor() | {"id": 7}, "id"),
-        (tensor(datatype="FP32"), "expected pixels"),
-        (tensor(datatype="BYTES"), "expected pixels"),
-        (tensor(datatype="BYTES", shape=[]), "expected pixels"),
-        (tensor(datatype="BYTES", shape=[1, 2]), "expected pixels"),
-        (tensor(datatype="BYTES", shape=[1, 1, 1]), "expected pixels"),
-        (tensor(shape=[]), "expected pixels"),
-        (tensor(shape=[6]), "expected pixels"),
-        (tensor(shape=[1, 1, 2, 3, 1]), "expected pixels"),
-        (tensor(shape=[1, 1, 6, 1]), "expected pixels"),
-        (tensor(shape=[-1, -1, 2, 3]), "expected pixels"),
-        (tensor(shape=[1, 0, 2, 3]), "expected pixels"),
-        (tensor(shape=[1, 1, 2.5, 3]), "shape"),
-        (tensor(shape=[1, HUGE, HUGE, 3]), "size or the nesting"),
-        (tensor(shape=[1, 2**32, 2**32, 3]), "size or the nesting"),
-        (tensor(shape=[1, int("9" * 4000), 2, 3]), "size or the nesting"),
+        (tensor() | {"id": 7}, "$.id"),
+        (tensor(datatype="FP32"), "inputs[0].datatype"),
+        (tensor(datatype="BYTES"), "not a shape for BYTES"),
+        (tensor(datatype="BYTES", shape=[]), "not a shape for BYTES"),
+        (tensor(datatype="BYTES", shape=[1, 2]), "not a shape for BYTES"),
+        (tensor(datatype="BYTES", shape=[1, 1, 1]), "not a shape for BYTES"),
+        (tensor(shape=[]), "not a shape for UINT8"),
+        (tensor(shape=[6]), "not a shape for UINT8"),
+        (tensor(shape=[1, 1, 2, 3, 1]), "not a shape for UINT8"),
+        (tensor(shape=[1, 1, 6, 1]), "not a shape for UINT8"),
+        (tensor(shape=[-1, -1, 2, 3]), "`int` >= 1 - at `$[0]`"),
+        (tensor(shape=[1, 0, 2, 3]), "`int` >= 1 - at `$[1]`"),
+        (tensor(shape=[1, 1, 2.5, 3]), "at `$"),
+        (tensor(shape=[1, HUGE, HUGE, 3]), "size and the nesting"),
+        (tensor(shape=[1, 2**32, 2**32, 3]), "size and the nesting"),
+        (tensor(shape=[1, int("9" * 4000), 2, 3]), "size and the nesting"),
         (tensor(shape=[17, 1, 1, 3]), "limit is 16"),
         (tensor(shape=[HUGE, 1, 2, 3]), "limit is 16"),
-        (tensor(shape=[1, 2, 2, 3]), "size or the nesting"),
-        (tensor(shape=[1, 1, 1, 3]), "size or the nesting"),
+        (tensor(shape=[1, 2, 2, 3]), "size and the nesting"),
+        (tensor(shape=[1, 1, 1, 3]), "size and the nesting"),
         (tensor(data=[[[[1, 2], [3, 4], [5, 6]]]]), "nest"),
         (tensor(data=[[1, 2, 3, 4, 5, 6]]), "nest"),
         (tensor(data=[1, 2, 3, 4, 5, [6]]), "nest"),
@@ -88,19 +86,19 @@ HUGE = 10**40
         (tensor(data=[1, 2, 3, 4, 5, None]), "0 to 255"),
         (tensor(data=[1, 2, 3, 4, 5, True]), "0 to 255"),
         (tensor(data=[[[[1, 2, 3], [4, 5, 1e2]]]]), "0 to 255"),
-        (tensor(data=[1, 2, 3, 4, 5, 256]), "0 to 255"),
-        (tensor(data=[1, 2, 3, 4, 5, HUGE]), "0 to 255"),
+        (tensor(data=[1, 2, 3, 4, 5, 256]), "<= 255"),
+        (tensor(data=[1, 2, 3, 4, 5, HUGE]), "<= 255"),
         (tensor(data={}), "nest"),
         (tensor(data=123456), "nest"),
         (tensor(data="[1,2,3,4,5,6]"), "nest"),
         (tensor(parameters={"binary_data_size": 6}), 'expected either'),
         (tensor(data=None), 'expected either'),
         (tensor(data=None, parameters={"binary_data_size": None}), 'expected either'),
-        (tensor(name=None), "name"),
-        (tensor(shape=None), "shape"),
-        ({"inputs": None}, "array"),
-        (tensor(datatype="BYTES", shape=[1], data=[]), "size or the nesting"),
-        (tensor(datatype="BYTES", shape=[2], data=["aa"]), "size or the nesting"),
+        (tensor(name=None), "inputs[0].name"),
+        (tensor(shape=None), "got `null`"),
+        ({"inputs": None}, "got `null`"),
+        (tensor(datatype="BYTES", shape=[1], data=[]), "size and the nesting"),
+        (tensor(datatype="BYTES", shape=[2], data=["aa"]), "size and the nesting"),
         (tensor(datatype="BYTES", shape=[2, 1], data=[["aa", "aa"]]), "of length 1"),
         (tensor(datatype="BYTES", shape=[1, 1], data=[[]]), "of length 1"),
         (tensor(datatype="BYTES", shape=[1, 1], data=[[["aa"]]]), "str"),
@@ -110,32 +108,28 @@ HUGE = 10**40
         (tensor(datatype="BYTES", shape=[HUGE], data=["aGVsbG8="]), "limit is 16"),
     ],
 )  # fmt: skip
-def test_422_for_invalid_inferences(served, body, says):
-    assert says in error_of(served.post(infer_route(served), data=json.dumps(body)), 422)
+def test_422_for_invalid_inferences(served, route, body, says):
+    assert says in error_of(served.post(route, data=json.dumps(body)), 422)
 
 
 @pytest.mark.parametrize(
     "opening", [b"[", b'{"inputs":', b'{"inputs":[{"data":', b'{"id":"', b'{"inputs":[{"shape":[1']
 )
-def test_422_for_endless_json(served, opening):
+def test_422_for_endless_json(served, route, opening):
     for body in (opening * 200_000, opening + b"[" * 2_000_000, opening + b"1" * 2_000_000):
-        error_of(served.post(infer_route(served), data=body), 422)
+        error_of(served.post(route, data=body), 422)
 
 
 @pytest.mark.parametrize(
-    ("body", "item", "limit"),
+    "body",
     [
-        ('{"inputs": [%s]}', '{"name": "image", "datatype": "UINT8", "shape": []}', 8),
-        ('{"inputs": [], "outputs": [%s]}', "{}", 8),
-        ('{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [%s]}]}', "1", 8),
-        ('{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [%s]}]}', '""', 1024),
+        tensor() | {"outputs": [{}] * 3_000},
+        tensor(shape=[1] * 3_000),
+        tensor(datatype="BYTES", shape=[1], data=[""] * 3_000),
     ],
 )
-def test_422_for_a_list_that_is_too_long(served, body, item, limit):
-    too_long, as_long_as_may_be = (body % ",".join([item] * count) for count in (limit + 1, limit))
-    route, says = infer_route(served), f"at most length {limit}"
-    assert says in error_of(served.post(route, data=too_long), 422)
-    assert says not in error_of(served.post(route, data=as_long_as_may_be), 422)
+def test_422_for_a_list_that_is_too_long(served, route, body):
+    assert "too many items" in error_of(served.post(route, json=body), 422)
 
 
 def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None = None) -> tuple[bytes, int]:
@@ -148,39 +142,39 @@ def binary_body(datatype: str, shape: list[int], data: bytes, size: int | None =
 @pytest.mark.parametrize(
     ("datatype", "shape", "data", "size", "says"),
     [
-        ("UINT8", [1, 1, 2, 3], b"12345", None, "size or the nesting"),
-        ("UINT8", [1, 1, 2, 3], b"1234567", None, "size or the nesting"),
-        ("UINT8", [1, 2**31, 2**31, 3], b"123456", None, "size or the nesting"),
+        ("UINT8", [1, 1, 2, 3], b"12345", None, "size and the nesting"),
+        ("UINT8", [1, 1, 2, 3], b"1234567", None, "size and the nesting"),
+        ("UINT8", [1, 2**31, 2**31, 3], b"123456", None, "size and the nesting"),
         ("UINT8", [1, 1, 2, 3], b"123456", 5, "binary_data_size"),
         ("UINT8", [1, 1, 2, 3], b"123456", 7, "binary_data_size"),
         ("UINT8", [1, 1, 2, 3], b"123456", -6, "binary_data_size"),
         ("UINT8", [1, 1, 2, 3], b"123456", HUGE, "binary_data_size"),
-        ("UINT8", [1, 1, 2, 3], b"", None, "size or the nesting"),
+        ("UINT8", [1, 1, 2, 3], b"", None, "size and the nesting"),
         ("UINT8", [1, 1, 70_000, 3], bytes(210_000), None, "resize it"),
-        ("FP32", [1, 1, 2, 3], bytes(24), None, "expected pixels"),
-        ("BYTES", [1], b"", None, "size or the nesting"),
+        ("FP32", [1, 1, 2, 3], bytes(24), None, "inputs[0].datatype"),
+        ("BYTES", [1], b"", None, "length"),
         ("BYTES", [1], b"\1\0\0", None, "length"),
         ("BYTES", [1], b"\5\0\0\0four", None, "length"),
         ("BYTES", [1], b"\3\0\0\0four", None, "length"),
         ("BYTES", [1], b"\xff\xff\xff\xfffour", None, "length"),
         ("BYTES", [1], b"\xff\xff\xff\x7ffour", None, "length"),
-        ("BYTES", [2], b"\4\0\0\0four", None, "size or the nesting"),
+        ("BYTES", [2], b"\4\0\0\0four", None, "length"),
         ("BYTES", [1], b"\4\0\0\0four\4\0\0\0four", None, "length"),
         ("BYTES", [1], b"\0\0\0\0", None, "send JPEG"),
         ("BYTES", [16], bytes(64), None, "send JPEG"),
     ],
 )  # fmt: skip
-def test_422_for_inconsistent_binary_tensors(served, datatype, shape, data, size, says):
+def test_422_for_inconsistent_binary_tensors(served, route, datatype, shape, data, size, says):
     body, length = binary_body(datatype, shape, data, size)
     headers = {"Inference-Header-Content-Length": str(length)}
-    assert says in error_of(served.post(infer_route(served), data=body, headers=headers), 422)
+    assert says in error_of(served.post(route, data=body, headers=headers), 422)
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1_000, "", "-5", "1e3", "\u00b2".encode("latin-1"), "9" * 19, "9" * 5000])
-def test_422_for_a_wrong_header_length(served, change):
+def test_422_for_a_wrong_header_length(served, route, change):
     body, length = binary_body("UINT8", [1, 1, 2, 3], b"123456")
     value = str(length + change) if isinstance(change, int) else change
-    error_of(served.post(infer_route(served), data=body, headers={"Inference-Header-Content-Length": value}), 422)
+    error_of(served.post(route, data=body, headers={"Inference-Header-Content-Length": value}), 422)
 
 
 def test_422_for_pixels_that_need_too_much_memory(tmp_path):
@@ -190,10 +184,10 @@ def test_422_for_pixels_that_need_too_much_memory(tmp_path):
             assert served.post(infer_route(served), json=body).status_code == status
 
 
-def test_errors_under_v2_have_its_form(served):
+def test_errors_under_v2_have_its_form(served, route):
     for response, status in (
         (served.get("/v2/nowhere"), 404),
-        (served.get(infer_route(served)), 405),
+        (served.get(route), 405),
         (served.post("/v2/models//infer", json=tensor()), 404),
     ):
         assert "GET /v2, /v2/health/live" in error_of(response, status)

@@ -12,7 +12,7 @@ import pytest
 from banana_dev import Client
 from banana_dev.client import ClientException
 
-from serving.bodies import BODIES_IN_MEMORY
+from serving.calls import BODIES_IN_MEMORY
 from tests.clients import IMAGE, begin_call, flooding, status_of
 from tests.server_process import Served, is_ready, ready, wait_until
 

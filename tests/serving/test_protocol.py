@@ -57,6 +57,12 @@ def test_rejects_ambiguous_chunk_size(served, size):
     assert answers.count(b"HTTP/1.1 ") == 1
 
 
+def test_accepts_blanks_after_a_length(served):
+    chunked = b"POST /ping HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2 \t\r\n{}\r\n0\r\n\r\n"
+    plain = b"POST /ping HTTP/1.1\r\nContent-Length: 2 \t\r\nConnection: close\r\n\r\n{}"
+    assert re.findall(rb"HTTP/1.1 (\d+)", served.raw(chunked + plain)) == [b"405", b"405"]
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_skips_empty_lines_between_requests(served, at_once):
     body = json.dumps({"image": TENCH_BASE64}).encode()

@@ -13,6 +13,7 @@ import requests
 from banana_dev import Client
 from banana_dev.client import ClientException
 
+from tests.clients import begin_call, status_of
 from tests.server_process import NEWT, TENCH, Served, is_ready, ready, serving, wait_until
 
 TENCH_BASE64 = base64.b64encode(TENCH.read_bytes()).decode()
@@ -196,6 +197,7 @@ def test_banana_client_retries_while_the_model_loads(tmp_path):
     with serving(tmp_path, stub=True) as served:
         assert "loading" in error_of(served.post(json={}), 503, "unavailable")
         assert served.post(json={}).headers["Retry-After"] == "1"
+        assert served.get("/_k/status").json()["gpu_available"] is False
         error_of(served.get("/healthcheck"), 503, "unavailable")
         with pytest.raises(ClientException):
             Client("", served.url, verbosity="").warmup()
@@ -211,6 +213,7 @@ def test_503_when_the_queue_is_full_while_health_is_good(tmp_path):
         refused = served.post(json={})
         assert "all threads are busy: try again" in error_of(refused, 503, "unavailable")
         assert refused.headers["Retry-After"] == "1"
+        assert status_of(begin_call(served, length=9)) == 503  # without waiting for the body
         (tmp_path / "release").touch()
     assert results == [200]
 

@@ -12,8 +12,6 @@ from tritonclient.utils import InferenceServerException
 from tests.server_process import Served
 from tests.serving.inferences import IMAGES, PIXELS, infer_route, tensor
 
-# -- Open Inference Protocol v2, with Triton's client ----------------------------------------------------------------
-
 
 @pytest.fixture(scope="module")
 def triton(served: Served) -> Iterator[InferenceServerClient]:
@@ -138,12 +136,11 @@ def test_triton_gets_404_for_an_unknown_version(triton, model, wanted):
     result = triton.infer(model, [as_input("BYTES", True, 0)], model_version="1")
     assert result.get_response()["model_version"] == "1"
     np.testing.assert_array_equal(result.as_numpy("probabilities")[0], wanted[0])
-    assert "model_version" not in triton.infer(model, [as_input("BYTES", True, 0)]).get_response()
     for ask in (
         triton.get_model_metadata,
         lambda name, number: triton.infer(name, [as_input("BYTES", True, 0)], number),
     ):
-        with pytest.raises(InferenceServerException, match=f"unknown version.* {model} is 1") as raised:
+        with pytest.raises(InferenceServerException, match="versions/1") as raised:
             ask(model, "2")
         assert raised.value.status() == "404"
 

@@ -50,6 +50,11 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
+def counts(queue: WorkQueue) -> tuple[int, int]:
+    """Return how many pieces of work are running and waiting."""
+    return queue.running, queue.pending - queue.running
+
+
 def start(queue: WorkQueue, gate: Gate, *names: object) -> list[asyncio.Task]:
     """Queue a piece of work for each name."""
     return [asyncio.create_task(queue.run(gate.pass_through, name)) for name in names]
@@ -71,7 +76,7 @@ def test_refuses_work_when_it_is_full(threads, capacity):
     async def test(gate):
         queue = WorkQueue(threads, capacity)
         tasks = start(queue, gate, *range(threads + capacity))
-        await until(lambda: queue.running == threads and queue.queued == capacity)
+        await until(lambda: counts(queue) == (threads, capacity))
         with pytest.raises(Unavailable, match=f"{capacity} requests" if capacity else "busy"):
             queue.require_room()
         with pytest.raises(Unavailable):
@@ -80,7 +85,7 @@ def test_refuses_work_when_it_is_full(threads, capacity):
         gate.open.set()
         assert [result for result, _ in await asyncio.gather(*tasks)] == list(range(threads + capacity))
         await until(lambda: queue.pending == 0)
-        assert (queue.running, queue.queued) == (0, 0)
+        assert counts(queue) == (0, 0)
         queue.require_room()
 
     run(test)
@@ -90,7 +95,7 @@ def test_runs_work_in_order_and_reports_the_wait():
     async def test(gate):
         queue = WorkQueue(1, 9)
         tasks = start(queue, gate, *range(10))
-        await until(lambda: queue.running == 1 and queue.queued == 9)
+        await until(lambda: counts(queue) == (1, 9))
         since = queue.longest_running_s
         await until(lambda: queue.longest_running_s > since + 0.02)
         gate.open.set()
@@ -105,12 +110,12 @@ def test_frees_the_place_of_a_cancelled_caller():
     async def test(gate):
         queue = WorkQueue(1, 2)
         first, *waiting = start(queue, gate, "first", "second", "third")
-        await until(lambda: queue.queued == 2)
+        await until(lambda: counts(queue) == (1, 2))
         waiting[0].cancel()
         await asyncio.gather(*waiting[:1], return_exceptions=True)
-        assert (queue.running, queue.queued) == (1, 1)
+        assert counts(queue) == (1, 1)
         [fourth] = start(queue, gate, "fourth")
-        await until(lambda: queue.queued == 2)
+        await until(lambda: counts(queue) == (1, 2))
         gate.open.set()
         await asyncio.gather(first, waiting[1], fourth)
         assert gate.began == ["first", "third", "fourth"]
@@ -128,7 +133,7 @@ def test_frees_the_arguments_of_a_cancelled_caller():
         watched = weakref.ref(body)
         [second] = start(queue, gate, body)
         del body
-        await until(lambda: queue.queued == 1)
+        await until(lambda: counts(queue) == (1, 1))
         second.cancel()
         await asyncio.gather(second, return_exceptions=True)
         del second
@@ -166,7 +171,7 @@ def test_an_error_reaches_the_caller_and_frees_the_place(error):
             await queue.run(work)
         assert raised.value is error
         await until(lambda: queue.pending == 0)
-        assert (queue.running, queue.queued, queue.longest_running_s) == (0, 0, 0)
+        assert (*counts(queue), queue.longest_running_s) == (0, 0, 0)
         assert (await queue.run(int, "7"))[0] == 7
 
     run(test)
@@ -179,7 +184,7 @@ def test_reports_the_age_of_the_oldest_work():
         tasks = start(queue, gate, "first")
         await until(lambda: queue.longest_running_s > 0.05)
         tasks += start(queue, gate, "second", "third")
-        await until(lambda: queue.running == 2 and queue.queued == 1)
+        await until(lambda: counts(queue) == (2, 1))
         assert queue.longest_running_s > 0.05
         gate.open.set()
         await asyncio.gather(*tasks)
