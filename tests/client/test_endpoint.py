@@ -236,8 +236,10 @@ INVALID = {
     "change", [{key: value} for key in INVALID for value in INVALID[key]], ids=lambda change: str(change)[:40]
 )
 def test_invalid_result_makes_the_endpoint_unavailable(change):
-    body = json.dumps(RESULT | change).encode()
-    with fake_endpoint(200, body) as (url, _), pytest.raises(EndpointUnavailable, match="not as this server does"):
+    with (
+        fake_endpoint(200, RESULT | change) as (url, _),
+        pytest.raises(EndpointUnavailable, match="not as this server does"),
+    ):
         Endpoint(url).classify(b"image")
 
 
