@@ -199,6 +199,17 @@ def test_concurrent_requests_are_sent_at_once():
     assert test_server.check_concurrency(presets()[0], Endpoint()) == "10 classified, max 7.0 ms"
 
 
+def test_first_request_is_measured_apart():
+    class Endpoint:
+        results = iter([{"request_ms": 100.0 - n, "server_ms": float(n)} for n in range(1 + test_server.REQUESTS)])
+
+        def classify(self, image):
+            return next(self.results)
+
+    expected = {"first": 100.0, "median": 94.5, "max": 99.0, "server_median": 5.5}
+    assert test_server.measure_latency(Endpoint(), b"") == expected
+
+
 def test_long_class_name_is_cut():
     with fake_endpoint(200, RESULT | {"class_name": "a" * 100_000}, health={}) as (url, _):
         for arguments in ([TENCH], [TENCH, NEWT], ["--run-tests"]):
