@@ -30,12 +30,12 @@ from client.report import Check, escape, print_json, print_line, print_report, r
 from runtime.settings import BadSetting, EndpointSettings, read
 
 REQUESTS = 10  # sent one by one to measure the latency, and then all at once
-NO_URL = "test_server.py: --url and BANANA_MODEL_URL are not set: testing a server started on this machine"
 SUCCESS, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 3  # exit codes
 
 
+# Each check raises an error if it fails, and otherwise returns a message. `--run-tests` and pytest run the same checks.
 def check_health(endpoint: Endpoint) -> str:
-    """The endpoint is healthy; the message shows what runs there."""
+    """Check that the endpoint reports that it is healthy; return what runs there."""
     health = endpoint.health()
     if health.get("state") != "healthy":
         raise AssertionError(f"expected state healthy, got {health}")
@@ -43,12 +43,12 @@ def check_health(endpoint: Endpoint) -> str:
 
 
 def check_image(image: LabeledImage, endpoint: Endpoint) -> str:
-    """The image gets its class."""
+    """Check that the image is classified correctly; return the result."""
     return image.check(endpoint.classify(read_image(image.path)), str(endpoint.health().get("model")))
 
 
 def check_concurrency(image: LabeledImage, endpoint: Endpoint) -> str:
-    """Concurrent requests all get a class."""
+    """Check that concurrent requests all get a class; return how many, and the slowest's latency."""
     rows = list(classify_in_order(endpoint, [image.path] * REQUESTS, REQUESTS))
     if errors := [row["error"] for row in rows if "error" in row]:
         raise AssertionError(f"{len(errors)} of {len(rows)} failed: {errors[0]}")
@@ -56,14 +56,14 @@ def check_concurrency(image: LabeledImage, endpoint: Endpoint) -> str:
 
 
 def check_rejection(status: int, endpoint: Endpoint) -> str:
-    """A request with text in place of an image is rejected with `status`."""
+    """Check that the endpoint rejects text in place of an image with `status`; return its message."""
     try:
-        actual = "class {class_id} {class_name}".format(**endpoint.classify(b"this is not an image"))
+        result = endpoint.classify(b"this is not an image")
     except RequestRejected as rejection:
         if rejection.status == status:
             return str(rejection)
-        actual = str(rejection)
-    raise AssertionError(f"expected status {status}, got {actual}")
+        raise AssertionError(f"expected status {status}, got {rejection}") from rejection
+    raise AssertionError(f"expected status {status}, got class {result['class_id']} {result['class_name']}")
 
 
 def get_checks(images: list[LabeledImage], api_key: str | None) -> list[Check]:
@@ -79,9 +79,9 @@ def get_checks(images: list[LabeledImage], api_key: str | None) -> list[Check]:
 
 def measure_latency(endpoint: Endpoint, image: bytes) -> dict[str, float]:
     """Return the latency in milliseconds: of the first request, and the median and maximum of later ones."""
-    results = [endpoint.classify(image) for _ in range(1 + REQUESTS)]
-    (first, *warm), (_, *server) = ([round(r[key], 1) for r in results] for key in ("request_ms", "server_ms"))
-    return {"first": first, "median": median(warm), "max": max(warm), "server_median": median(server)}
+    first, *later = [endpoint.classify(image) for _ in range(1 + REQUESTS)]
+    ms, server_ms = ([result[key] for result in later] for key in ("request_ms", "server_ms"))
+    return {"first": first["request_ms"], "median": median(ms), "max": max(ms), "server_median": median(server_ms)}
 
 
 def run_tests(endpoint: Endpoint, images: list[LabeledImage], as_json: bool) -> bool:
@@ -91,46 +91,38 @@ def run_tests(endpoint: Endpoint, images: list[LabeledImage], as_json: bool) -> 
     with suppress(RequestRejected, OSError):  # reported by the check of the same image
         ms = report["timing_ms"] = measure_latency(endpoint, read_image(images[0].path))
         latency = f"latency: median {ms['median']:.1f} ms over {REQUESTS} requests "
-        latency += f"(server {ms['server_median']:.1f}), max {ms['max']}, first {ms['first']}"
-    report |= run_checks(get_checks(images, endpoint.api_key), endpoint, failures=(RequestRejected, OSError))
+        latency += f"(server {ms['server_median']:.1f}), max {ms['max']:.1f}, first {ms['first']:.1f}"
+    report |= run_checks(get_checks(images, endpoint.api_key), endpoint, fatal=EndpointUnavailable)
     print_json(report) if as_json else print_report(report, endpoint.url, latency)
     return report["failed"] == 0
 
 
 def open_endpoint(settings: EndpointSettings, timeout_s: float = TIMEOUT_S) -> AbstractContextManager[Endpoint]:
     """Return the endpoint in the settings, or a server on this machine. Raises EndpointUnavailable."""
-    url, key = settings.BANANA_MODEL_URL, settings.BANANA_API_KEY
-    return nullcontext(Endpoint(url.rstrip("/"), key, timeout_s)) if url else local_server(key, timeout_s)
+    if settings.BANANA_MODEL_URL:
+        return nullcontext(Endpoint(settings.BANANA_MODEL_URL.rstrip("/"), settings.BANANA_API_KEY, timeout_s))
+    print("test_server.py: no --url or BANANA_MODEL_URL: testing a server started on this machine", file=sys.stderr)
+    return local_server(settings.BANANA_API_KEY, timeout_s)
 
 
-# pytest calls the next two. Importing it here would delay the command.
-def pytest_generate_tests(metafunc: Any) -> None:
-    """Make each check a test whose id includes the endpoint."""
-    url = os.environ.get("BANANA_MODEL_URL", "").strip()
-    if not url:
-        with metafunc.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f"\n{NO_URL}", file=sys.stderr)
-    checks = get_checks(presets(), os.environ.get("BANANA_API_KEY", "").strip())
-    metafunc.parametrize("check", checks, ids=[f"{name} of {url or 'a local server'}" for name, _ in checks])
-
-
-def test_endpoint(check: Check) -> None:
-    """The check passes."""
-    with open_endpoint(read(EndpointSettings)) as endpoint:
-        [test] = run_checks([check], endpoint, failures=(RequestRejected, OSError, EndpointUnavailable))["tests"]
-        assert test["passed"], escape(f"{test['name']}: {test['message']}; {endpoint.url}")
+def test_endpoint(subtests: Any, capsys: Any) -> None:
+    """Run the checks under pytest, each as a subtest. pytest passes `subtests` and `capsys`."""
+    with capsys.disabled(), open_endpoint(read(EndpointSettings)) as endpoint:
+        for test in run_checks(get_checks(presets(), endpoint.api_key), endpoint)["tests"]:
+            with subtests.test(f"{test['name']} of {endpoint.url}"):
+                assert test["passed"], escape(test["message"])
 
 
 def parse_args() -> argparse.Namespace:
     """Return the options, the `settings`, and the files `found` and `ignored`; exit with code 2 for wrong usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, url, key = parser.add_argument, os.environ.get("BANANA_MODEL_URL", ""), os.environ.get("BANANA_API_KEY", "")
+    add = parser.add_argument
     add("images", nargs="*", type=Path, metavar="image.jpg", help="images, or folders of images")
     add("--in-flight", type=int, default=4, metavar="N", help="concurrent requests; default: %(default)s")
     add("--run-tests", action="store_true", help="run the preset tests")
     add("--expect", type=parse_expectation, action="append", metavar="IMAGE=CLASS_ID", help=EXPECT_HELP)
-    add("--url", default=url, help="the endpoint; default: $BANANA_MODEL_URL")
-    add("--api-key", default=key, help="the endpoint's key; default: $BANANA_API_KEY")
+    add("--url", default=os.environ.get("BANANA_MODEL_URL", ""), help="the endpoint; default: $BANANA_MODEL_URL")
+    add("--api-key", default=os.environ.get("BANANA_API_KEY", ""), help="the endpoint's key; default: $BANANA_API_KEY")
     add("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds per request; default: %(default)s")
     add("--json", action="store_true", help="print JSON: per image an object with its class or `error`; or the report")
     args = parser.parse_args()
@@ -152,8 +144,6 @@ def main() -> int:
     """Run the tests or classify the images; return the exit code."""
     args = parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for encodings other than UTF-8
-    if not args.settings.BANANA_MODEL_URL:
-        print(NO_URL, file=sys.stderr)
     if args.ignored:
         print_line(f"ignored {len(args.ignored)} files that are not images, such as {args.ignored[0]}", sys.stderr)
     try:
@@ -166,8 +156,7 @@ def main() -> int:
     except (EndpointUnavailable, RequestRejected) as error:
         if args.json:
             print_json({"error": str(error)})
-        for line in f"test_server.py: {error}".split("\n"):
-            print_line(line, sys.stderr)
+        print_line(f"test_server.py: {error}", sys.stderr)
         return UNAVAILABLE if isinstance(error, EndpointUnavailable) else USAGE
     except BrokenPipeError:  # the reader of the output exited, as `head` does
         return 130

@@ -1,6 +1,5 @@
 """Classify images with an endpoint: one, or many with concurrent requests and results in order."""
 
-import errno
 import math
 import os
 import statistics
@@ -28,10 +27,9 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
     In a folder, an image is a file with one of the suffixes that is not hidden; any other path counts as an image.
     """
-    images, ignored = [], []
+    images, ignored = list[Path](), list[Path]()
     for path in paths:
         for folder, folders, files in os.walk(path, onerror=lambda error: images.append(Path(error.filename))):
-            ignored += [Path(folder, name) for name in folders if name.startswith(".")]
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
                 is_image = Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
@@ -42,9 +40,9 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 def read_image(path: Path) -> bytes:
     """Return the content of an image file. Raises OSError, also if it is too large or, like a pipe, might never end."""
     if path.stat().st_size > MAX_IMAGE_MB * 10**6:
-        raise OSError(errno.EFBIG, f"larger than {MAX_IMAGE_MB} MB")
-    if not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "not a regular file")
+        raise OSError(f"larger than {MAX_IMAGE_MB} MB")
+    if not path.is_file():
+        raise OSError("not a regular file")
     return path.read_bytes()
 
 
@@ -54,7 +52,7 @@ def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
     try:
         return row | endpoint.classify(read_image(path))
     except OSError as error:
-        return row | {"error": f"cannot be read: {error.strerror}"}
+        return row | {"error": f"cannot be read: {error.strerror or error}"}
     except RequestRejected as rejection:
         if rejection.status not in (408, 413, 422):  # any other status is not about the image
             raise
@@ -71,11 +69,11 @@ def print_one(endpoint: Endpoint, path: Path) -> bool:
     """Print the image's class in a sentence; return whether it has one. Raises as `read_and_classify` does."""
     row = read_and_classify(endpoint, path)
     if "error" in row:
-        print_line(f"{path}: {row['error']}", sys.stderr)
-    else:
-        result = "{class_name:.200} (class {class_id}, probability {probability:.3f})".format(**row)
-        print_line(f"{path}: {result} from {endpoint.url} in {row['request_ms']:.1f} ms")
-    return "error" not in row
+        print_line("{image}: {error}".format(**row), sys.stderr)
+        return False
+    result = "{image}: {class_name:.200} (class {class_id}, probability {probability:.3f})".format(**row)
+    print_line(f"{result} from {endpoint.url} in {row['request_ms']:.1f} ms")
+    return True
 
 
 def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: bool) -> bool:
@@ -84,9 +82,9 @@ def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: b
     if not as_json:
         print_line(f"{'file':<{width}}  class  {'name':<20}  probability      ms")
     started = time.perf_counter()
-    rows = classify_in_order(endpoint, paths, in_flight)
     request_ms: list[float] = []
     try:
+        rows = classify_in_order(endpoint, paths, in_flight)
         # `disable=None`: no progress bar without a terminal.
         for row in tqdm(rows, total=len(paths), unit=" images", disable=None, leave=False, mininterval=0):
             request_ms += [row["request_ms"]] if "request_ms" in row else []

@@ -51,6 +51,5 @@ def parse_expectation(argument: str) -> LabeledImage:
     """Parse an `--expect IMAGE=CLASS_ID`. Raises ArgumentTypeError, which argparse prints."""
     match = re.fullmatch("(.+)=([0-9]{1,9})", argument)
     if not (match and os.access(match[1], os.R_OK) and Path(match[1]).is_file()):
-        form = "a readable file and a non-negative integer, such as cat.jpg=7"
-        raise ArgumentTypeError(f"{argument!r}: expected IMAGE=CLASS_ID, {form}")
+        raise ArgumentTypeError(f"{argument!r}: expected IMAGE=CLASS_ID, a readable file and a non-negative integer")
     return LabeledImage(Path(match[1]), int(match[2]))

@@ -27,17 +27,18 @@ def print_json(value: object) -> None:
     print(json.dumps(value, allow_nan=False).replace("##[", "##\\u005b"), flush=True)
 
 
-def run_checks(checks: list[Check], subject: Any, failures: tuple[type[Exception], ...]) -> dict[str, Any]:
+def run_checks(checks: list[Check], subject: Any, fatal: type[Exception] | tuple[()] = ()) -> dict[str, Any]:
     """Return `tests`, the name, message and result of each check of `subject`, and how many `passed` and `failed`.
 
-    AssertionError and the exceptions `failures` fail a check; any other ends the run.
+    An exception fails the check that raises it, except for `fatal`, which ends the run.
     """
     tests: list[dict[str, Any]] = []
-    failed_by: tuple[type[Exception], ...] = (AssertionError, *failures)
     for name, check in checks:
         try:
             has_passed, message = True, check(subject)
-        except failed_by as error:
+        except fatal:
+            raise
+        except Exception as error:
             has_passed, message = False, getattr(error, "strerror", None) or str(error)  # OSError: without its number
         tests.append({"name": name, "passed": has_passed, "message": message[:MAX_MESSAGE]})
     passed = sum(test["passed"] for test in tests)

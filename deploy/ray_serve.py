@@ -27,11 +27,8 @@ if SETTINGS.MAX_REPLICAS < SETTINGS.MIN_REPLICAS:
 
 NAME = "classifier"
 WORKERS = SETTINGS.CPUS_PER_REPLICA + app.EXTRA_WORKERS  # concurrent requests per replica
-ENVIRONMENT = vars(app.SETTINGS) | {
-    "MODEL_PATH": Path(app.SETTINGS.MODEL_PATH).resolve(),
-    "THREADS": SETTINGS.CPUS_PER_REPLICA,
-    "PYTHONPATH": ROOT,
-}
+ENVIRONMENT = vars(app.SETTINGS) | {"THREADS": SETTINGS.CPUS_PER_REPLICA, "PYTHONPATH": ROOT}
+ENVIRONMENT["MODEL_PATH"] = Path(app.SETTINGS.MODEL_PATH).resolve()  # for any working directory
 
 
 @serve.deployment(
@@ -51,20 +48,15 @@ ENVIRONMENT = vars(app.SETTINGS) | {
 class Replica:
     """app.py in a separate process, on any machine of the cluster."""
 
+    status = staticmethod(app.status)
+    check_health = staticmethod(app.warm_up)  # Ray Serve replaces the replica if it raises
+
     def __init__(self) -> None:
         app.init()
 
     async def inference(self, model_inputs: dict) -> dict:
         """Call app.inference."""
         return await asyncio.to_thread(app.inference, model_inputs)
-
-    def status(self) -> dict:
-        """Call app.status."""
-        return app.status()
-
-    def check_health(self) -> None:
-        """Raise if the model fails, so that Ray Serve replaces the replica."""
-        app.warm_up()
 
 
 class Replicas:
@@ -95,10 +87,8 @@ class Replicas:
             return response.result(timeout_s=server.SETTINGS.RESPONSE_TIMEOUT_S)
         except RayTaskError as error:
             raise error.cause from error
-        except RayActorError as error:
-            raise Unavailable("the replica that processed the request is lost") from error
-        except DeploymentUnavailableError as error:
-            raise Unavailable("no replica is running") from error
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise Unavailable("the replica that processed the request is lost, or none is running") from error
         except TimeoutError as error:
             response.cancel()
             raise Unavailable(f"no replica responded within {server.SETTINGS.RESPONSE_TIMEOUT_S} s") from error
@@ -107,7 +97,7 @@ class Replicas:
 def main() -> None:
     """Serve until SIGTERM, as server.py does."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(**({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
+    ray.init(include_dashboard=False)
     serve.start(proxy_location="Disabled")  # server.py has the routes
     replicas = Replicas()
     server.main(replicas, server.load(replicas))

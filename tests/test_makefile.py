@@ -58,27 +58,16 @@ def test_the_same_model_is_not_converted_twice(clone):
     assert conversions(clone, "MODEL=efficientnet-lite0") == []
 
 
-def installed(clone, *arguments):
-    """Return the arguments of `pip install`."""
+@pytest.mark.parametrize(
+    ("answers", "arguments", "is_used"),
+    [(True, [], platform.system() == "Linux"), (False, [], False), (True, ["TORCH_INDEX="], False)],
+    ids=["reachable", "unreachable", "turned off"],
+)
+def test_pytorch_for_cpus_is_installed_on_linux(clone, answers, arguments, is_used):
+    if answers:
+        (clone / "index-answers").touch()
     returncode, calls = make(clone, ".venv/installed", *arguments)
     assert returncode == 0
-    [install] = [call.split() for call in calls if call.startswith("pip install ")]
-    return install
-
-
-def test_pytorch_for_cpus_is_installed_on_linux(clone):
-    (clone / "index-answers").touch()
-    install = installed(clone)
-    if platform.system() == "Linux":
-        assert install[install.index("--extra-index-url") + 1] == "https://download.pytorch.org/whl/cpu"
-    else:
-        assert "--extra-index-url" not in install
-
-
-def test_an_unreachable_index_is_tried_once(clone):
-    assert "--extra-index-url" not in installed(clone)
-
-
-def test_the_index_can_be_turned_off(clone):
-    (clone / "index-answers").touch()
-    assert "--extra-index-url" not in installed(clone, "TORCH_INDEX=")
+    [install] = [call for call in calls if call.startswith("pip install ")]
+    assert ("--extra-index-url https://download.pytorch.org/whl/cpu " in install) == is_used
+    assert ("--extra-index-url" in install) == is_used

@@ -13,14 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import requests
-import torch
 from PIL import Image
 
 from client.endpoint import free_port
-from examples.colors import COLORS, Colors
+from examples.colors import COLORS
 from model import OnnxClassifier
 from tests import fake_tools, generate_docs
 from tests.server_process import DEADLINE_S, ROOT, wait_until
@@ -194,18 +192,12 @@ def test_example_model_is_converted_and_served(checkout):
     assert re.fullmatch(as_shown(shown), plain(printed)), printed
 
     classifier = OnnxClassifier(checkout / "colors.onnx")
-    network = Colors().eval()
-    network.load_state_dict(torch.load(checkout / "examples/trained/colors.pth"))
     for right, left in enumerate(COLORS):
         image = Image.new("RGB", (128, 96), tuple(int(255 * level) for level in left))
         image.paste(tuple(int(255 * level) for level in COLORS[right - 1]), (64, 0, 128, 96))
         first, second, third = classifier.top(classifier.predict(classifier.preprocessor(image)[None])[0], 3)
         assert {first["class_id"], second["class_id"]} == {right, (right - 1) % 5}
         assert second["probability"] > 0.5 > third["probability"]
-        pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None] / 255
-        with torch.inference_mode():
-            expected = network((pixels - 0.5) / 0.5).sigmoid()[0]
-        assert first["probability"] == pytest.approx(float(expected.max()), abs=1e-4)
 
 
 # -- the reference ---------------------------------------------------------------------------------------------------

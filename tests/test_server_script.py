@@ -19,6 +19,8 @@ from tests.imports import imports, needed
 from tests.server_process import DEADLINE_S, NEWT, TENCH, ready
 from tests.tester_process import command_line, run_tester, started
 
+HEALTHY = {"state": "healthy"}
+
 
 def cells(row):
     """Return the columns of a row, which at least two spaces separate."""
@@ -28,15 +30,17 @@ def cells(row):
 def test_one_image_prints_its_class_probability_and_time(served):
     result = run_tester(TENCH, "--url", served.url)
     assert result.stdout.startswith(f"{TENCH}: tench (class 0, probability 0.")
-    assert result.stdout.endswith(" ms\n")
+    assert re.search(rf" from {served.url} in \d+\.\d ms\n$", result.stdout)
     assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_many_images_print_a_table_in_order_and_a_summary(served):
-    result = run_tester(*[TENCH, NEWT] * 10, "--url", served.url)
-    header, *rows, summary, latency = result.stdout.splitlines()
+    tench, newt = "images/n01440764_tench.jpeg", "images/n01632777_axolotl.jpeg"
+    result = run_tester(*[tench, newt] * 10, "--url", served.url)
+    lines = header, *rows, summary, latency = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
     assert cells(header) == ["file", "class", "name", "probability", "ms"]
-    assert [cells(row)[:-2] for row in rows] == [[str(TENCH), "0", "tench"], [str(NEWT), "26", "common newt"]] * 10
+    assert [cells(row)[:-2] for row in rows] == [[tench, "0", "tench"], [newt, "26", "common newt"]] * 10
     assert all(row.rindex(" ") == rows[0].rindex(" ") or len(row) == len(rows[0]) for row in rows)
     assert summary.startswith(f"{served.url}: 20 of 20 images classified in ")
     assert latency.startswith("latency: median ")
@@ -69,110 +73,81 @@ def test_json_prints_an_object_per_image(served):
     tench, newt = map(json.loads, result.stdout.splitlines())
     assert (tench["image"], tench["class_id"], tench["class_name"]) == (str(TENCH), 0, "tench")
     assert newt["class_id"] == 26
+    assert result.stderr.startswith(f"{served.url}: 2 of 2 images classified in ")
     assert 0 < newt["server_ms"] < newt["request_ms"]
 
 
-def test_without_a_url_a_server_is_started():
-    for arguments in ([TENCH], [TENCH, "--json"], ["--run-tests"]):
-        result = run_tester(*arguments, BANANA_MODEL_URL="", BANANA_API_KEY="key\n")
-        assert "started on this machine" in result.stderr
-        assert result.returncode == 0
-        assert (
-            "0 tench" in result.stdout
-            or "tench (class 0" in result.stdout
-            or json.loads(result.stdout)["class_id"] == 0
-        )
-        assert "http://127.0.0.1:" in result.stdout + result.stderr
-
-
-def test_table_and_summary_fit_in_80_columns(served):
-    result = run_tester("images/n01440764_tench.jpeg", "images/n01632777_axolotl.jpeg", "--url", served.url)
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [([TENCH], "tench (class 0"), ([TENCH, "--json"], '"class_id": 0'), (["--run-tests"], "0 tench")],
+)
+def test_without_a_url_a_server_is_started(arguments, shown):
+    result = run_tester(*arguments, cwd="/", BANANA_MODEL_URL="", BANANA_API_KEY="key\n")
     assert result.returncode == 0
-    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert shown in result.stdout
+    assert "started on this machine" in result.stderr
+    assert "http://127.0.0.1:" in result.stdout + result.stderr
 
 
-def test_every_result_names_the_endpoint(served):
-    assert f" from {served.url} in " in run_tester(TENCH, "--url", served.url).stdout
-    assert f"{served.url}: " in run_tester(TENCH, NEWT, "--url", served.url).stdout
-    assert f"{served.url}: " in run_tester(TENCH, "--json", "--url", served.url).stderr
-    assert f"{served.url}: " in run_tester("--run-tests", "--url", served.url).stdout
-
-
-def run_pytest(*options, **environment):
-    command = [sys.executable, "-m", "pytest", "test_server.py", "-vv", "-p", "no:cacheprovider", *options]
+def run_pytest(**environment):
+    command = [sys.executable, "-m", "pytest", "test_server.py", "-vv", "-p", "no:cacheprovider"]
     options = command_line(**environment) | {"args": command}
     return subprocess.run(**options, capture_output=True, text=True, timeout=120)
 
 
-def test_pytest_reports_each_check_with_the_endpoint(served, tmp_path):
+def test_pytest_reports_each_check_with_the_endpoint(served):
     result = run_pytest(BANANA_MODEL_URL=served.url)
     assert result.returncode == 0, result.stdout
     for name in ("health", *(image.name for image in presets()), "not an image"):
-        assert f"test_server.py::test_endpoint[{name} of {served.url}] PASSED" in result.stdout
+        assert f"test_endpoint SUBPASSED[{name} of {served.url}]" in result.stdout
     assert result.stderr == ""
 
-    with fake_endpoint(
-        200, json.dumps(RESULT | {"class_name": "\x1bcock"}).encode(), health=b'{"state": "healthy"}'
-    ) as (
-        url,
-        _,
-    ):
-        wrong = run_pytest(BANANA_MODEL_URL=url)
-    assert f"{presets()[0].name}: expected 0 tench, got 7 \\x1bcock" in wrong.stdout
-    assert f"; {url}" in wrong.stdout
-    assert "2 passed" in wrong.stdout
-    assert "Error at setup" not in wrong.stdout
+
+def test_pytest_reports_a_failed_check_escaped():
+    with fake_endpoint(200, RESULT | {"class_name": "\x1bcock"}, health=HEALTHY) as (url, _):
+        result = run_pytest(BANANA_MODEL_URL=url)
+    assert result.returncode == 1
+    assert f"test_endpoint SUBFAILED[{presets()[0].name} of {url}]" in result.stdout
+    assert "AssertionError: expected 0 tench, got 7 \\x1bcock" in result.stdout
+    assert "2 subtests passed" in result.stdout
 
 
-def test_pytest_reports_first_that_it_starts_a_server():
-    result = run_pytest("-k", "health")
+def test_pytest_starts_one_server_for_all_checks():
+    result = run_pytest()
     assert result.returncode == 0, result.stdout
-    assert "test_endpoint[health of a local server] PASSED" in result.stdout
     assert "started on this machine" in result.stderr
+    assert len(set(re.findall(r"SUBPASSED\[.+ of (http://127\.0\.0\.1:\d+)\]", result.stdout))) == 1
 
 
 def test_text_from_an_endpoint_is_escaped():
-    answer = RESULT | {"class_name": "\n::error::cock\x1b[2J"}
-    with fake_endpoint(200, json.dumps(answer).encode(), health=b'{"state": "healthy", "model": "\\n::error::a"}') as (
-        url,
-        _,
-    ):
+    result_with_commands = RESULT | {"class_name": "\n::error::cock\x1b[2J"}
+    with fake_endpoint(200, result_with_commands, health=HEALTHY | {"model": "\n::error::a"}) as (url, _):
         for arguments in ([TENCH], [TENCH, NEWT], ["--run-tests"]):
             result = run_tester(*arguments, "--url", url)
             assert "\\n::error::cock\\x1b[2J" in result.stdout
             assert "\n::" not in result.stdout
             assert "\x1b" not in result.stdout
-        assert json.loads(run_tester(TENCH, "--json", "--url", url).stdout)["class_name"] == answer["class_name"]
-    with fake_endpoint(422, b"no\n::error::a") as (url, _):
-        assert "\n::" not in run_tester(TENCH, "--url", url).stderr
-    with fake_endpoint(500, b"no\n::error::a") as (url, _):
-        assert "\n::" not in run_tester(TENCH, "--url", url).stderr
+    for status in (422, 500):
+        with fake_endpoint(status, b"no\n::error::a") as (url, _):
+            assert "\n::" not in run_tester(TENCH, "--url", url).stderr
 
 
 def test_json_is_valid_and_has_no_commands():
-    answer = RESULT | {"class_name": "a ##[error]b\x7f\u202e\x1b"}
-    with fake_endpoint(200, json.dumps(answer).encode(), health=b'{"state": "healthy", "a": "##[error]b"}') as (url, _):
+    name = "a ##[error]b\x7f\u202e\x1b\n::error::c"
+    with fake_endpoint(200, RESULT | {"class_name": name}, health=HEALTHY | {"a": "##[error]b"}) as (url, _):
         for arguments in ([TENCH], ["--run-tests"]):
             output = run_tester(*arguments, "--json", "--url", url).stdout
             assert "##[" not in output
             assert output.rstrip("\n").isprintable()
-            assert json.loads(output).get("class_name", answer["class_name"]) == answer["class_name"]
+            assert json.loads(output).get("class_name", name) == name
 
 
 @pytest.mark.parametrize("status", [422, 500])
 def test_message_of_an_endpoint_is_cut(status):
-    body = json.dumps({"error": {"message": "a" * 100_000}}).encode()
-    with fake_endpoint(status, body) as (url, _):
+    with fake_endpoint(status, {"error": {"message": "a" * 100_000}}) as (url, _):
         result = run_tester(TENCH, "--url", url)
     assert result.stderr.count("a" * 200) == 1
     assert len(result.stderr) < 1000
-
-
-def test_works_from_any_folder(served):
-    command = command_line(TENCH, "--url", served.url) | {"cwd": "/"}
-    assert "tench" in subprocess.run(**command, capture_output=True, text=True, check=True).stdout
-    command = command_line(TENCH) | {"cwd": "/"}
-    assert "tench" in subprocess.run(**command, capture_output=True, text=True, check=True).stdout
 
 
 def test_run_tests_reports_every_check_and_the_latency(served):
@@ -184,6 +159,7 @@ def test_run_tests_reports_every_check_and_the_latency(served):
     assert "no API key" not in result.stdout
     assert "latency: median " in result.stdout
     assert ", first " in result.stdout
+    assert f"{served.url}: 5 passed, 0 failed" in result.stdout
 
 
 def test_request_without_the_key_must_be_rejected(tmp_path):
@@ -191,14 +167,21 @@ def test_request_without_the_key_must_be_rejected(tmp_path):
         result = run_tester("--run-tests", "--url", served.url, "--api-key", "key")
     assert result.returncode == 0, result.stdout
     assert "ok    no API key: rejected with 401" in result.stdout
-    with fake_endpoint(200, json.dumps(RESULT).encode(), health=b'{"state": "healthy"}') as (url, _):
+
+
+def test_failed_check_exits_with_1_and_what_was_expected():
+    with fake_endpoint(200, health={"state": "starting"}) as (url, _):
         result = run_tester("--run-tests", "--url", url, "--api-key", "key")
     assert result.returncode == 1
+    assert "FAIL  health: expected state healthy, got {'state': 'starting'}" in result.stdout
+    assert f"FAIL  {presets()[0].name}: expected 0 tench, got 7 cock" in result.stdout
+    assert "FAIL  not an image: expected status 422, got class 7 cock" in result.stdout
     assert "FAIL  no API key: expected status 401, got class 7 cock" in result.stdout
+    assert f"{url}: 1 passed, 5 failed" in result.stdout
 
 
-def test_concurrent_requests_must_all_succeed(tmp_path):
-    with fake_endpoint(413, b"busy", good=range(14), health=b'{"state": "healthy"}') as (url, _):
+def test_concurrent_requests_must_all_succeed():
+    with fake_endpoint(413, b"busy", good=range(14), health=HEALTHY) as (url, _):
         result = run_tester("--run-tests", "--url", url)
     assert result.returncode == 1
     assert "FAIL  concurrent requests: 9 of 10 failed: rejected with 413: busy" in result.stdout
@@ -216,15 +199,19 @@ def test_concurrent_requests_are_sent_at_once():
     assert test_server.check_concurrency(presets()[0], Endpoint()) == "10 classified, max 7.0 ms"
 
 
-def test_unhealthy_endpoint_fails_its_check():
-    with fake_endpoint(200, json.dumps(RESULT).encode(), health=b'{"state": "starting"}') as (url, _):
-        result = run_tester("--run-tests", "--url", url)
-    assert result.returncode == 1
-    assert "FAIL  health: expected state healthy, got {'state': 'starting'}" in result.stdout
+def test_first_request_is_measured_apart():
+    class Endpoint:
+        results = iter([{"request_ms": 100.0 - n, "server_ms": float(n)} for n in range(1 + test_server.REQUESTS)])
+
+        def classify(self, image):
+            return next(self.results)
+
+    expected = {"first": 100.0, "median": 94.5, "max": 99.0, "server_median": 5.5}
+    assert test_server.measure_latency(Endpoint(), b"") == expected
 
 
 def test_long_class_name_is_cut():
-    with fake_endpoint(200, json.dumps(RESULT | {"class_name": "a" * 100_000}).encode(), health=b"{}") as (url, _):
+    with fake_endpoint(200, RESULT | {"class_name": "a" * 100_000}, health={}) as (url, _):
         for arguments in ([TENCH], [TENCH, NEWT], ["--run-tests"]):
             output = run_tester(*arguments, "--url", url).stdout
             assert "a" * 200 in output
@@ -258,19 +245,6 @@ def test_run_tests_reports_the_same_as_json(served):
     assert {test["name"] for test in report["tests"]} >= {"health", "not an image", presets()[1].name}
     times = report["timing_ms"]
     assert 0 < times["server_median"] <= times["median"] <= times["max"]
-
-
-def test_wrong_class_exits_with_1_and_both_classes(tmp_path):
-    with fake_endpoint(200, json.dumps(RESULT).encode()) as (url, _):
-        result = run_tester("--run-tests", "--url", url)
-    assert result.returncode == 3  # this endpoint has no health check
-    with ready(tmp_path, stub=True) as served:
-        (tmp_path / "release").touch()
-        (tmp_path / "answer.json").write_text(json.dumps(RESULT))
-        result = run_tester("--run-tests", "--url", served.url)
-    assert result.returncode == 1
-    assert f"FAIL  {presets()[0].name}: expected 0 tench, got 7 cock" in result.stdout
-    assert "FAIL  not an image: expected status 422, got class 7 cock" in result.stdout
 
 
 def test_rejected_image_exits_with_2_after_all_others(served, tmp_path):

@@ -15,8 +15,9 @@ def command_line(*arguments, **environment):
     return {"args": command, "cwd": ROOT, "env": clean | environment}
 
 
-def run_tester(*arguments, **environment):
-    result = subprocess.run(**command_line(*arguments, **environment), capture_output=True, text=True, timeout=120)
+def run_tester(*arguments, cwd=ROOT, **environment):
+    command = command_line(*arguments, **environment) | {"cwd": cwd}
+    result = subprocess.run(**command, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in result.stderr
     return result
 

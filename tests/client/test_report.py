@@ -24,16 +24,16 @@ def test_escapes_non_printable_characters_and_commands(text, printed):
 
 
 def test_message_of_a_check_is_cut():
-    [test] = run_checks([("a", lambda subject: "b" * 10**6)], None, failures=())["tests"]
+    [test] = run_checks([("a", lambda subject: "b" * 10**6)], None)["tests"]
     assert test["message"] == "b" * 1000
 
 
-def test_check_fails_only_with_the_given_exceptions():
+@pytest.mark.parametrize("error", [AssertionError("why"), ValueError("why"), OSError(2, "why", "file")])
+def test_error_fails_its_check_unless_it_is_fatal(error):
     def check(subject):
         raise subject
 
-    failed = {"tests": [{"name": "a", "passed": False, "message": "why"}], "passed": 0, "failed": 1}
-    assert run_checks([("a", check)], AssertionError("why"), failures=()) == failed
-    assert run_checks([("a", check)], ValueError("why"), failures=(ValueError,)) == failed
-    with pytest.raises(ValueError, match="why"):
-        run_checks([("a", check)], ValueError("why"), failures=())
+    failed = {"name": "a", "passed": False, "message": "why"}
+    assert run_checks([("a", check)], error) == {"tests": [failed], "passed": 0, "failed": 1}
+    with pytest.raises(type(error), match="why"):
+        run_checks([("a", check)], error, fatal=type(error))

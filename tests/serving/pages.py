@@ -39,3 +39,10 @@ def give_key(page: Page, key: str) -> None:
     """Fill in the key and send it."""
     page.get_by_label("API key").fill(key)
     page.get_by_role("button", name="Use this key").click()
+
+
+def drag(page: Page, kind: str, *paths: Path) -> None:
+    """Dispatch an event of dragging files over the page."""
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    event = {"type": kind, "x": 30, "y": 30, "data": data}
+    page.context.new_cdp_session(page).send("Input.dispatchDragEvent", event)

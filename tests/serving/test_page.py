@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -17,7 +16,7 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.browsing import wait_for_results
 from tests.server_process import DEADLINE_S, NEWT, ROOT, TENCH
-from tests.serving.pages import KEY, choose, file, give_key, rows
+from tests.serving.pages import KEY, choose, drag, file, give_key, rows
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
@@ -98,17 +97,11 @@ def test_image_is_shown_with_classes_and_timing(served, opened):
         assert facts(page).keys() == {"Round trip", "Server", "Decoding", "Model"}
         assert all(re.fullmatch(r"\d+(\.\d)? ms", value) for value in facts(page).values())
         provider = health["execution_provider"].removesuffix("ExecutionProvider")
-        expect(page.get_by_role("status")).to_have_text(f"{health['model']} · {provider} · {health['precision']}")
+        status = page.get_by_role("status")
+        expect(status).to_have_text(f"{health['model']} · {provider} · {health['precision']}")
+        for term in (provider, health["precision"]):  # explained
+            expect(status.get_by_text(term, exact=True)).to_have_attribute("title", re.compile(r"\w+"))
         expect(page.get_by_role("log")).to_have_text(f"{TENCH.name}: tench, {rows(page)[0][1]}")
-
-
-def test_header_explains_provider_and_precision(served, opened):
-    health = served.get("/healthcheck").json()
-    with opened(served) as page:
-        for term in (health["execution_provider"].removesuffix("ExecutionProvider"), health["precision"]):
-            expect(page.get_by_role("status").get_by_text(term, exact=True)).to_have_attribute(
-                "title", re.compile(r"\w+")
-            )
 
 
 def test_small_probabilities_have_a_visible_bar(served, opened):
@@ -126,29 +119,18 @@ def test_small_probabilities_have_a_visible_bar(served, opened):
 def test_images_keep_their_order_and_new_ones_come_first(served, opened):
     with opened(served) as page:
         choose(page, *[NEWT, TENCH] * 5)
+        expect(page.get_by_label("Choose images")).to_have_value("")  # else it would not notice the same choice again
         assert [rows(page, card)[0][0] for card in range(10)] == ["common newt", "tench"] * 5
         choose(page, TENCH)
         assert [rows(page, card)[0][0] for card in range(3)] == ["tench", "common newt", "tench"]
 
 
-def test_same_image_can_be_chosen_again(served, opened):
-    with opened(served) as page:
-        choose(page, TENCH)
-        expect(page.get_by_label("Choose images")).to_have_value("")  # else the browser would see no change
-
-
 def test_images_can_be_dropped_anywhere(served, opened):
     with opened(served) as page:
-        session = page.context.new_cdp_session(page)
-
-        def drag(kind: str, *images: Path) -> None:
-            data = {"items": [], "files": [str(image) for image in images], "dragOperationsMask": 1}
-            session.send("Input.dispatchDragEvent", {"type": kind, "x": 30, "y": 700, "data": data})
-
-        drag("dragEnter", NEWT, TENCH)
+        drag(page, "dragEnter", NEWT, TENCH)
         expect(page.locator("body")).to_have_class("dragging")
         for kind in ("dragOver", "drop"):
-            drag(kind, NEWT, TENCH)
+            drag(page, kind, NEWT, TENCH)
         wait_for_results(page, 2)
         assert [rows(page, card)[0][0] for card in range(2)] == ["common newt", "tench"]
         expect(page.locator("body")).to_have_class("used")
@@ -253,18 +235,12 @@ def wait_until_held(page: Page, held: list[Route], count: int) -> None:
     assert len(held) == count
 
 
-def test_curl_command_classifies_an_image(served, opened, tmp_path):
+@pytest.mark.parametrize("server", ["served", "locked"])
+def test_curl_command_classifies_an_image(request, opened, tmp_path, server):
     (tmp_path / "image.jpg").write_bytes(TENCH.read_bytes())
-    with opened(served) as page:
-        command = page.locator("footer pre").inner_text()
-    ran = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S)
-    assert json.loads(ran.stdout)["class_name"] == "tench"
-
-
-def test_curl_command_with_the_key_classifies_an_image(locked, opened, tmp_path):
-    (tmp_path / "image.jpg").write_bytes(TENCH.read_bytes())
-    with opened(locked) as page:
-        command = f"{page.locator('footer pre').inner_text()} {page.locator('footer p code').inner_text()}"
+    with opened(request.getfixturevalue(server)) as page:
+        shown = [page.locator("footer pre"), *([page.locator("footer p code")] if server == "locked" else [])]
+        command = " ".join(part.inner_text() for part in shown)
     environment = os.environ | {"BANANA_API_KEY": KEY}
     ran = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert json.loads(ran.stdout)["class_name"] == "tench"

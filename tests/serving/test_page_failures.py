@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 from tests.browsing import wait_for_results
 from tests.clients import begin_call
 from tests.server_process import NEWT, TENCH, is_ready, ready, serving, wait_until
-from tests.serving.pages import KEY, choose, file, give_key, rows
+from tests.serving.pages import KEY, choose, drag, file, give_key, rows
 
 
 def test_refusals_are_the_servers_and_stop_no_other_image(served, opened):
@@ -186,8 +186,6 @@ def test_retry_all_retries_what_failed_and_nothing_else(served, opened):
 
 def test_folder_is_reported(served, opened, tmp_path):
     with opened(served) as page:
-        session = page.context.new_cdp_session(page)
         for kind in ("dragEnter", "dragOver", "drop"):
-            data = {"items": [], "files": [str(tmp_path)], "dragOperationsMask": 1}
-            session.send("Input.dispatchDragEvent", {"type": kind, "x": 30, "y": 30, "data": data})
+            drag(page, kind, tmp_path)
         expect(page.locator(".card")).to_contain_text("This cannot be read. Is it a folder?")
