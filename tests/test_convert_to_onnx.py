@@ -256,7 +256,7 @@ def test_missing_weights_leave_the_old_file(tmp_path):
     (tmp_path / "classifier.onnx").write_bytes(b"old")
     result = run_converter("--weights", "absent.pth", "--output", "classifier.onnx", folder=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "convert_to_onnx.py: there is no file absent.pth\n"
+    assert result.stderr == "convert_to_onnx.py: [Errno 2] No such file or directory: 'absent.pth'\n"
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"classifier.onnx": b"old"}
 
 

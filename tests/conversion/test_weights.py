@@ -257,9 +257,9 @@ def test_names_a_torchscript_archive(path):
 
 
 def test_refuses_a_path_without_a_file(path):
-    with pytest.raises(ConversionError, match=r"no file .*weights.pth"):
+    with pytest.raises(FileNotFoundError, match=r"No such file .*weights.pth"):
         load_weights(nn.Linear(3, 2), path)
-    with pytest.raises(ConversionError, match="is a directory"):
+    with pytest.raises(IsADirectoryError):
         load_weights(nn.Linear(3, 2), path.parent)
 
 
