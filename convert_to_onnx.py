@@ -28,7 +28,6 @@ from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
 
 from conversion import ConversionError, custom_model, trained_model
-from conversion.download import DownloadError
 from conversion.files import check_writable, replacing
 from conversion.graph_pixels import PIXELS
 from conversion.preprocessing import OPSET, preprocessing_graph
@@ -113,7 +112,7 @@ def choose_model() -> str:
         trained_model.known_weights(KNOWN_MODELS["resnet18"])
         return "resnet18"
     except ConversionError as error:
-        reason = error.summary if isinstance(error, DownloadError) else error
+        reason = str(error).splitlines()[0]
         print(f"resnet18's weights are not available ({reason}); using efficientnet-lite0", file=sys.stderr)
         return "efficientnet-lite0"
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from conversion import ConversionError, enumerate_few
-from conversion.download import sha256_digest
+from conversion.files import digests
 from conversion.trained_model import TrainedModel
 from conversion.weights import load_weights
 from model import ImagePreprocessor
@@ -64,7 +64,7 @@ def load(
     check_activation(activation, outputs)
     names = name_classes(labels, outputs.shape[1])
     preprocessor = ImagePreprocessor((size[0], size[1]), tuple(mean), tuple(std), crop_pct, interpolation)
-    name, digest = model.replace(":", "."), sha256_digest(weights)
+    name, digest = model.replace(":", "."), digests(weights.read_bytes())[0]
     return TrainedModel(name, network, weights, digest, preprocessor, names, activation or "softmax")
 
 

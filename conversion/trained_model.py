@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from conversion import ConversionError
-from conversion.download import DownloadError, download, download_photos, is_known, sha256_digest
+from conversion.files import PHOTOS, PHOTOS_URL, digests, download
 from conversion.weights import load_weights
 from model import ImagePreprocessor
 from pytorch_model import KNOWN_MODELS, KnownModel
@@ -71,7 +71,8 @@ def load(name: str, weights: Path | None = None, weights_key: str | None = None)
     network = known.build()
     load_weights(network, path, weights_key)
     preprocessor = ImagePreprocessor(known.size, known.mean, known.std)
-    return TrainedModel(name, network.eval(), path, sha256_digest(path), preprocessor, imagenet_class_names())
+    digest = digests(path.read_bytes())[0]
+    return TrainedModel(name, network.eval(), path, digest, preprocessor, imagenet_class_names())
 
 
 def known_weights(known: KnownModel) -> Path:
@@ -80,10 +81,11 @@ def known_weights(known: KnownModel) -> Path:
     if not path.is_file():
         download(known.urls, path, known.digests)
         try:
-            download_photos(ROOT / "images" / "photos")
-        except (DownloadError, OSError) as error:
-            print(f"the preset tests use illustrations: {getattr(error, 'summary', error)}", file=sys.stderr)
-    elif not is_known(path, known.digests):
-        unknown = f"{path} has the digest {sha256_digest(path)}, which is not a known one"
+            for name, digest in PHOTOS.items():
+                download([f"{PHOTOS_URL}/{name}"], ROOT / "images" / "photos" / name, [digest])
+        except (ConversionError, OSError) as error:
+            print(f"the preset tests use illustrations: {str(error).splitlines()[0]}", file=sys.stderr)
+    elif set(known.digests).isdisjoint(actual := digests(path.read_bytes())):
+        unknown = f"{path} has the digest {actual[0]}, which is not a known one"
         raise ConversionError(f"{unknown}: remove it to download the known one, or give it as --weights")
     return path
