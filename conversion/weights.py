@@ -2,13 +2,13 @@
 
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from conversion import ConversionError, enumerate_few
 
@@ -30,16 +30,15 @@ def load_weights(network: nn.Module, path: Path, key: str | None = None) -> None
     In the file the network's names may have any prefix, such as a checkpoint's or torch.compile's. If several sets of
     weights fit, `key` must select one. Raises ConversionError, or OSError if the file cannot be read.
     """
-    own, tensors = flatten(network.state_dict()), read_tensors(path)
+    own, tensors = list(flatten(network.state_dict())), read_tensors(path)
     candidates = [name for name in tensors if name.startswith(f"{key}." if key else "")]
-    common = os.path.commonprefix(list(own))  # noqa: RUF071  of characters: the next line cuts it at a dot
+    common = os.path.commonprefix(own)  # noqa: RUF071  of characters: the next line cuts it at a dot
     for wrapper in ("", common[: common.rfind(".") + 1]):  # the network may wrap the one that the file is of
-        wanted = {name.removeprefix(wrapper): tensor for name, tensor in own.items()}
-        first = next(iter(wanted), "")
+        first = next(iter(own), "").removeprefix(wrapper)
         prefixes = [name.removesuffix(first) for name in candidates if f".{name}".endswith(f".{first}")]
         if prefixes:
             break
-    misfits = {prefix: explain_misfit(wanted, tensors, prefix) for prefix in prefixes}
+    misfits = {prefix: load_set(network, tensors, prefix, wrapper) for prefix in prefixes}
     fitting = [prefix for prefix, misfit in misfits.items() if not misfit]
     if len(fitting) > 1:
         choice = " or ".join(prefix.rstrip(".") for prefix in fitting)
@@ -47,9 +46,31 @@ def load_weights(network: nn.Module, path: Path, key: str | None = None) -> None
     if not fitting:
         unknown = f"no name in it ends with the network's first, {first}: {enumerate_few(list(tensors))}"
         raise ConversionError(f"{path} does not fit the network: {next(iter(misfits.values()), unknown)}")
-    if ignored := sorted(tensors.keys() - {fitting[0] + name for name in wanted}):
+    load_set(network, tensors, fitting[0], wrapper)
+    if ignored := sorted(tensors.keys() - {fitting[0] + name.removeprefix(wrapper) for name in own}):
         print(f"{path}: ignored, because the network has no such tensors: {enumerate_few(ignored)}", flush=True)
-    network.load_state_dict({wrapper + name: tensors[fitting[0] + name] for name in wanted})
+
+
+def load_set(network: nn.Module, tensors: Tensors, prefix: str, wrapper: str) -> str:
+    """Load the tensors under `prefix` as the network's under `wrapper`; return why they do not fit, or ''.
+
+    Others next to them do no harm, such as a loss function's. Weights in one of the network's own parts do: they are
+    those of a network with more layers.
+    """
+    found = {wrapper + name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    own = flatten(network.state_dict())
+    parts = {name.removeprefix(wrapper).partition(".")[0] for name in own}
+    for name in found.keys() - own.keys():
+        is_weight = found[name].is_floating_point() and found[name].numel() > 1
+        if not (is_weight and name.removeprefix(wrapper).partition(".")[0] in parts):
+            del found[name]
+    try:
+        network.load_state_dict(found)
+    except Exception as error:  # lists missing names, unexpected names and wrong shapes in a line each; or a hook's own
+        return "; ".join(
+            textwrap.shorten(line, 200, placeholder=" …") for line in str(error).splitlines()[1:4]
+        ) or repr(error)
+    return ""
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -73,25 +94,3 @@ def flatten(content: Any, prefix: str = "") -> Tensors:
         if not name.endswith(BATCH_COUNTER):
             tensors |= {name: value} if isinstance(value, torch.Tensor) else flatten(value, f"{name}.")
     return tensors
-
-
-def explain_misfit(wanted: Tensors, tensors: Tensors, prefix: str) -> str:
-    """Return why the tensors under `prefix` are not the `wanted` ones, or '' if they are.
-
-    Others next to them do no harm, such as a loss function's. Weights in one of the network's own parts do: they are
-    those of a network with more layers.
-    """
-    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    shapes = [
-        f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in found and not is_lazy(tensor) and found[name].shape != tensor.shape
-    ]
-    extra = sorted(found.keys() - wanted.keys())
-    missing = [name for name in wanted if name not in found]
-    if not missing:
-        parts = {name.partition(".")[0] for name in wanted}
-        extra = [name for name in extra if name.partition(".")[0] in parts and found[name].numel() > 1]
-        extra = [name for name in extra if found[name].is_floating_point()]
-    problems = {"missing": missing, "unexpected": extra, "wrong shape": shapes}
-    return "; ".join(f"{what}: {enumerate_few(names)}" for what, names in problems.items() if names)

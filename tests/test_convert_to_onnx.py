@@ -190,7 +190,6 @@ def refused(monkeypatch, tmp_path):
         ("NotInOnnx", r"No ONNX function found for .*svd"),
         ("Autocast", r"bfloat16"),
         ("FailsOnOneColor", r"ValueError: of one color \(.*networks.py, line \d+: raise"),
-        ("RefusesItsWeights", r"RuntimeError: Error.* size mismatch"),
     ],
 )
 def test_a_network_that_fails_is_refused_without_a_traceback(refused, capfd, network, reason):
