@@ -160,6 +160,7 @@ def main() -> None:
     except Exception as error:  # of the network, PyTorch, ONNX or ONNX Runtime, whose errors share no base class
         reason = custom_model.format_error(error)
         advice = "If its forward has steps that ONNX lacks, or that depend on the images or their number, replace them"
+        advice += ". If it expects images of another shape, see --size and --channels"
         sys.exit(f"convert_to_onnx.py: {options.model} cannot be converted: {reason}\n{advice}")
     print(f"{trained.name}: {agreement}")
     print(f"{trained.name}: {options.output}, {options.output.stat().st_size / 1e6:.1f} MB")

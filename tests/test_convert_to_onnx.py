@@ -189,13 +189,15 @@ def refused(monkeypatch, tmp_path):
         ("OneByOne", r"inferred a static shape"),
         ("NotInOnnx", r"No ONNX function found for .*svd"),
         ("Autocast", r"bfloat16"),
+        ("gray", r"to have 1 channels, but got 3.*networks.py"),
+        ("FailsAlone", r"IndexError"),
         ("FailsOnOneColor", r"ValueError: of one color \(.*networks.py, line \d+: raise"),
     ],
 )
 def test_a_network_that_fails_is_refused_without_a_traceback(refused, capfd, network, reason):
     message, advice = refused(network).splitlines()
     assert re.match(f"convert_to_onnx.py: tests.networks:{network} cannot be converted: .*{reason}", message)
-    assert "replace them" in advice
+    assert "replace them" in advice and "--channels" in advice
     assert capfd.readouterr().err == ""
 
 
