@@ -70,9 +70,8 @@ def load(name: str, weights: Path | None = None, weights_key: str | None = None)
     path = weights or known_weights(known)
     network = known.build()
     load_weights(network, path, weights_key)
-    preprocessor = ImagePreprocessor(known.size, known.mean, known.std)
     digest = digests(path.read_bytes())[0]
-    return TrainedModel(name, network.eval(), path, digest, preprocessor, imagenet_class_names())
+    return TrainedModel(name, network.eval(), path, digest, known.preprocessor, imagenet_class_names())
 
 
 def known_weights(known: KnownModel) -> Path:
