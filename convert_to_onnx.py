@@ -26,8 +26,7 @@ from onnx import compose, helper
 
 from conversion import ConversionError, custom_model, trained_model
 from conversion.files import check_writable, replacing
-from conversion.graph_pixels import PIXELS
-from conversion.preprocessing import OPSET, preprocessing_graph
+from conversion.preprocessing import OPSET, PIXELS, preprocessing_graph
 from conversion.trained_model import ACTIVATIONS, TrainedModel
 from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS

@@ -20,7 +20,7 @@ import numpy as np
 
 from client.labeled_images import EXPECT_HELP, LabeledImage, parse_expectation, presets
 from client.report import Check, escape, print_report, run_checks
-from conversion.graph_pixels import compare_pixels, open_preprocessing
+from conversion.preprocessing import compare_pixels, open_preprocessing
 from model import OnnxClassifier
 from runtime.errors import InvalidModel
 from runtime.settings import ROOT, ModelSettings, read

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from conversion import ConversionError
-from conversion.graph_pixels import compare_pixels, open_preprocessing
+from conversion.preprocessing import compare_pixels, open_preprocessing
 from conversion.trained_model import TrainedModel
 from model import OnnxClassifier
 from runtime.backends import import_onnxruntime

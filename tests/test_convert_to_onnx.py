@@ -19,7 +19,7 @@ from torch import nn
 
 import convert_to_onnx
 from conversion import ConversionError, trained_model
-from conversion.graph_pixels import open_preprocessing
+from conversion.preprocessing import open_preprocessing
 from convert_to_onnx import build_graph, convert
 from model import ImagePreprocessor, OnnxClassifier
 from pytorch_model import KNOWN_MODELS, Classifier

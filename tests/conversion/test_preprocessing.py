@@ -1,4 +1,4 @@
-"""graph_pixels.py and preprocessing.py: the graph's pixels are Pillow's, and any other resize is noticed."""
+"""preprocessing.py: the graph's pixels are Pillow's, and any other resize is noticed."""
 
 import numpy as np
 import onnx
@@ -8,8 +8,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from PIL import Image
 
 from conversion import ConversionError
-from conversion.graph_pixels import MAX_SHARE, compare_pixels, open_preprocessing
-from conversion.preprocessing import preprocessing_graph
+from conversion.preprocessing import MAX_SHARE, compare_pixels, open_preprocessing, preprocessing_graph
 from conversion.verification import generated_images
 from model import ImagePreprocessor
 from tests.server_process import MODEL_PATH
