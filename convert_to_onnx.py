@@ -70,7 +70,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     logging.getLogger("torch").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
         return torch.onnx.export(
-            trained.network_with_activation,
+            trained.network,
             (batch,),
             dynamo=True,
             opset_version=OPSET,

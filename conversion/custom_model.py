@@ -22,7 +22,7 @@ from torch import nn
 
 from conversion import ConversionError, enumerate_few
 from conversion.files import digests
-from conversion.trained_model import TrainedModel
+from conversion.trained_model import Probabilities, TrainedModel
 from conversion.weights import load_weights
 from model import ImagePreprocessor
 from runtime.settings import ROOT
@@ -53,7 +53,9 @@ def load(
     load_weights(network, weights, weights_key)
     names = name_classes(labels, count_outputs(network, (channels, *preprocessor.size), activation))
     name, digest = model.replace(":", "."), digests(weights.read_bytes())[0]
-    return TrainedModel(name, network, weights, digest, preprocessor, names, activation or "softmax")
+    activation = activation or "softmax"
+    network = nn.Sequential(network, Probabilities(activation)).eval()
+    return TrainedModel(name, network, weights, digest, preprocessor, names, activation)
 
 
 def build(model: str) -> nn.Module:

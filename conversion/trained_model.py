@@ -13,6 +13,7 @@ from conversion.files import PHOTOS, PHOTOS_URL, digests, download
 from conversion.weights import load_weights
 from model import ImagePreprocessor
 from pytorch_model import KNOWN_MODELS, KnownModel
+from runtime.metadata import Preprocessing
 from runtime.settings import ROOT
 
 ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
@@ -41,24 +42,17 @@ class TrainedModel:
     """A network with its weights, in evaluation mode, and everything that its ONNX file describes."""
 
     name: str
-    network: nn.Module  # normalized pixels in; logits out, or whatever `activation` makes probabilities of
+    network: nn.Module  # normalized pixels in, probabilities out
     weights: Path
     digest: str  # of the weights' file, as `sha256:…`
     preprocessor: ImagePreprocessor
     class_names: list[str]  # entry n names class n
-    activation: str = "softmax"  # one of ACTIVATIONS
+    activation: str = "softmax"  # one of ACTIVATIONS, the network's last step
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the preprocessing is, as the file describes it."""
-        names = ("size", "crop_pct", "interpolation", "mean", "std")
-        channels = "RGB" if len(self.preprocessor.mean) == 3 else "L"
-        return {name: getattr(self.preprocessor, name) for name in names} | {"channels": channels}
-
-    @property
-    def network_with_activation(self) -> nn.Module:
-        """The network and its activation: normalized pixels in, probabilities out."""
-        return nn.Sequential(self.network, Probabilities(self.activation)).eval()
+        """The preprocessing, as the file describes it."""
+        return {name: getattr(self.preprocessor, name) for name in Preprocessing.__struct_fields__}
 
 
 def load(name: str, weights: Path | None = None, weights_key: str | None = None) -> TrainedModel:
@@ -68,10 +62,10 @@ def load(name: str, weights: Path | None = None, weights_key: str | None = None)
     """
     known = KNOWN_MODELS[name]
     path = weights or known_weights(known)
-    network = known.build()
-    load_weights(network, path, weights_key)
+    network = nn.Sequential(known.build(), Probabilities("softmax")).eval()
+    load_weights(network[0], path, weights_key)
     digest = digests(path.read_bytes())[0]
-    return TrainedModel(name, network.eval(), path, digest, known.preprocessor, imagenet_class_names())
+    return TrainedModel(name, network, path, digest, known.preprocessor, imagenet_class_names())
 
 
 def known_weights(known: KnownModel) -> Path:

@@ -37,7 +37,7 @@ def test_accepts_the_same_weights_as_an_option(unknown_weights):
     assert trained.digest == f"sha256:{hashlib.sha256(unknown_weights.read_bytes()).hexdigest()}"
     assert trained.weights == unknown_weights
     assert not trained.network.training
-    assert torch.equal(trained.network.fc.weight, torch.load(unknown_weights)["fc.weight"])
+    assert torch.equal(trained.network[0].fc.weight, torch.load(unknown_weights)["fc.weight"])
 
 
 def test_a_failed_download_tells_what_to_do(unknown_weights):
