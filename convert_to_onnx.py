@@ -20,6 +20,7 @@ import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
 
+import msgspec
 import onnx
 import torch
 from onnx import compose, helper
@@ -32,7 +33,6 @@ from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS
 from runtime.settings import ROOT
 
-NETWORK_INPUT = "network_input"
 GENERAL_OPTIONS = ("model", "weights", "weights_key", "output")  # the others are for MODULE:CALLABLE
 
 
@@ -40,8 +40,7 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
     network = export_network(trained)
     preprocessing = preprocessing_graph(trained.preprocessor)  # image to PIXELS, the normalized pixels
-    preprocessing.ir_version = network.ir_version
-    graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, NETWORK_INPUT)])
+    graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, network.graph.input[0].name)])
     del graph.opset_import[1:]  # the merge lists the operator set of each part, and both use OPSET
     # The exporter records the origin of each step: stack traces with this machine's paths, a third of the file.
     for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
@@ -50,7 +49,7 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     metadata = {
         "model": trained.name,
         "weights_digest": trained.digest,
-        "preprocessing": json.dumps(trained.settings),
+        "preprocessing": msgspec.json.encode(trained.preprocessing).decode(),
         "activation": trained.activation,
         "class_names": json.dumps(trained.class_names),
     }
@@ -74,7 +73,6 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
             (batch,),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[NETWORK_INPUT],
             output_names=["probabilities"],
             dynamic_shapes=({0: "batch"},),
             verbose=False,
@@ -151,8 +149,7 @@ def main() -> None:
             name = choose_model() if options.model == "auto" else options.model
             trained = trained_model.load(name, options.weights, options.weights_key)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
-        settings = ", ".join(f"{name} {value}" for name, value in trained.settings.items())
-        print(f"{trained.name}: {settings}, activation {trained.activation}", flush=True)
+        print(f"{trained.name}: {trained.preprocessing}, activation {trained.activation}", flush=True)
         agreement = convert(trained, options.output)
     except (ConversionError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")

@@ -22,7 +22,7 @@ from torch import nn
 
 from conversion import ConversionError, enumerate_few
 from conversion.files import digests
-from conversion.trained_model import Probabilities, TrainedModel
+from conversion.trained_model import ACTIVATIONS, Probabilities, TrainedModel
 from conversion.weights import load_weights
 from model import ImagePreprocessor
 from runtime.settings import ROOT
@@ -47,14 +47,12 @@ def load(
         if len(values) != channels or not all(least < value <= 1 for value in values):
             rule = f"{channels} numbers, one per channel, of at most 1 (--std: also more than 0)"
             raise ConversionError(f"{option} must be {rule}, not {values}: divide those for pixels of 0 to 255 by 255")
-    if preprocessor.crop_pct is not None and not 0.1 <= preprocessor.crop_pct <= 1:
-        raise ConversionError(f"--crop-pct must be from 0.1 to 1, such as 0.875, not {preprocessor.crop_pct}")
     network = build(model)
     load_weights(network, weights, weights_key)
     names = name_classes(labels, count_outputs(network, (channels, *preprocessor.size), activation))
     name, digest = model.replace(":", "."), digests(weights.read_bytes())[0]
     activation = activation or "softmax"
-    network = nn.Sequential(network, Probabilities(activation)).eval()
+    network = Probabilities(network, ACTIVATIONS[activation]).eval()
     return TrainedModel(name, network, weights, digest, preprocessor, names, activation)
 
 

@@ -3,8 +3,8 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -17,24 +17,20 @@ from runtime.metadata import Preprocessing
 from runtime.settings import ROOT
 
 ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
+IMAGENET = Path(__file__).with_name("imagenet_classes.txt")  # line n + 1 is class n, as `<WordNet id> <name>`
+IMAGENET_CLASSES = [line.partition(" ")[2] for line in IMAGENET.read_text(encoding="utf-8").splitlines()]
 
 
-class Probabilities(nn.Module):
-    """Outputs of any float type to probabilities, float32 [batch, classes]; of one output to those of two classes."""
+class Probabilities(nn.Sequential):
+    """A network, whose outputs may have any float type, and its activation: pixels to float32 [batch, classes].
 
-    def __init__(self, activation: str) -> None:
-        super().__init__()
-        self.activation = ACTIVATIONS[activation]
+    One output becomes the probabilities of two classes.
+    """
 
-    def forward(self, outputs: torch.Tensor) -> torch.Tensor:
-        probabilities = self.activation(outputs.float())
-        return torch.cat([1 - probabilities, probabilities], 1) if outputs.shape[1] == 1 else probabilities
-
-
-def imagenet_class_names() -> list[str]:
-    """Return the names of ImageNet's 1000 classes; line n + 1 of the file is class n, as `<WordNet id> <name>`."""
-    lines = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
-    return [line.partition(" ")[2] for line in lines]
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        network, activation = self
+        probabilities = activation(network(pixels).float())
+        return torch.cat([1 - probabilities, probabilities], 1) if probabilities.shape[1] == 1 else probabilities
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,9 @@ class TrainedModel:
     activation: str = "softmax"  # one of ACTIVATIONS, the network's last step
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The preprocessing, as the file describes it."""
-        return {name: getattr(self.preprocessor, name) for name in Preprocessing.__struct_fields__}
+    def preprocessing(self) -> Preprocessing:
+        """What the file describes of the preprocessor. Raises msgspec.ValidationError if that is out of range."""
+        return msgspec.convert(self.preprocessor, Preprocessing, from_attributes=True)
 
 
 def load(name: str, weights: Path | None = None, weights_key: str | None = None) -> TrainedModel:
@@ -62,10 +58,10 @@ def load(name: str, weights: Path | None = None, weights_key: str | None = None)
     """
     known = KNOWN_MODELS[name]
     path = weights or known_weights(known)
-    network = nn.Sequential(known.build(), Probabilities("softmax")).eval()
+    network = Probabilities(known.build(), ACTIVATIONS["softmax"]).eval()
     load_weights(network[0], path, weights_key)
     digest = digests(path.read_bytes())[0]
-    return TrainedModel(name, network, path, digest, known.preprocessor, imagenet_class_names())
+    return TrainedModel(name, network, path, digest, known.preprocessor, IMAGENET_CLASSES)
 
 
 def known_weights(known: KnownModel) -> Path:

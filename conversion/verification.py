@@ -55,9 +55,7 @@ def verify(path: Path, trained: TrainedModel) -> str:
         compare_probabilities("in a batch", batch, expected),
         compare_probabilities("resized by the graph", from_raw, pytorch_probabilities(trained, graph_pixels)),
     )
-    return (
-        f"on {len(images)} images within {levels:.2f} of 255 of Pillow and {difference:.1e} of PyTorch's probabilities"
-    )
+    return f"{len(images)} images within {levels:.2f} of 255 of Pillow's pixels, {difference:.1e} of PyTorch's results"
 
 
 @torch.no_grad()

@@ -189,7 +189,7 @@ def trained(network, size=(40, 56), mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1), c
     """The network as custom_model.load returns it."""
     described = {
         "name": "tests.network",
-        "network": nn.Sequential(network, Probabilities("softmax")).eval(),
+        "network": Probabilities(network, nn.Softmax(1)).eval(),
         "weights": Path("none"),
         "digest": "sha256:0",
         "preprocessor": ImagePreprocessor(size, mean, std, crop_pct),

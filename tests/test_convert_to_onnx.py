@@ -60,10 +60,10 @@ def output(weights, tmp_path_factory):
     assert result.stderr == ""
     steps = [
         "weights from",
-        "size (224, 224), mean",
+        "Preprocessing(size=(224, 224), mean=",
         "exporting",
         "comparing",
-        "on 9 images",
+        "9 images",
         "resnet18.onnx, ",
     ]
     assert all(map(str.startswith, result.stdout.splitlines(), [f"resnet18: {step}" for step in steps])), result.stdout
@@ -100,7 +100,7 @@ def test_the_metadata_says_everything_about_the_model(weights, output):
     metadata = {entry.key: entry.value for entry in onnx.load(output).metadata_props}
     assert metadata["model"] == "resnet18"
     assert metadata["weights_digest"] == f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"
-    assert json.loads(metadata["class_names"]) == trained_model.imagenet_class_names()
+    assert json.loads(metadata["class_names"]) == trained_model.IMAGENET_CLASSES
     assert json.loads(metadata["preprocessing"]) == {
         "size": [224, 224],
         "crop_pct": None,
@@ -167,9 +167,9 @@ def test_a_refused_file_is_not_written_and_the_old_one_stays(monkeypatch, tmp_pa
 def refused(monkeypatch, tmp_path):
     """Convert a network of tests/networks.py with its own weights, and return why that fails."""
 
-    def run(name):
+    def run(name, *options):
         torch.save(getattr(networks, name)().state_dict(), tmp_path / "w.pth")
-        command = ["--model", f"tests.networks:{name}", "--weights", "w.pth", "--size", "40", "56"]
+        command = ["--model", f"tests.networks:{name}", "--weights", "w.pth", "--size", "40", "56", *options]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", [*sys.path])
         monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py", *command, "--output", "x.onnx"])
@@ -198,6 +198,12 @@ def test_a_network_that_fails_is_refused_without_a_traceback(refused, capfd, net
     assert re.match(f"convert_to_onnx.py: tests.networks:{network} cannot be converted: .*{reason}", message)
     assert "replace them" in advice and "--channels" in advice
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("share", ["87.5", "0"])
+def test_a_wrong_crop_is_refused_before_the_export(refused, capsys, share):
+    assert re.search(r"Expected `float` .= .*crop_pct", refused("Small", "--crop-pct", share))
+    assert "exporting" not in capsys.readouterr().out
 
 
 def test_what_onnx_runtime_cannot_run_is_refused(monkeypatch, refused):

@@ -205,7 +205,6 @@ def test_refuses_a_module_named_like_one_of_ours(tmp_path, monkeypatch, file):
         ),
         pytest.param({"std": [58.4, 57.1, 57.4]}, r"--std must be 3 numbers.*: divide .* by 255", id="std of 0 to 255"),
         pytest.param({"std": [1, 0, 1]}, r"--std must be .* more than 0", id="std of 0"),
-        pytest.param({"crop_pct": 87.5}, r"--crop-pct must be from 0.1 to 1", id="crop in percent"),
         pytest.param({"channels": 1}, r"--mean must be 1 numbers", id="gray without mean and std"),
         pytest.param({"activation": "none"}, r"from -.* to .*, are not probabilities", id="logits as probabilities"),
     ],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conversion import ConversionError
-from conversion.trained_model import imagenet_class_names, load
+from conversion.trained_model import IMAGENET_CLASSES, load
 from pytorch_model import KNOWN_MODELS, Classifier
 from tests.server_process import ROOT
 
@@ -53,12 +53,16 @@ def test_loads_the_packaged_model_with_its_weights():
 
 
 def test_there_are_1000_class_names_in_imagenets_order():
-    names = imagenet_class_names()
-    assert len(names) == 1000
-    assert [names[number] for number in (0, 26, 29, 999)] == ["tench", "common newt", "axolotl", "toilet tissue"]
+    assert len(IMAGENET_CLASSES) == 1000
+    assert [IMAGENET_CLASSES[number] for number in (0, 26, 29, 999)] == [
+        "tench",
+        "common newt",
+        "axolotl",
+        "toilet tissue",
+    ]
 
 
 def test_every_class_has_its_own_wordnet_id_and_a_name():
     lines = (ROOT / "conversion" / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
     assert len({line.partition(" ")[0] for line in lines}) == 1000
-    assert all(imagenet_class_names())
+    assert all(IMAGENET_CLASSES)

@@ -3,6 +3,7 @@
 import json
 import re
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -68,7 +69,7 @@ def test_wrong_pixels_are_seen_whatever_the_weights(blind, saved, break_it):
 def test_refuses_pixels_other_than_the_file_describes(small, small_graph, saved):
     graph = onnx.ModelProto()
     graph.CopyFrom(small_graph)
-    described = json.dumps(small.settings | {"interpolation": "bicubic"})
+    described = json.dumps(msgspec.to_builtins(small.preprocessing) | {"interpolation": "bicubic"})
     next(entry for entry in graph.metadata_props if entry.key == "preprocessing").value = described
     with pytest.raises(ConversionError, match=r"from Pillow's"):
         verify(saved(graph), small)
