@@ -20,7 +20,7 @@ import numpy as np
 
 from client.labeled_images import EXPECT_HELP, LabeledImage, parse_expectation, presets
 from client.report import Check, escape, print_report, run_checks
-from conversion.preprocessing import compare_pixels, open_preprocessing
+from conversion.preprocessing import compare_pixels, open_graph
 from model import OnnxClassifier
 from runtime.errors import InvalidModel
 from runtime.settings import ROOT, ModelSettings, read
@@ -61,7 +61,7 @@ def add_checkerboard(pixels: np.ndarray) -> np.ndarray:
 
 def check_preprocessing(classifier: OnnxClassifier) -> str:
     """The graph resizes and normalizes like Pillow and NumPy, on images that reveal any difference."""
-    graph, reference = open_preprocessing(Path(MODEL_PATH)), classifier.preprocessor
+    graph, reference = open_graph(Path(MODEL_PATH)), classifier.preprocessor
     worst = 0.0
     for image in presets():  # for any model: the classes do not matter
         large = add_checkerboard(reference.decode(image.path))

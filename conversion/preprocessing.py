@@ -1,7 +1,4 @@
-"""The preprocessing graph, the steps before the network in the ONNX file, and its pixels compared with Pillow's.
-
-Imports no torch.
-"""
+"""The preprocessing graph, the steps before the network, and its pixels compared with Pillow's. Imports no torch."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,16 +114,15 @@ def preprocessing_graph(preprocessor: ImagePreprocessor) -> onnx.ModelProto:
         mode='"linear"' if preprocessor.interpolation == "bilinear" else '"cubic", cubic_coeff_a = -0.5',
         rounding="Floor" if least[0] == least[1] else "Round",
     )
-    prefix = PIXELS.removesuffix("pixels")  # keeps its names apart from the network's
-    return compose.add_prefix(onnx.parser.parse_model(text), prefix, rename_inputs=False)
+    return compose.add_prefix(onnx.parser.parse_model(text), PIXELS.removesuffix("pixels"), rename_inputs=False)
 
 
-def open_preprocessing(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the file's preprocessing: uint8 [batch, height, width, 3] to float32 [batch, channels, *size].
+def open_graph(path: Path, output: str = PIXELS) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the steps of a file from `image`, uint8 [batch, height, width, 3], to `output`, by default the pixels.
 
-    Raises ValueError if the file has no PIXELS.
+    Raises ValueError if the file has no such output.
     """
-    part = utils.Extractor(onnx.load(path)).extract_model(["image"], [PIXELS])
+    part = utils.Extractor(onnx.load(path)).extract_model(["image"], [output])
     session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {"image": pixels})[0]
 
@@ -139,9 +135,8 @@ def compare_pixels(names: Sequence[str], graph: np.ndarray, reference: np.ndarra
     """
     levels = np.abs((graph - reference) * np.reshape(std, (-1, 1, 1))) * 255
     for name, image in zip(names, levels, strict=True):
-        share = (image > ONE_LEVEL).mean()
-        if not (image.max() <= MAX_LEVELS and share <= MAX_SHARE):
-            most = f"up to {image.max():.1f} of 255 from Pillow's (2 is allowed)"
-            many = f"{share:.2%} of them by more than 1 ({MAX_SHARE:.1%} is allowed)"
-            raise ConversionError(f"{name}: the graph's pixels are {most}, {many}")
+        most, share = image.max(), (image > ONE_LEVEL).mean()
+        if not (most <= MAX_LEVELS and share <= MAX_SHARE):
+            many = f"{share:.2%} of them by more than 1; 2 and {MAX_SHARE:.1%} are allowed"
+            raise ConversionError(f"{name}: the graph's pixels are up to {most:.1f} of 255 from Pillow's, {many}")
     return float(levels.max())

@@ -6,10 +6,9 @@ import numpy as np
 import torch
 
 from conversion import ConversionError
-from conversion.preprocessing import compare_pixels, open_preprocessing
+from conversion.preprocessing import compare_pixels, open_graph
 from conversion.trained_model import TrainedModel
 from model import OnnxClassifier
-from runtime.backends import import_onnxruntime
 from runtime.settings import ROOT
 
 TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels
@@ -35,8 +34,7 @@ def verify(path: Path, trained: TrainedModel) -> str:
 
     Raises ConversionError if pixels or probabilities differ by more than the tolerances, or what the network raises.
     """
-    classifier, preprocess = OnnxClassifier(path), open_preprocessing(path)
-    session = import_onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
+    classifier, preprocess, predict_batch = OnnxClassifier(path), open_graph(path), open_graph(path, "probabilities")
     preprocessor = classifier.preprocessor  # as the file describes it
     images = {file.name: preprocessor.decode(file) for file in (ROOT / "images").glob("*.jpeg")}
     images |= generated_images(preprocessor.size)
@@ -49,13 +47,12 @@ def verify(path: Path, trained: TrainedModel) -> str:
 
     expected = pytorch_probabilities(trained, normalized)
     from_raw = np.concatenate([classifier.predict(image[None]) for image in images.values()])
-    [batch] = session.run(["probabilities"], {"image": resized})  # `predict` runs one image at a time
-    difference = max(
+    worst = max(
         compare_probabilities("one by one", classifier.predict(resized), expected),
-        compare_probabilities("in a batch", batch, expected),
+        compare_probabilities("in a batch", predict_batch(resized), expected),
         compare_probabilities("resized by the graph", from_raw, pytorch_probabilities(trained, graph_pixels)),
     )
-    return f"{len(images)} images within {levels:.2f} of 255 of Pillow's pixels, {difference:.1e} of PyTorch's results"
+    return f"on {len(images)} images within {levels:.2f} of 255 of Pillow's pixels, {worst:.1e} of PyTorch's results"
 
 
 @torch.no_grad()

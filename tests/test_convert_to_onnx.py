@@ -19,7 +19,7 @@ from torch import nn
 
 import convert_to_onnx
 from conversion import ConversionError, trained_model
-from conversion.preprocessing import open_preprocessing
+from conversion.preprocessing import open_graph
 from convert_to_onnx import build_graph, convert
 from model import ImagePreprocessor, OnnxClassifier
 from pytorch_model import KNOWN_MODELS, Classifier
@@ -138,7 +138,7 @@ def test_the_graphs_own_resize_is_pillows_to_one_level(output, size):
     preprocessor = ImagePreprocessor()
     expected = preprocessor.normalize(preprocessor.resize(image)[None])
     one_level = (1 / 255 / np.float32(preprocessor.std)).reshape(3, 1, 1)
-    assert (np.abs(open_preprocessing(output)(image[None]) - expected) <= one_level + 1e-5).all()
+    assert (np.abs(open_graph(output)(image[None]) - expected) <= one_level + 1e-5).all()
 
 
 def test_the_server_and_the_graph_crop_as_the_file_describes(tmp_path):
@@ -231,7 +231,7 @@ def test_gray_is_pillows_to_the_bit(tmp_path):
     network = trained(gray(), size=(512, 512), mean=(0.0,), std=(1.0,))
     onnx.save(build_graph(network), tmp_path / "gray.onnx")
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
-    levels = open_preprocessing(tmp_path / "gray.onnx")(image[None])[0, 0] * 255
+    levels = open_graph(tmp_path / "gray.onnx")(image[None])[0, 0] * 255
     np.testing.assert_array_equal(levels.round(4), np.asarray(Image.fromarray(image).convert("L")))
 
 
