@@ -19,6 +19,7 @@ import sys
 import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import msgspec
 import onnx
@@ -26,7 +27,7 @@ import torch
 from onnx import compose, helper
 
 from conversion import ConversionError, custom_model, trained_model
-from conversion.files import check_writable, replacing
+from conversion.files import replacing
 from conversion.preprocessing import OPSET, PIXELS, preprocessing_graph
 from conversion.trained_model import ACTIVATIONS, TrainedModel
 from conversion.verification import verify
@@ -71,7 +72,6 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
         return torch.onnx.export(
             trained.network,
             (batch,),
-            dynamo=True,
             opset_version=OPSET,
             output_names=["probabilities"],
             dynamic_shapes=({0: "batch"},),
@@ -98,8 +98,7 @@ def choose_model() -> str:
         trained_model.known_weights(KNOWN_MODELS["resnet18"])
         return "resnet18"
     except ConversionError as error:
-        reason = str(error).splitlines()[0]
-        print(f"resnet18's weights are not available ({reason}); using efficientnet-lite0", file=sys.stderr)
+        print(f"using efficientnet-lite0 instead of resnet18: {str(error).splitlines()[0]}", file=sys.stderr)
         return "efficientnet-lite0"
 
 
@@ -142,7 +141,7 @@ def main() -> None:
     """Convert the model that the command line names; if that fails, exit 1 with the reason and without a file."""
     options = parse_args()
     try:
-        check_writable(options.output)
+        TemporaryFile(dir=options.output.parent).close()  # reports a missing folder now, not after the export
         if ":" in options.model:
             trained = custom_model.load(options.model, options.weights, options.weights_key, **options.custom)
         else:
@@ -155,8 +154,7 @@ def main() -> None:
         sys.exit(f"convert_to_onnx.py: {error}")
     except Exception as error:  # of the network, PyTorch, ONNX or ONNX Runtime, whose errors share no base class
         reason = custom_model.format_error(error)
-        advice = "If its forward has steps that ONNX lacks, or that depend on the images or their number, replace them"
-        advice += ". If it expects images of another shape, see --size and --channels"
+        advice = "Check --size and --channels, and replace steps that ONNX lacks or that depend on the image's content"
         sys.exit(f"convert_to_onnx.py: {options.model} cannot be converted: {reason}\n{advice}")
     print(f"{trained.name}: {agreement}")
     print(f"{trained.name}: {options.output}, {options.output.stat().st_size / 1e6:.1f} MB")

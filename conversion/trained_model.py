@@ -22,10 +22,7 @@ IMAGENET_CLASSES = [line.partition(" ")[2] for line in IMAGENET.read_text(encodi
 
 
 class Probabilities(nn.Sequential):
-    """A network, whose outputs may have any float type, and its activation: pixels to float32 [batch, classes].
-
-    One output becomes the probabilities of two classes.
-    """
+    """A network and its activation: pixels to probabilities, float32 [batch, classes]. One output becomes two."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         network, activation = self
@@ -60,8 +57,7 @@ def load(name: str, weights: Path | None = None, weights_key: str | None = None)
     path = weights or known_weights(known)
     network = Probabilities(known.build(), ACTIVATIONS["softmax"]).eval()
     load_weights(network[0], path, weights_key)
-    digest = digests(path.read_bytes())[0]
-    return TrainedModel(name, network, path, digest, known.preprocessor, IMAGENET_CLASSES)
+    return TrainedModel(name, network, path, digests(path.read_bytes())[0], known.preprocessor, IMAGENET_CLASSES)
 
 
 def known_weights(known: KnownModel) -> Path:
@@ -75,6 +71,5 @@ def known_weights(known: KnownModel) -> Path:
         except (ConversionError, OSError) as error:
             print(f"the preset tests use illustrations: {str(error).splitlines()[0]}", file=sys.stderr)
     elif set(known.digests).isdisjoint(actual := digests(path.read_bytes())):
-        unknown = f"{path} has the digest {actual[0]}, which is not a known one"
-        raise ConversionError(f"{unknown}: remove it to download the known one, or give it as --weights")
+        raise ConversionError(f"{path} has an unknown digest, {actual[0]}: remove it, or give it as --weights")
     return path

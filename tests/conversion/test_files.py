@@ -35,8 +35,8 @@ ANSWERS |= dict.fromkeys(PHOTOS, ANSWERS["/right"])
 
 BAD_ADDRESSES = {
     "absent": "404",
-    "page": "text/html; charset=utf-8 with the digest",
-    "wrong": f"sha256:{hashlib.sha256(b'other').hexdigest()}, which is not a known one",
+    "page": "text/html; charset=utf-8, unknown digest",
+    "wrong": f"unknown digest sha256:{hashlib.sha256(b'other').hexdigest()}",
     "broken": "100 ",  # bytes of 9000, in the words of whichever layer notices first
     "refused": "refused",
 }

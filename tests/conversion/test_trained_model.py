@@ -28,7 +28,7 @@ def unknown_weights(monkeypatch, path):
 
 def test_refuses_unknown_weights_under_the_default_name(unknown_weights):
     digest = hashlib.sha256(unknown_weights.read_bytes()).hexdigest()
-    with pytest.raises(ConversionError, match=rf"weights.pth has the digest sha256:{digest}"):
+    with pytest.raises(ConversionError, match=rf"weights.pth has an unknown digest, sha256:{digest}: remove it"):
         load("resnet18")
 
 
