@@ -1,7 +1,4 @@
-"""Load any PyTorch image classifier for convert_to_onnx.py: a network that a user's module builds, and its weights.
-
-Whatever the conversion would silently get wrong is refused here, with what to do.
-"""
+"""Load any PyTorch image classifier that a user's module builds; refuse what would silently be converted wrongly."""
 
 import json
 import math
@@ -12,7 +9,6 @@ import sysconfig
 import textwrap
 import traceback
 from collections import Counter
-from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from conversion import ConversionError, enumerate_few
+from conversion import ConversionError
 from conversion.files import digests
 from conversion.trained_model import ACTIVATIONS, Probabilities, TrainedModel
 from conversion.weights import load_weights
@@ -39,7 +35,7 @@ def load(
 ) -> TrainedModel:
     """Build the network of `model`, MODULE:CALLABLE, and load the file `weights` into it, as load_weights does.
 
-    `labels` is a file that read_labels accepts. `activation` makes the outputs probabilities; default: softmax.
+    `labels` is a file that name_classes accepts. `activation` makes the outputs probabilities; default: softmax.
     `preprocessing` is for ImagePreprocessor. Raises ConversionError, OSError, or what the network raises.
     """
     preprocessor = ImagePreprocessor(**preprocessing)
@@ -57,10 +53,7 @@ def load(
 
 
 def build(model: str) -> nn.Module:
-    """Import MODULE, also from the current directory, and call its CALLABLE. Raises ConversionError.
-
-    The network is on the CPU, in float32 and in evaluation mode, however it was built.
-    """
+    """Return what MODULE:CALLABLE builds, on the CPU, in float32 and in evaluation mode. Raises ConversionError."""
     sys.path.insert(0, str(Path.cwd()))
     try:
         if is_name_clash(top := re.split("[.:]", model)[0]):
@@ -83,7 +76,7 @@ def is_name_clash(name: str) -> bool:
 
 
 @torch.no_grad()
-def count_outputs(network: nn.Module, shape: Sequence[int], activation: str | None) -> int:
+def count_outputs(network: nn.Module, shape: tuple[int, ...], activation: str | None) -> int:
     """Return the number of outputs that the network has for an image, here normalized noise of `shape`.
 
     Raises ConversionError unless they are finite numbers, for each image independent of the rest of its batch, and
@@ -96,65 +89,54 @@ def count_outputs(network: nn.Module, shape: Sequence[int], activation: str | No
         raise ConversionError(
             f"the network gives {type(outputs).__name__}; expected one tensor, [batch, classes]. Name a subclass like\n"
             f"    class Logits({type(network).__name__}):\n"
-            "        def forward(self, x):\n"
-            "            return super().forward(x).logits"
+            "        def forward(self, x):\n            return super().forward(x).logits"
         )
     if not torch.equal(given, noise):
         raise ConversionError("the network changes its input in place: let it begin with x = x.clone()")
     classes = outputs.numel() // 4
     for batch, rows in ((4, outputs), *((1, row) for row in alone)):
         if rows.shape != (batch, classes) or not classes or not rows.is_floating_point():
-            actual = f"{rows.dtype} {list(rows.shape)} for {batch} images"
-            raise ConversionError(f"the network gives {actual}; expected float [{batch}, classes]")
+            raise ConversionError(f"the network gives {rows.dtype} {list(rows.shape)}, not float [{batch}, classes]")
     if not outputs.isfinite().all():
         raise ConversionError("the network's outputs are not all finite numbers")
     if not (torch.cat(alone) - outputs).abs().max() <= 1e-3 * outputs.abs().max():  # rounding is far less
         raise ConversionError("the network is random, also in evaluation mode, or depends on the rest of the batch")
 
     are_probabilities = ((outputs >= 0) & (outputs <= 1.001)).all()
-    spread = f"the network's outputs, from {outputs.min():.3g} to {outputs.max():.3g},"
-    if activation is None and are_probabilities:
-        raise ConversionError(f"{spread} may be probabilities already: give --activation none, or the missing one")
-    if activation == "none" and not are_probabilities:
-        raise ConversionError(f"{spread} are not probabilities: give --activation softmax or sigmoid")
+    if (activation is None and are_probabilities) or (activation == "none" and not are_probabilities):
+        spread = f"the network's outputs are from {outputs.min():.3g} to {outputs.max():.3g}"
+        raise ConversionError(f"{spread}: give --activation none if they are probabilities, else softmax or sigmoid")
     if activation in (None, "softmax") and classes == 1:
         raise ConversionError("softmax over one output is always 1: give --activation sigmoid or none")
     return classes
 
 
-def name_classes(labels: Path | None, outputs: int) -> list[str]:
-    """Return the class names, by default class 0, class 1 and so on. Raises ConversionError if their number is wrong.
-
-    One output is the probability of the second of two classes, which `labels` may name alone.
-    """
-    classes = max(outputs, 2)
-    names = read_labels(labels) if labels else [f"class {number}" for number in range(classes)]
-    if outputs == len(names) == 1:
-        names = [f"not {names[0]}", names[0]]
-    if len(names) != classes:
-        raise ConversionError(f"{labels} has {len(names)} class names, the network has {classes} classes")
-    if "" in names:
-        raise ConversionError(f"{labels}: class {names.index('')} has no name")
-    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        print(f"{labels}: warning: several classes have the same name: {enumerate_few(twice)}", file=sys.stderr)
-    return names
-
-
-def read_labels(path: Path) -> list[str]:
-    """Return the class names in a file: one per line in the order of the classes, or JSON. Raises ConversionError.
+def name_classes(path: Path | None, outputs: int) -> list[str]:
+    """Return the class names in a file, one per line or JSON; without a file class 0, class 1 and so on.
 
     JSON is a list, a dictionary with ids, or a configuration with `id2label`. Instead of a name there may be a list
-    that ends with it.
+    that ends with it. One output is the probability of the second of two classes, which the file may name alone.
+    Raises ConversionError.
     """
+    classes = max(outputs, 2)
+    if path is None:
+        return [f"class {number}" for number in range(classes)]
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.rstrip().split("\n")
         if isinstance(content, dict):
             by_id = {int(number): name for number, name in content.get("id2label", content).items()}
             content = [by_id[number] for number in range(len(by_id))]
-        return [str.strip(item[-1] if isinstance(item, list) else item) for item in content]
-    except Exception as error:  # of any part that is not as above
+        names = [str.strip(item[-1] if isinstance(item, list) else item) for item in content]
+    except Exception as error:  # of whatever is not as above
         raise ConversionError(f"{path} cannot be read as class names: {error!r}") from error
+    if outputs == len(names) == 1:
+        names = [f"not {names[0]}", names[0]]
+    if len(names) != classes or "" in names:
+        raise ConversionError(f"{path} has {len(names)} class names; it needs {classes}, none of them empty")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        print(f"{path}: warning: repeated names: {textwrap.shorten(', '.join(twice), 200)}", file=sys.stderr)
+    return names
 
 
 def format_error(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import os
 import re
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from conversion import ConversionError, enumerate_few
+from conversion import ConversionError
 
 Tensors = dict[str, torch.Tensor]
-BATCH_COUNTER = "num_batches_tracked"  # of batch norm: evaluation does not need it, and old files lack it
+shorten = partial(textwrap.shorten, width=200, placeholder=" …")
 OTHER_FILES = {  # by what the file begins with, or by the error of PyTorch's decoder
     r"\A\s*<": "is a web page, not weights: download the file itself",
     r"\Aversion https://git-lfs": "is a Git LFS pointer, not weights: run `git lfs pull`",
@@ -31,35 +32,32 @@ def load_weights(network: nn.Module, path: Path, key: str | None = None) -> None
     weights fit, `key` must select one. Raises ConversionError, or OSError if the file cannot be read.
     """
     own, tensors = list(flatten(network.state_dict())), read_tensors(path)
-    candidates = [name for name in tensors if name.startswith(f"{key}." if key else "")]
     common = os.path.commonprefix(own)  # noqa: RUF071  of characters: the next line cuts it at a dot
     for wrapper in ("", common[: common.rfind(".") + 1]):  # the network may wrap the one that the file is of
         first = next(iter(own), "").removeprefix(wrapper)
-        prefixes = [name.removesuffix(first) for name in candidates if f".{name}".endswith(f".{first}")]
-        if prefixes:
+        prefixes = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
+        prefixes = [prefix for prefix in prefixes if prefix.startswith(f"{key}." if key else "")]
+        misfits = {prefix: load_set(network, tensors, prefix, wrapper) for prefix in prefixes}
+        if misfits:
             break
-    misfits = {prefix: load_set(network, tensors, prefix, wrapper) for prefix in prefixes}
     fitting = [prefix for prefix, misfit in misfits.items() if not misfit]
     if len(fitting) > 1:
         choice = " or ".join(prefix.rstrip(".") for prefix in fitting)
         raise ConversionError(f"{path} has {len(fitting)} sets of weights: select one with --weights-key {choice}")
     if not fitting:
-        unknown = f"no name in it ends with the network's first, {first}: {enumerate_few(list(tensors))}"
+        unknown = shorten(f"no name in it ends with the network's first, {first}: {', '.join(tensors)}")
         raise ConversionError(f"{path} does not fit the network: {next(iter(misfits.values()), unknown)}")
     load_set(network, tensors, fitting[0], wrapper)
     if ignored := sorted(tensors.keys() - {fitting[0] + name.removeprefix(wrapper) for name in own}):
-        print(f"{path}: ignored, because the network has no such tensors: {enumerate_few(ignored)}", flush=True)
+        print(f"{path}: ignored, because the network has no such tensors: {shorten(', '.join(ignored))}", flush=True)
 
 
 def load_set(network: nn.Module, tensors: Tensors, prefix: str, wrapper: str) -> str:
-    """Load the tensors under `prefix` as the network's under `wrapper`; return why they do not fit, or ''.
-
-    Others next to them do no harm, such as a loss function's. Weights in one of the network's own parts do: they are
-    those of a network with more layers.
-    """
+    """Load the tensors under `prefix` as the network's under `wrapper`; return why they do not fit, or ''."""
     found = {wrapper + name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    own = flatten(network.state_dict())
+    own = network.state_dict()
     parts = {name.removeprefix(wrapper).partition(".")[0] for name in own}
+    # Others do no harm, such as a loss function's. But weights in the network's own parts are those of a deeper one.
     for name in found.keys() - own.keys():
         is_weight = found[name].is_floating_point() and found[name].numel() > 1
         if not (is_weight and name.removeprefix(wrapper).partition(".")[0] in parts):
@@ -67,9 +65,7 @@ def load_set(network: nn.Module, tensors: Tensors, prefix: str, wrapper: str) ->
     try:
         network.load_state_dict(found)
     except Exception as error:  # lists missing names, unexpected names and wrong shapes in a line each; or a hook's own
-        return "; ".join(
-            textwrap.shorten(line, 200, placeholder=" …") for line in str(error).splitlines()[1:4]
-        ) or repr(error)
+        return "; ".join(shorten(line) for line in str(error).splitlines()[1:4]) or repr(error)
     return ""
 
 
@@ -87,10 +83,9 @@ def read_tensors(path: Path) -> Tensors:
 
 
 def flatten(content: Any, prefix: str = "") -> Tensors:
-    """Return the tensors in nested dictionaries, by their keys joined with dots, without BATCH_COUNTER."""
+    """Return the tensors in nested dictionaries, by their keys joined with dots."""
     tensors: Tensors = {}
     for key, value in content.items() if isinstance(content, dict) else ():
         name = f"{prefix}{key}"
-        if not name.endswith(BATCH_COUNTER):
-            tensors |= {name: value} if isinstance(value, torch.Tensor) else flatten(value, f"{name}.")
+        tensors |= {name: value} if isinstance(value, torch.Tensor) else flatten(value, f"{name}.")
     return tensors

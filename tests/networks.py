@@ -89,6 +89,11 @@ class NoOutputs(Small):
         return super().forward(x)[:, :0]
 
 
+class ClassIds(Small):
+    def forward(self, x):
+        return super().forward(x).argmax(1, keepdim=True)
+
+
 class NotNumbers(Small):
     def forward(self, x):
         return super().forward(x).sub(1e9).log()
