@@ -165,20 +165,14 @@ def test_make_and_the_converter_download_the_same_photographs():
         assert f"images/photos/{name}: SHA256 := {digest.removeprefix('sha256:')}\n" in makefile
 
 
+@pytest.mark.parametrize("old", [{}, {"weights.pth": b"old"}], ids=["no file", "an old file"])
 @pytest.mark.parametrize("name", BAD_ADDRESSES)
-def test_a_failure_leaves_no_file(url, path, name):
+def test_a_failure_leaves_what_was_there(url, path, name, old):
+    for file, content in old.items():
+        path.with_name(file).write_bytes(content)
     with pytest.raises(ConversionError):
         download([url(name)], path, [DIGEST])
-    assert list(path.parent.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", BAD_ADDRESSES)
-def test_a_failure_keeps_the_file_that_was_there(url, path, name):
-    path.write_bytes(b"old")
-    with pytest.raises(ConversionError):
-        download([url(name)], path, [DIGEST])
-    assert path.read_bytes() == b"old"
-    assert list(path.parent.iterdir()) == [path]
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == old
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sha256", "git"])

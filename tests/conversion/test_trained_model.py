@@ -54,12 +54,8 @@ def test_loads_the_packaged_model_with_its_weights():
 
 def test_there_are_1000_class_names_in_imagenets_order():
     assert len(IMAGENET_CLASSES) == 1000
-    assert [IMAGENET_CLASSES[number] for number in (0, 26, 29, 999)] == [
-        "tench",
-        "common newt",
-        "axolotl",
-        "toilet tissue",
-    ]
+    assert [IMAGENET_CLASSES[number] for number in (0, 26, 29)] == ["tench", "common newt", "axolotl"]
+    assert IMAGENET_CLASSES[999] == "toilet tissue"
 
 
 def test_every_class_has_its_own_wordnet_id_and_a_name():
