@@ -36,7 +36,7 @@ def pytorchs(name, activation, image, described):
         image = image.convert("L")
     pixels = (np.asarray(image, np.float64).reshape(*SIZE, -1) / 255 - described["mean"]) / described["std"]
     with torch.inference_mode():
-        logits = getattr(networks, name)().eval()(torch.from_numpy(pixels).float().permute(2, 0, 1)[None])
+        logits = getattr(networks, name)().eval()(torch.from_numpy(pixels).float().permute(2, 0, 1)[None].contiguous())
     return activation(logits)[0].numpy()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 from conversion import ConversionError
 from conversion.verification import compare_probabilities, verify
@@ -91,6 +92,23 @@ def test_refuses_results_that_depend_on_the_batch(saved):
     network = trained(AcrossTheBatch())
     with pytest.raises(ConversionError, match="in a batch: ONNX Runtime"):
         verify(saved(build_graph(network)), network)
+
+
+def double_resized(graph):
+    """Double the pixels of images that the graph resizes, behind the tensor whose pixels are compared."""
+    node = next(node for node in graph.node if "preprocessing/pixels" in node.input)
+    node.input[list(node.input).index("preprocessing/pixels")] = "scaled"
+    for name, factor in (("once", 1), ("twice", 2)):
+        graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), name))
+    factor = helper.make_node("Where", ["preprocessing/is_resized", "once", "twice"], ["factor"])
+    position = list(graph.node).index(node)
+    graph.node.insert(position, helper.make_node("Mul", ["preprocessing/pixels", "factor"], ["scaled"]))
+    graph.node.insert(position, factor)
+
+
+def test_refuses_wrong_results_of_images_that_the_graph_resizes(small, small_graph, saved):
+    with pytest.raises(ConversionError, match="resized by the graph: ONNX Runtime"):
+        verify(saved(broken_copy(small_graph, double_resized)), small)
 
 
 def test_refuses_a_wrong_number_of_rows(saved):
