@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 from tqdm import tqdm
@@ -55,5 +56,6 @@ def download(urls: Sequence[str], path: Path, known: Sequence[str]) -> None:
         except (requests.RequestException, ConversionError) as error:
             failures.append(f"  {url}: {error}")
     advice = "or use --weights, or --model efficientnet-lite0, whose weights ship as a package"
-    summary = f"{path.name} could not be downloaded"  # the first line, which callers may print alone
+    hosts = " or ".join(urlsplit(url).netloc for url in urls)
+    summary = f"{path.name} could not be downloaded from {hosts}"  # the first line, which callers may print alone
     raise ConversionError("\n".join([summary, *failures, f"Put it next to convert_to_onnx.py, {advice}"]))
