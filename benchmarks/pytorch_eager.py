@@ -22,7 +22,7 @@ def init() -> None:
     global network, preprocessor, class_names
     torch.set_num_threads(1)  # measured faster for concurrent calls than all threads for one
     trained = trained_model.load(NAME)
-    network, class_names = trained.network_with_activation, trained.class_names
+    network, class_names = trained.network, trained.class_names
     preprocessor = trained.preprocessor
     warm_up()
 

@@ -1,18 +1,14 @@
-"""Load any PyTorch image classifier for convert_to_onnx.py: a network that a user's module builds, and its weights.
+"""Load any PyTorch image classifier that a user's module builds; refuse what would silently be converted wrongly."""
 
-Whatever the conversion would silently get wrong is refused here, with what to do.
-"""
-
-import importlib
 import json
 import math
+import pkgutil
 import re
 import sys
 import sysconfig
 import textwrap
 import traceback
 from collections import Counter
-from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -20,12 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from conversion import ConversionError, enumerate_few
-from conversion.download import sha256_digest
-from conversion.trained_model import TrainedModel
+from conversion import ConversionError
+from conversion.files import digests
+from conversion.trained_model import ACTIVATIONS, Probabilities, TrainedModel
 from conversion.weights import load_weights
 from model import ImagePreprocessor
-from pytorch_model import IMAGENET_MEAN, IMAGENET_STD
 from runtime.settings import ROOT
 
 
@@ -33,58 +28,41 @@ def load(
     model: str,
     weights: Path,
     weights_key: str | None = None,
-    size: Sequence[int] = (224, 224),
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
     labels: Path | None = None,
     activation: str | None = None,
     channels: int = 3,
-    crop_pct: float | None = None,
-    interpolation: str = "bilinear",
+    **preprocessing: Any,
 ) -> TrainedModel:
     """Build the network of `model`, MODULE:CALLABLE, and load the file `weights` into it, as load_weights does.
 
-    `size` is (height, width); `mean` and `std` are per channel, of pixels scaled to [0, 1]. `labels` is a file that
-    read_labels accepts. `activation` makes the outputs probabilities; default: softmax. Raises ConversionError.
+    `labels` is a file that name_classes accepts. `activation` makes the outputs probabilities; default: softmax.
+    `preprocessing` is for ImagePreprocessor. Raises ConversionError, OSError, or what the network raises.
     """
-    for option, values in (("--mean", mean), ("--std", std)):
-        if len(values) != channels or not all(map(math.isfinite, values)):
-            raise ConversionError(f"{option} must be {channels} finite numbers, one per channel, not {tuple(values)}")
-        if max(values) > 1:
-            raise ConversionError(f"{option} {tuple(values)} is not for pixels scaled to [0, 1]: divide by 255")
-    if min(std) <= 0:
-        raise ConversionError(f"--std must be more than 0, not {tuple(std)}")
-    if min(size) < 1:
-        raise ConversionError(f"--size must be a height and a width of at least 1, not {tuple(size)}")
-    if crop_pct is not None and not 0.1 <= crop_pct <= 1:
-        raise ConversionError(f"--crop-pct must be from 0.1 to 1, such as 0.875, not {crop_pct}")
+    preprocessor = ImagePreprocessor(**preprocessing)
+    for option, values, least in (("--mean", preprocessor.mean, -math.inf), ("--std", preprocessor.std, 0)):
+        if len(values) != channels or not all(least < value <= 1 for value in values):
+            rule = f"{channels} numbers, one per channel, of at most 1 (--std: also more than 0)"
+            raise ConversionError(f"{option} must be {rule}, not {values}: divide those for pixels of 0 to 255 by 255")
     network = build(model)
     load_weights(network, weights, weights_key)
-    outputs = probe_outputs(network, (channels, *size))
-    check_activation(activation, outputs)
-    names = name_classes(labels, outputs.shape[1])
-    preprocessor = ImagePreprocessor((size[0], size[1]), tuple(mean), tuple(std), crop_pct, interpolation)
-    name, digest = model.replace(":", "."), sha256_digest(weights)
-    return TrainedModel(name, network, weights, digest, preprocessor, names, activation or "softmax")
+    names = name_classes(labels, count_outputs(network, (channels, *preprocessor.size), activation))
+    name, digest = model.replace(":", "."), digests(weights.read_bytes())[0]
+    activation = activation or "softmax"
+    network = Probabilities(network, ACTIVATIONS[activation]).eval()
+    return TrainedModel(name, network, weights, digest, preprocessor, names, activation)
 
 
 def build(model: str) -> nn.Module:
-    """Import MODULE, also from the current directory, and call its CALLABLE. Raises ConversionError.
-
-    The network is on the CPU, in float32 and in evaluation mode, however it was built.
-    """
-    module, _, attribute = model.partition(":")
+    """Return what MODULE:CALLABLE builds, on the CPU, in float32 and in evaluation mode. Raises ConversionError."""
     sys.path.insert(0, str(Path.cwd()))
     try:
-        if is_name_clash(top := module.partition(".")[0]):
+        if is_name_clash(top := re.split("[.:]", model)[0]):
             raise ImportError(f"'{top}' is ambiguous")
-        network = getattr(importlib.import_module(module), attribute)()
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"it gave {type(network).__name__}, not a torch.nn.Module")
+        network = pkgutil.resolve_name(model)()
         network.cpu().float()
         network.eval()
     except (Exception, SystemExit) as error:  # a user's code, which may raise anything
-        hint = "it must be importable from here and callable without arguments"
+        hint = "it must be importable from here, callable without arguments, and return a torch.nn.Module"
         if clash := next(filter(is_name_clash, re.findall(r"'(\w+)[.']", str(error))), None):
             hint = f"this repository has a module named {clash} too: rename yours"
         raise ConversionError(f"{model} failed: {format_error(error)}; {hint}") from error
@@ -98,94 +76,67 @@ def is_name_clash(name: str) -> bool:
 
 
 @torch.no_grad()
-def probe_outputs(network: nn.Module, shape: Sequence[int]) -> torch.Tensor:
-    """Return the network's outputs, [batch, classes], for normalized noise of `shape`. Raises ConversionError.
+def count_outputs(network: nn.Module, shape: tuple[int, ...], activation: str | None) -> int:
+    """Return the number of outputs that the network has for an image, here normalized noise of `shape`.
 
-    They must be finite numbers, and for each image independent of the rest of its batch.
+    Raises ConversionError unless they are finite numbers, for each image independent of the rest of its batch, and
+    `activation` makes them probabilities.
     """
     noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     given = noise.clone()
-    try:
-        outputs, alone = network(given), [network(image.clone()) for image in noise.split(1)]
-    except (Exception, SystemExit) as error:  # as above
-        reason = f"{format_error(error)}\n--size and --channels set the shape"
-        raise ConversionError(f"the network fails on images of {list(shape)}: {reason}") from error
+    outputs, alone = network(given), [network(image.clone()) for image in noise.split(1)]
     if not isinstance(outputs, torch.Tensor):
         raise ConversionError(
             f"the network gives {type(outputs).__name__}; expected one tensor, [batch, classes]. Name a subclass like\n"
             f"    class Logits({type(network).__name__}):\n"
-            "        def forward(self, x):\n"
-            "            return super().forward(x).logits"
+            "        def forward(self, x):\n            return super().forward(x).logits"
         )
     if not torch.equal(given, noise):
         raise ConversionError("the network changes its input in place: let it begin with x = x.clone()")
+    classes = outputs.numel() // 4
     for batch, rows in ((4, outputs), *((1, row) for row in alone)):
-        is_matrix = rows.ndim == 2 and rows.shape == (batch, outputs.shape[1])
-        if not (is_matrix and rows.numel() and rows.is_floating_point()):
-            actual = f"{rows.dtype} {list(rows.shape)} for {batch} images"
-            raise ConversionError(f"the network gives {actual}; expected float [{batch}, classes]")
+        if rows.shape != (batch, classes) or not classes or not rows.is_floating_point():
+            raise ConversionError(f"the network gives {rows.dtype} {list(rows.shape)}, not float [{batch}, classes]")
     if not outputs.isfinite().all():
         raise ConversionError("the network's outputs are not all finite numbers")
     if not (torch.cat(alone) - outputs).abs().max() <= 1e-3 * outputs.abs().max():  # rounding is far less
         raise ConversionError("the network is random, also in evaluation mode, or depends on the rest of the batch")
-    return outputs
 
-
-def check_activation(activation: str | None, outputs: torch.Tensor) -> None:
-    """Raise ConversionError if the result would not be probabilities, or if logits seem to be probabilities already."""
     are_probabilities = ((outputs >= 0) & (outputs <= 1.001)).all()
-    spread = f"the network's outputs, from {outputs.min():.3g} to {outputs.max():.3g},"
-    if activation is None and are_probabilities:
-        raise ConversionError(f"{spread} may be probabilities already: give --activation none, or the missing one")
-    if activation == "none" and not are_probabilities:
-        raise ConversionError(f"{spread} are not probabilities: give --activation softmax or sigmoid")
-    if activation in (None, "softmax") and outputs.shape[1] == 1:
+    if (activation is None and are_probabilities) or (activation == "none" and not are_probabilities):
+        spread = f"the network's outputs are from {outputs.min():.3g} to {outputs.max():.3g}"
+        raise ConversionError(f"{spread}: give --activation none if they are probabilities, else softmax or sigmoid")
+    if activation in (None, "softmax") and classes == 1:
         raise ConversionError("softmax over one output is always 1: give --activation sigmoid or none")
+    return classes
 
 
-def name_classes(labels: Path | None, outputs: int) -> list[str]:
-    """Return the class names, by default class 0, class 1 and so on. Raises ConversionError if their number is wrong.
+def name_classes(path: Path | None, outputs: int) -> list[str]:
+    """Return the class names in a file, one per line or JSON; without a file class 0, class 1 and so on.
 
-    One output is the probability of the second of two classes, which `labels` may name alone.
+    JSON is a list, a dictionary with ids, or a configuration with `id2label`. Instead of a name there may be a list
+    that ends with it. One output is the probability of the second of two classes, which the file may name alone.
+    Raises ConversionError.
     """
     classes = max(outputs, 2)
-    names = read_labels(labels) if labels else [f"class {number}" for number in range(classes)]
-    if outputs == len(names) == 1:
-        names = [f"not {names[0]}", names[0]]
-    if len(names) != classes:
-        raise ConversionError(f"{labels} has {len(names)} class names, the network has {classes} classes")
-    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        print(f"{labels}: warning: several classes have the same name: {enumerate_few(twice)}", file=sys.stderr)
-    return names
-
-
-def read_labels(path: Path) -> list[str]:
-    """Return the class names in a file: one per line in the order of the classes, or JSON. Raises ConversionError."""
+    if path is None:
+        return [f"class {number}" for number in range(classes)]
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if text.lstrip().startswith(("[", "{")):
-            names = names_from_json(json.loads(text))
-        else:
-            names = [line.strip() for line in text.rstrip().split("\n")]
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        content = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.rstrip().split("\n")
+        if isinstance(content, dict):
+            by_id = {int(number): name for number, name in content.get("id2label", content).items()}
+            content = [by_id[number] for number in range(len(by_id))]
+        names = [str.strip(item[-1] if isinstance(item, list) else item) for item in content]
+    except Exception as error:  # of whatever is not as above
         raise ConversionError(f"{path} cannot be read as class names: {error!r}") from error
-    if not all(names):
-        raise ConversionError(f"{path}: class {names.index('')} has no name")
+    if outputs == len(names) == 1:
+        names = [f"not {names[0]}", names[0]]
+    if len(names) != classes or "" in names:
+        raise ConversionError(f"{path} has {len(names)} class names; it needs {classes}, none of them empty")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        print(f"{path}: warning: repeated names: {textwrap.shorten(', '.join(twice), 200)}", file=sys.stderr)
     return names
-
-
-def names_from_json(content: Any) -> list[str]:
-    """Return the class names of a list, of a dictionary with ids, or of a configuration with `id2label`.
-
-    Instead of a name there may be a list that ends with it. Raises ValueError, TypeError, LookupError, AttributeError.
-    """
-    if isinstance(content, dict):
-        by_id = content.get("id2label", content)
-        if all(isinstance(value, int) for value in by_id.values()):  # ids by name
-            by_id = {number: name for name, number in by_id.items()}
-        by_id = {int(number): name for number, name in by_id.items()}
-        content = [by_id[number] for number in range(len(by_id))]
-    return [str.strip(item[-1] if isinstance(item, list) else item) for item in content]  # TypeError unless a string
 
 
 def format_error(error: BaseException) -> str:

@@ -1,24 +1,30 @@
-"""The preprocessing graph: the steps before the network in the ONNX file."""
+"""The preprocessing graph, the steps before the network, and its pixels compared with Pillow's. Imports no torch."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from string import Template
 
+import numpy as np
 import onnx
-from onnx import compose
+from onnx import compose, utils
 
-from conversion.graph_pixels import PIXELS
+from conversion import ConversionError
 from model import ImagePreprocessor
+from runtime.backends import import_onnxruntime
 
+onnxruntime = import_onnxruntime()  # before a file is written: Ctrl-C during an import exits without removing it
+PIXELS = "preprocessing/pixels"  # the tensor between preprocessing and network: float32 [batch, channels, *size]
+# Of 255, between the graph's pixels and Pillow's. Both resize in two passes and round after each: halves are rounded
+# differently in about one value in fifty, and twice in a few of a million. Any wrong resize is off in many more.
+MAX_LEVELS, ONE_LEVEL, MAX_SHARE = 2.01, 1.01, 0.001
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning
 
 # ONNX's textual syntax. Pixels of the model's size count as preprocessed and skip the resize, which would take OpenVINO
 # half a millisecond, a fifth of its time.
 START = """
 <ir_version: 10, opset_import: ["": $opset]>
-preprocessing (uint8[batch, height, width, 3] image) => (float[batch, $channels, $height, $width] pixels)
-<
-    int64[2] size = {$height, $width}, float white = {255},
-    float[$channels] mean = {$mean}, float[$channels] std = {$std}
->
+preprocessing (uint8[batch, height, width, 3] image) => (float[batch, $channels, $size] pixels)
+< int64[2] size = {$size}, float white = {255}, float[$channels] mean = {$mean}, float[$channels] std = {$std} >
 {
     image_size = Shape <start = 1, end = 3> (image)
     same_sides = Equal (image_size, size)
@@ -26,20 +32,18 @@ preprocessing (uint8[batch, height, width, 3] image) => (float[batch, $channels,
     both = ReduceMin <keepdims = 0> (alike)
     is_resized = Cast <to = 9> (both)
     resized = If (is_resized) <
-        then_branch = keep () => (uint8[batch, $height, $width, 3] kept) { kept = Identity (image) },
+        then_branch = keep () => (uint8[batch, $size, 3] kept) { kept = Identity (image) },
 """
 
 # On uint8 pixels: on float, or with any other setting, it drifts from Pillow's by up to 105 of 255. On channels-last
 # pixels, because transposing a large image first costs more than resizing it.
-RESIZE = """
-    Resize <
-        mode = $mode, antialias = 1, exclude_outside = 1, coordinate_transformation_mode = "half_pixel", axes = [1, 2]
-    > (image, , , sides)
-"""
+RESIZE = """Resize <
+    mode = $mode, antialias = 1, exclude_outside = 1, coordinate_transformation_mode = "half_pixel", axes = [1, 2]
+> (image, , , sides)"""
 
 SQUASH = f"""
-        else_branch = resize () => (uint8[batch, $height, $width, 3] squashed) {{
-            sides = Constant <value = int64[2] {{$height, $width}}> ()
+        else_branch = resize () => (uint8[batch, $size, 3] squashed) {{
+            sides = Constant <value = int64[2] {{$size}}> ()
             squashed = {RESIZE}
         }}
     >
@@ -47,13 +51,10 @@ SQUASH = f"""
 
 # As ImagePreprocessor.fit: float64 and the rounding of torchvision's and timm's Python.
 CROP = f"""
-        else_branch = resize () => (uint8[batch, $height, $width, 3] cropped) {{
-            least = Constant <value = double[2] {{$scaled_height, $scaled_width}}> ()
-            least_other = Constant <value = double[2] {{$scaled_width, $scaled_height}}> ()
-            swap = Constant <value = int64[2] {{1, 0}}> ()
-            two = Constant <value = double {{2}}> ()
-            target = Constant <value = int64[2] {{$height, $width}}> ()
-            axes = Constant <value = int64[2] {{1, 2}}> ()
+        else_branch = resize () => (uint8[batch, $size, 3] cropped)
+        < double[2] least = {{$least}}, double[2] least_other = {{$least_other}}, double half = {{0.5}},
+          double[2] target = {{$size}}, int64[2] swap = {{1, 0}}, int64[2] axes = {{1, 2}} >
+        {{
             given = Cast <to = 11> (image_size)
             given_other = Gather (given, swap)
             product = Mul (given, least_other)
@@ -62,12 +63,12 @@ CROP = f"""
             scaled = Max (least, whole)
             sides = Cast <to = 7> (scaled)
             scaled_image = {RESIZE}
-            excess = Sub (sides, target)
-            excess_float = Cast <to = 11> (excess)
-            half = Div (excess_float, two)
-            offset = Round (half)
+            excess = Sub (scaled, target)
+            margin = Mul (excess, half)
+            offset = Round (margin)
             start = Cast <to = 7> (offset)
-            end = Add (start, target)
+            limit = Add (offset, target)
+            end = Cast <to = 7> (limit)
             cropped = Slice (scaled_image, start, end, axes)
         }}
     >
@@ -102,20 +103,40 @@ NORMALIZE = """
 
 def preprocessing_graph(preprocessor: ImagePreprocessor) -> onnx.ModelProto:
     """Return the steps from `image`, uint8 [batch, height, width, 3], to PIXELS, float32 [batch, channels, *size]."""
-    (height, width), (scaled_height, scaled_width) = preprocessor.size, preprocessor.scaled_size
+    size, mean, least = preprocessor.size, preprocessor.mean, preprocessor.scaled_size
     resize = SQUASH if preprocessor.crop_pct is None else CROP
-    levels = GRAY_LEVELS if len(preprocessor.mean) == 1 else RGB_LEVELS
+    levels = GRAY_LEVELS if len(mean) == 1 else RGB_LEVELS
+    lists = {"size": size, "mean": mean, "std": preprocessor.std, "least": least, "least_other": least[::-1]}
     text = Template(START + resize + levels + NORMALIZE).substitute(
+        {name: ", ".join(map(repr, values)) for name, values in lists.items()},
         opset=OPSET,
-        channels=len(preprocessor.mean),
-        height=height,
-        width=width,
-        mean=", ".join(map(repr, preprocessor.mean)),
-        std=", ".join(map(repr, preprocessor.std)),
+        channels=len(mean),
         mode='"linear"' if preprocessor.interpolation == "bilinear" else '"cubic", cubic_coeff_a = -0.5',
-        scaled_height=scaled_height,
-        scaled_width=scaled_width,
-        rounding="Floor" if scaled_height == scaled_width else "Round",
+        rounding="Floor" if least[0] == least[1] else "Round",
     )
-    prefix = PIXELS.removesuffix("pixels")  # keeps its names apart from the network's
-    return compose.add_prefix(onnx.parser.parse_model(text), prefix, rename_inputs=False)
+    return compose.add_prefix(onnx.parser.parse_model(text), PIXELS.removesuffix("pixels"), rename_inputs=False)
+
+
+def open_graph(path: Path, output: str = PIXELS) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the steps of a file from `image`, uint8 [batch, height, width, 3], to `output`, by default the pixels.
+
+    Raises ValueError if the file has no such output.
+    """
+    part = utils.Extractor(onnx.load(path)).extract_model(["image"], [output])
+    session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(None, {"image": pixels})[0]
+
+
+def compare_pixels(names: Sequence[str], graph: np.ndarray, reference: np.ndarray, std: Sequence[float]) -> float:
+    """Return the largest difference of two arrays of normalized pixels, in levels of 255.
+
+    Both are float32 [images, channels, *size]. Raises ConversionError, with the image's name, if it is over MAX_LEVELS
+    or if more than MAX_SHARE of the values differ by more than ONE_LEVEL.
+    """
+    levels = np.abs((graph - reference) * np.reshape(std, (-1, 1, 1))) * 255
+    for name, image in zip(names, levels, strict=True):
+        most, share = image.max(), (image > ONE_LEVEL).mean()
+        if not (most <= MAX_LEVELS and share <= MAX_SHARE):
+            many = f"{share:.2%} of them by more than 1; 2 and {MAX_SHARE:.1%} are allowed"
+            raise ConversionError(f"{name}: the graph's pixels are up to {most:.1f} of 255 from Pillow's, {many}")
+    return float(levels.max())

@@ -3,37 +3,31 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
 from conversion import ConversionError
-from conversion.download import DownloadError, download, download_photos, is_known, sha256_digest
+from conversion.files import PHOTOS, PHOTOS_URL, digests, download
 from conversion.weights import load_weights
 from model import ImagePreprocessor
 from pytorch_model import KNOWN_MODELS, KnownModel
+from runtime.metadata import Preprocessing
 from runtime.settings import ROOT
 
 ACTIVATIONS = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "none": nn.Identity()}
+IMAGENET = Path(__file__).with_name("imagenet_classes.txt")  # line n + 1 is class n, as `<WordNet id> <name>`
+IMAGENET_CLASSES = [line.partition(" ")[2] for line in IMAGENET.read_text(encoding="utf-8").splitlines()]
 
 
-class Probabilities(nn.Module):
-    """Outputs of any float type to probabilities, float32 [batch, classes]; of one output to those of two classes."""
+class Probabilities(nn.Sequential):
+    """A network and its activation: pixels to probabilities, float32 [batch, classes]. One output becomes two."""
 
-    def __init__(self, activation: str) -> None:
-        super().__init__()
-        self.activation = ACTIVATIONS[activation]
-
-    def forward(self, outputs: torch.Tensor) -> torch.Tensor:
-        probabilities = self.activation(outputs.float())
-        return torch.cat([1 - probabilities, probabilities], 1) if outputs.shape[1] == 1 else probabilities
-
-
-def imagenet_class_names() -> list[str]:
-    """Return the names of ImageNet's 1000 classes; line n + 1 of the file is class n, as `<WordNet id> <name>`."""
-    lines = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
-    return [line.partition(" ")[2] for line in lines]
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        network, activation = self
+        probabilities = activation(network(pixels).float())
+        return torch.cat([1 - probabilities, probabilities], 1) if probabilities.shape[1] == 1 else probabilities
 
 
 @dataclass(frozen=True)
@@ -41,24 +35,17 @@ class TrainedModel:
     """A network with its weights, in evaluation mode, and everything that its ONNX file describes."""
 
     name: str
-    network: nn.Module  # normalized pixels in; logits out, or whatever `activation` makes probabilities of
+    network: nn.Module  # normalized pixels in, probabilities out
     weights: Path
     digest: str  # of the weights' file, as `sha256:…`
     preprocessor: ImagePreprocessor
     class_names: list[str]  # entry n names class n
-    activation: str = "softmax"  # one of ACTIVATIONS
+    activation: str = "softmax"  # one of ACTIVATIONS, the network's last step
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What the preprocessing is, as the file describes it."""
-        names = ("size", "crop_pct", "interpolation", "mean", "std")
-        channels = "RGB" if len(self.preprocessor.mean) == 3 else "L"
-        return {name: getattr(self.preprocessor, name) for name in names} | {"channels": channels}
-
-    @property
-    def network_with_activation(self) -> nn.Module:
-        """The network and its activation: normalized pixels in, probabilities out."""
-        return nn.Sequential(self.network, Probabilities(self.activation)).eval()
+    def preprocessing(self) -> Preprocessing:
+        """What the file describes of the preprocessor. Raises msgspec.ValidationError if that is out of range."""
+        return msgspec.convert(self.preprocessor, Preprocessing, from_attributes=True)
 
 
 def load(name: str, weights: Path | None = None, weights_key: str | None = None) -> TrainedModel:
@@ -68,10 +55,9 @@ def load(name: str, weights: Path | None = None, weights_key: str | None = None)
     """
     known = KNOWN_MODELS[name]
     path = weights or known_weights(known)
-    network = known.build()
-    load_weights(network, path, weights_key)
-    preprocessor = ImagePreprocessor(known.size, known.mean, known.std)
-    return TrainedModel(name, network.eval(), path, sha256_digest(path), preprocessor, imagenet_class_names())
+    network = Probabilities(known.build(), ACTIVATIONS["softmax"]).eval()
+    load_weights(network[0], path, weights_key)
+    return TrainedModel(name, network, path, digests(path.read_bytes())[0], known.preprocessor, IMAGENET_CLASSES)
 
 
 def known_weights(known: KnownModel) -> Path:
@@ -80,10 +66,10 @@ def known_weights(known: KnownModel) -> Path:
     if not path.is_file():
         download(known.urls, path, known.digests)
         try:
-            download_photos(ROOT / "images" / "photos")
-        except (DownloadError, OSError) as error:
-            print(f"the preset tests use illustrations: {getattr(error, 'summary', error)}", file=sys.stderr)
-    elif not is_known(path, known.digests):
-        unknown = f"{path} has the digest {sha256_digest(path)}, which is not a known one"
-        raise ConversionError(f"{unknown}: remove it to download the known one, or give it as --weights")
+            for name, digest in PHOTOS.items():
+                download([f"{PHOTOS_URL}/{name}"], ROOT / "images" / "photos" / name, [digest])
+        except (ConversionError, OSError) as error:
+            print(f"the preset tests use illustrations: {str(error).splitlines()[0]}", file=sys.stderr)
+    elif set(known.digests).isdisjoint(actual := digests(path.read_bytes())):
+        raise ConversionError(f"{path} has an unknown digest, {actual[0]}: remove it, or give it as --weights")
     return path

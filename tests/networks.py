@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from conversion.trained_model import TrainedModel
+from conversion.trained_model import Probabilities, TrainedModel
 from model import ImagePreprocessor
 
 
@@ -89,6 +89,11 @@ class NoOutputs(Small):
         return super().forward(x)[:, :0]
 
 
+class ClassIds(Small):
+    def forward(self, x):
+        return super().forward(x).argmax(1, keepdim=True)
+
+
 class NotNumbers(Small):
     def forward(self, x):
         return super().forward(x).sub(1e9).log()
@@ -112,7 +117,7 @@ class ForBatchesOfOneAndFour(Small):
 
 class Viewed(Small):
     def forward(self, x):
-        x = self.pool(self.features(x))
+        x = self.pool(self.features(x.view(x.size(0), -1).view(x.shape)))
         return self.head(x.view(x.size(0), -1))
 
 
@@ -178,11 +183,18 @@ class NotInOnnx(Small):
         return torch.linalg.svdvals(super().forward(x)[:, :, None] * x[:, :1, 0, :5])
 
 
+class FailsOnOneColor(Small):
+    def forward(self, x):
+        if not torch.compiler.is_compiling() and (x[:, 0].flatten(1).std(1) < 0.01).any():
+            raise ValueError("of one color")
+        return super().forward(x)
+
+
 def trained(network, size=(40, 56), mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1), crop_pct=None, **changes):
     """The network as custom_model.load returns it."""
     described = {
         "name": "tests.network",
-        "network": network.eval(),
+        "network": Probabilities(network, nn.Softmax(1)).eval(),
         "weights": Path("none"),
         "digest": "sha256:0",
         "preprocessor": ImagePreprocessor(size, mean, std, crop_pct),

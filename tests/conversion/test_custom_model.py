@@ -36,7 +36,7 @@ def pytorchs(name, activation, image, described):
         image = image.convert("L")
     pixels = (np.asarray(image, np.float64).reshape(*SIZE, -1) / 255 - described["mean"]) / described["std"]
     with torch.inference_mode():
-        logits = getattr(networks, name)().eval()(torch.from_numpy(pixels).float().permute(2, 0, 1)[None])
+        logits = getattr(networks, name)().eval()(torch.from_numpy(pixels).float().permute(2, 0, 1)[None].contiguous())
     return activation(logits)[0].numpy()
 
 
@@ -93,6 +93,7 @@ def test_serves_the_probabilities_of_pytorch(converted, case, provider):
     for image, expected in ((TENCH, tench), (NEWT, newt)):
         row = classifier.predict(classifier.preprocessor(image)[None])[0]
         np.testing.assert_allclose(row, expected, atol=1e-5)
+        assert row.dtype == np.float32
         best, *more = classifier.top(row, 3)
         assert (best["class_id"], best["class_name"]) == (expected.argmax(), f"class {expected.argmax()}")
         assert len(more) == min(3, len(row)) - 1
@@ -136,18 +137,17 @@ def test_names_a_module_of_ours_that_another_file_imports(tmp_path, monkeypatch)
     [
         ("Pair", r"gives tuple; expected one tensor"),
         ("Dictionary", r"(?s)gives dict; expected one tensor.*class Logits\(Dictionary\):.*return super"),
-        ("Squeezed", r"\[5\] for 1 image"),
+        ("Squeezed", r"gives torch.float32 \[5\], not float \[1, classes\]"),
         ("InPlace", r"in place"),
-        ("FailsAlone", r"fails on images of \[3, 96, 128\].*IndexError"),
-        ("NoClasses", r"torch.float32 \[4\] for 4 images; expected float \[4, classes\]"),
-        ("NoOutputs", r"\[4, 0\] for 4 images"),
+        ("NoClasses", r"gives torch.float32 \[4\], not float \[4, classes\]"),
+        ("NoOutputs", r"gives torch.float32 \[4, 0\]"),
+        ("ClassIds", r"gives torch.int64 \[4, 1\], not float"),
         ("NotNumbers", r"outputs are not all finite numbers"),
         ("Random", r"random"),
         ("AcrossTheBatch", r"depends on the rest of the batch"),
-        ("Softmaxed", r"from 0.* may be probabilities already"),
-        ("Sigmoided", r"may be probabilities already"),
+        ("Softmaxed", r"from 0.*: give --activation none if they are probabilities"),
+        ("Sigmoided", r"give --activation none"),
         ("one_class", r"softmax over one output"),
-        ("gray", r"fails on images of \[3, 96, 128\].*to have 1 channels, but got 3.*networks.py.*\n--size and"),
     ],
 )
 def test_refuses_a_network_that_is_not_a_classifier(tmp_path, name, message):
@@ -183,31 +183,41 @@ def test_reports_where_a_module_fails(tmp_path, monkeypatch):
         custom_model.build("mistaken:Network")
 
 
-@pytest.mark.parametrize("file", ["model.py", "client.py", "app.py", "runtime/__init__.py", "serving/networks.py"])
-def test_refuses_a_module_named_like_one_of_ours(tmp_path, monkeypatch, file):
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("model.py", "Net"),
+        ("client.py", "Net"),
+        ("runtime/__init__.py", "Net"),
+        ("serving/networks.py", "Net"),
+        ("pytorch_model.py", "Classifier"),  # ours has one too
+    ],
+)
+def test_refuses_a_module_named_like_one_of_ours(tmp_path, monkeypatch, file, name):
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
-    path.write_text("from torch.nn import Identity as Net\n")
+    path.write_text(f"from torch.nn import Identity as {name}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(ConversionError, match=r"rename yours"):
-        custom_model.build(f"{file.removesuffix('.py').replace('/', '.')}:Net")
+        custom_model.build(f"{file.removesuffix('.py').replace('/', '.')}:{name}")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"mean": [0.5]}, r"--mean must be 3 finite numbers", id="one mean"),
-        pytest.param({"std": [1, 1, 1, 1]}, r"--std must be 3 finite", id="four std"),
-        pytest.param(GRAY | {"mean": [0, 0, 0]}, r"--mean must be 1 finite numbers", id="three means for gray"),
-        pytest.param({"mean": [0, 0, float("nan")]}, r"--mean must be 3 finite", id="mean not a number"),
-        pytest.param({"std": [1, float("inf"), 1]}, r"--std must be 3 finite", id="infinite std"),
-        pytest.param({"mean": [123.7, 116.3, 103.5]}, r"--mean .*divide by 255", id="mean of 0 to 255"),
-        pytest.param({"std": [58.4, 57.1, 57.4]}, r"--std .*divide by 255", id="std of 0 to 255"),
-        pytest.param({"std": [1, 0, 1]}, r"--std must be more than 0", id="std of 0"),
-        pytest.param({"size": [0, 9]}, r"--size must be .* at least 1, not \(0, 9\)", id="size of 0"),
-        pytest.param({"channels": 1}, r"--mean must be 1 finite numbers", id="gray without mean and std"),
-        pytest.param({"activation": "none"}, r"from -.* to .*, are not probabilities", id="logits as probabilities"),
+        pytest.param({"mean": [0.5]}, r"--mean must be 3 numbers", id="one mean"),
+        pytest.param({"std": [1, 1, 1, 1]}, r"--std must be 3 numbers", id="four std"),
+        pytest.param(GRAY | {"mean": [0, 0, 0]}, r"--mean must be 1 numbers", id="three means for gray"),
+        pytest.param({"mean": [0, 0, float("nan")]}, r"--mean must be 3 numbers", id="mean not a number"),
+        pytest.param({"std": [1, float("inf"), 1]}, r"--std must be 3 numbers", id="infinite std"),
+        pytest.param(
+            {"mean": [123.7, 116.3, 103.5]}, r"--mean must be 3 numbers.*: divide .* by 255", id="mean of 0 to 255"
+        ),
+        pytest.param({"std": [58.4, 57.1, 57.4]}, r"--std must be 3 numbers.*: divide .* by 255", id="std of 0 to 255"),
+        pytest.param({"std": [1, 0, 1]}, r"--std must be .* more than 0", id="std of 0"),
+        pytest.param({"channels": 1}, r"--mean must be 1 numbers", id="gray without mean and std"),
+        pytest.param({"activation": "none"}, r"from -.* to .*, else softmax or sigmoid", id="logits as probabilities"),
     ],
 )
 def test_refuses_meaningless_options(tmp_path, options, message):
@@ -223,7 +233,7 @@ LABELS = {
     "dictionary": json.dumps({str(number): name for number, name in reversed([*enumerate(NAMES)])}),
     "dictionary of WordNet ids": json.dumps({number: [f"n0144{number}", name] for number, name in enumerate(NAMES)}),
     "id2label": json.dumps({"id2label": {str(number): name for number, name in enumerate(NAMES)}, "hidden": 7}),
-    "ids by name": json.dumps({name: number for number, name in enumerate(NAMES)}, ensure_ascii=False, indent=2),
+    "indented": json.dumps(NAMES, ensure_ascii=False, indent=2),
 }
 
 
@@ -236,7 +246,7 @@ def test_reads_class_names_in_every_common_form(tmp_path, text):
 def test_warns_of_classes_with_the_same_name(tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("crane\nhen\ncrane\ncock\nowl")
     load("Small", tmp_path, labels=tmp_path / "labels.txt")
-    assert capsys.readouterr().err.endswith("same name: crane\n")
+    assert capsys.readouterr().err.endswith("repeated names: crane\n")
 
 
 @pytest.mark.parametrize(("text", "names"), [("hot dog", ["not hot dog", "hot dog"]), ("no\nyes", ["no", "yes"])])
@@ -244,6 +254,16 @@ def test_one_output_is_of_two_classes(tmp_path, text, names):
     (tmp_path / "labels.txt").write_text(text)
     trained = load("one_class", tmp_path, activation="sigmoid", labels=tmp_path / "labels.txt")
     assert trained.class_names == names
+
+
+def test_two_outputs_need_two_names(tmp_path):
+    (tmp_path / "labels.txt").write_text("hot dog")
+    with pytest.raises(ConversionError, match="has 1 class names; it needs 2"):
+        custom_model.name_classes(tmp_path / "labels.txt", 2)
+
+
+def test_an_activation_that_is_given_is_not_questioned(tmp_path):
+    assert load("Sigmoided", tmp_path, activation="sigmoid").activation == "sigmoid"
 
 
 @pytest.mark.parametrize(
@@ -255,8 +275,8 @@ def test_one_output_is_of_two_classes(tmp_path, text, names):
         pytest.param(b'["a", "b"', "JSONDecodeError", id="half of a list"),
         pytest.param(b"[" * 9999, "RecursionError", id="deep"),
         pytest.param(b'{"id2label": null}', "AttributeError", id="no names"),
-        pytest.param(b"a\nb\nc\nd\n", r"has 4 class names, the network has 5 classes", id="too few"),
-        pytest.param(b"a\n\nb\nc\nd", r"class 1 has no name", id="an empty line"),
+        pytest.param(b"a\nb\nc\nd\n", r"has 4 class names; it needs 5", id="too few"),
+        pytest.param(b"a\n\nb\nc\nd", r"none of them empty", id="an empty line"),
         pytest.param(b"\xff\xfea\nb", r"labels.txt cannot be read.*utf-8", id="not UTF-8"),
         pytest.param(None, r"labels.txt cannot be read.*No such file", id="absent"),
     ],
