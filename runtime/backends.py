@@ -209,14 +209,10 @@ class InferRequest(threading.local):
     """OpenVINO's infer request, one per thread; each is kept, because creating one waits for those that are running."""
 
     def __init__(self, compiled: Any) -> None:  # called again, with the same model, by each thread
-        self.request = compiled.create_infer_request()
-        self.image = self.request.get_input_tensor().data
-        self.probabilities = self.request.get_output_tensor().data
+        self._request = compiled.create_infer_request()
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        np.concatenate([pixels], out=self.image)  # unlike an assignment it does not broadcast another shape
-        self.request.infer()
-        return self.probabilities.copy()
+        return self._request.infer(pixels, share_inputs=True)[0]
 
 
 def _has_bfloat16() -> bool:
