@@ -134,14 +134,9 @@ class OnnxClassifier:
     """A loaded classifier.onnx. `activation` made its probabilities: softmax, sigmoid or none; None if unknown."""
 
     def __init__(
-        self,
-        path: str | os.PathLike,
-        provider: str = "cpu",
-        precision: str = "f32",
-        threads: int | None = None,
-        max_image_mb: int = 400,
+        self, path: str | Path, provider: str = "cpu", precision: str = "f32", threads: int = 0, max_image_mb: int = 400
     ) -> None:
-        """Load the file at `path`, as backends.open_runner does, to run on `threads` threads: by default all CPUs.
+        """Load the file at `path`, as backends.open_runner does, to run on `threads` threads; 0: one per CPU.
 
         The defaults are exact, for the converter and the tests. With `precision` auto, large JPEGs are decoded at a
         reduced scale. Raises InvalidModel or BackendUnavailable.

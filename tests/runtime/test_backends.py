@@ -152,6 +152,12 @@ def test_one_thread_needs_no_throughput_model(opened, provider):
     assert len(opened) == 1
 
 
+def test_uses_the_available_cpus_by_default(opened, monkeypatch):
+    monkeypatch.setattr("model.available_cpus", lambda: 3)
+    OnnxClassifier(MODEL_PATH)
+    assert opened[0]["threads"] == 3
+
+
 class HeldRun:
     """A model whose first call waits for `go`; each returns the model's number."""
 
