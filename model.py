@@ -119,8 +119,7 @@ class ImagePreprocessor:
         if len(self.mean) == 1:
             pixels = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])[..., None]
         unit = pixels.astype(np.float32) / np.float32(255)
-        normalized = (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return normalized.transpose(0, 3, 1, 2)
+        return ((unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).transpose(0, 3, 1, 2)
 
     def _scale(self, image: Image.Image) -> int:
         """Return the scale to decode at: 1, or 2, 4 or 8 for a JPEG that is decoded at a fraction of its sides."""
