@@ -119,8 +119,7 @@ class ImagePreprocessor:
         if len(self.mean) == 1:
             pixels = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])[..., None]
         unit = pixels.astype(np.float32) / np.float32(255)
-        normalized = (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return normalized.transpose(0, 3, 1, 2)
+        return ((unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).transpose(0, 3, 1, 2)
 
     def _scale(self, image: Image.Image) -> int:
         """Return the scale to decode at: 1, or 2, 4 or 8 for a JPEG that is decoded at a fraction of its sides."""
@@ -134,14 +133,9 @@ class OnnxClassifier:
     """A loaded classifier.onnx. `activation` made its probabilities: softmax, sigmoid or none; None if unknown."""
 
     def __init__(
-        self,
-        path: str | os.PathLike,
-        provider: str = "cpu",
-        precision: str = "f32",
-        threads: int | None = None,
-        max_image_mb: int = 400,
+        self, path: str | Path, provider: str = "cpu", precision: str = "f32", threads: int = 0, max_image_mb: int = 400
     ) -> None:
-        """Load the file at `path`, as backends.open_runner does, to run on `threads` threads: by default all CPUs.
+        """Load the file at `path`, as backends.open_runner does, to run on `threads` threads; 0: one per CPU.
 
         The defaults are exact, for the converter and the tests. With `precision` auto, large JPEGs are decoded at a
         reduced scale. Raises InvalidModel or BackendUnavailable.

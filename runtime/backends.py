@@ -95,19 +95,17 @@ class Batcher:
             batch = [self.waiting.get()]
             while len(batch) < BATCH_SIZES[-1] and not self.waiting.empty():
                 batch.append(self.waiting.get())
-            self._run_batch([image for image, _ in batch], [row for _, row in batch])
-
-    def _run_batch(self, images: list[np.ndarray], rows: list[Future]) -> None:
-        size = next(size for size in BATCH_SIZES if size >= len(images))
-        try:
-            results = self._run(np.pad(np.stack(images), [(0, size - len(images)), (0, 0), (0, 0), (0, 0)]))
-            if len(results) != size:
-                raise ValueError(f"the backend returned {len(results)} rows for a batch of {size}")
-            for row, result in zip(rows, results, strict=False):  # without the padding's
-                row.set_result(result)
-        except Exception as error:  # the backend's own: no caller in the batch may wait forever
-            for row in rows:
-                row.set_exception(error)
+            images, rows = zip(*batch, strict=True)
+            size = next(size for size in BATCH_SIZES if size >= len(batch))
+            try:
+                results = self._run(np.pad(np.stack(images), [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)]))
+                if len(results) != size:
+                    raise ValueError(f"the backend returned {len(results)} rows for a batch of {size}")
+                for row, result in zip(rows, results, strict=False):  # without the padding's
+                    row.set_result(result)
+            except Exception as error:  # the backend's own: no caller in the batch may wait forever
+                for row in rows:
+                    row.set_exception(error)
 
 
 def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runner:
@@ -209,14 +207,10 @@ class InferRequest(threading.local):
     """OpenVINO's infer request, one per thread; each is kept, because creating one waits for those that are running."""
 
     def __init__(self, compiled: Any) -> None:  # called again, with the same model, by each thread
-        self.request = compiled.create_infer_request()
-        self.image = self.request.get_input_tensor().data
-        self.probabilities = self.request.get_output_tensor().data
+        self._request = compiled.create_infer_request()
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        np.concatenate([pixels], out=self.image)  # unlike an assignment it does not broadcast another shape
-        self.request.infer()
-        return self.probabilities.copy()
+        return self._request.infer(pixels, share_inputs=True)[0]
 
 
 def _has_bfloat16() -> bool:

@@ -58,7 +58,7 @@ def open_image(data: bytes, budget: CpuBudget | None = None) -> Image.Image:
         # Image.open would drop the decoder's reason for refusing a file.
         image = DECODERS[name](_TimedBytes(file.data, budget))
         image.info.setdefault("exif", file.exif)
-        image.in_process = name == "WEBP" and webp.has_lossless_parts(data)
+        image.in_process = name == "WEBP" and any(part in data for part in webp.LOSSLESS_PARTS)
         process_bytes = webp.PROCESS_BYTES if image.in_process else 0
         image.info["fixed_bytes"] = process_bytes + file.coefficient_bytes + len(data) + len(file.data)
         image.info["is_complete"] = file.is_complete

@@ -13,12 +13,8 @@ from pathlib import Path
 from runtime.cpu_budget import CpuBudget
 from runtime.errors import Unavailable
 
+LOSSLESS_PARTS = (b"VP8L", b"ALPH")  # their names, which compressed data may hold by chance
 PROCESS_BYTES = 16_000_000  # in addition to the pixels: 5 MB for Python; a photograph's tables take less than 1 MB
-
-
-def has_lossless_parts(data: bytes) -> bool:
-    """Return whether a WebP has any, or seems to because compressed data happens to hold their names."""
-    return b"VP8L" in data or b"ALPH" in data
 
 
 def decode(data: bytes, max_bytes: int, budget: CpuBudget) -> bytes:

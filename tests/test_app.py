@@ -167,30 +167,19 @@ def test_frees_an_image_before_it_releases_the_slot(monkeypatch):
 @pytest.mark.parametrize(
     ("data", "large"),
     [
-        (encoded(Image.new("RGB", (2_700, 2_700)), "PNG"), False),
-        (encoded(Image.new("RGB", (2_900, 2_900)), "PNG"), True),
-        (encoded(Image.new("L", (5_500, 5_000)), "PNG"), True),
-        (encoded(Image.new("RGB", (1_500, 1_500)), "WEBP"), True),
-        (encoded(Image.new("RGB", (1_300, 1_300)), "WEBP"), False),
-        (encoded(Image.new("RGB", (6_000, 4_000)), "JPEG"), False),
-        (encoded(Image.new("RGB", (10_000, 1_700)), "JPEG"), True),  # too short a side for a reduced scale
-        (encoded(Image.new("RGB", (4_000, 3_000)), "JPEG", progressive=True), True),
-        (large_file(31_000_000), False),
-        (large_file(33_000_000), True),
-        (np.zeros((2_900, 2_900, 3), np.uint8), True),
-    ],
-    ids=[
-        "PNG",
-        "large PNG",
-        "gray",
-        "large WebP",
-        "WebP",
-        "JPEG",
-        "short side",
-        "progressive",
-        "bytes",
-        "many",
-        "pixels",
+        pytest.param(encoded(Image.new("RGB", (2_700, 2_700)), "PNG"), False, id="PNG"),
+        pytest.param(encoded(Image.new("RGB", (2_900, 2_900)), "PNG"), True, id="large PNG"),
+        pytest.param(encoded(Image.new("L", (5_500, 5_000)), "PNG"), True, id="gray"),
+        pytest.param(encoded(Image.new("RGB", (1_500, 1_500)), "WEBP"), True, id="large WebP"),
+        pytest.param(encoded(Image.new("RGB", (1_300, 1_300)), "WEBP"), False, id="WebP"),
+        pytest.param(encoded(Image.new("RGB", (6_000, 4_000)), "JPEG"), False, id="JPEG"),
+        pytest.param(
+            encoded(Image.new("RGB", (10_000, 1_700)), "JPEG"), True, id="too short a side for a reduced scale"
+        ),
+        pytest.param(encoded(Image.new("RGB", (4_000, 3_000)), "JPEG", progressive=True), True, id="progressive"),
+        pytest.param(large_file(31_000_000), False, id="bytes"),
+        pytest.param(large_file(33_000_000), True, id="many bytes"),
+        pytest.param(np.zeros((2_900, 2_900, 3), np.uint8), True, id="pixels"),
     ],
 )
 def test_images_that_need_much_memory_take_turns(monkeypatch, data, large):

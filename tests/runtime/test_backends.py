@@ -53,10 +53,11 @@ def test_every_provider_can_be_selected():
 
 
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("openvino", marks=needs_openvino)])
-def test_pixels_of_one_channel_are_not_broadcast_to_three(provider):
-    classifier = OnnxClassifier(MODEL_PATH, provider)
-    with pytest.raises(Exception, match=r"wrong shape|invalid dimensions"):
-        classifier.predict(np.zeros((1, *classifier.preprocessor.size, 1), np.uint8))
+def test_pixels_of_one_channel_are_not_broadcast_to_three(cpu, provider):
+    classifier, pixels = OnnxClassifier(MODEL_PATH, provider), pixels_of(cpu)
+    with pytest.raises(Exception, match=r"incompatible|invalid dimensions"):
+        classifier.predict(pixels[..., :1])
+    assert classifier.predict(pixels).argmax(axis=1).tolist() == [0, 26]
 
 
 @needs_openvino
@@ -149,6 +150,12 @@ def test_one_thread_needs_no_throughput_model(opened, provider):
     for result in results:
         np.testing.assert_allclose(result, results[0], atol=1e-4)
     assert len(opened) == 1
+
+
+def test_uses_the_available_cpus_by_default(opened, monkeypatch):
+    monkeypatch.setattr("model.available_cpus", lambda: 3)
+    OnnxClassifier(MODEL_PATH)
+    assert opened[0]["threads"] == 3
 
 
 class HeldRun:
