@@ -134,6 +134,10 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"unknown --model {options.model!r}: give one of {known}, auto, or MODULE:CALLABLE")
     if not colon and options.custom:
         parser.error(f"{options.model} has its own {', '.join(options.custom)}: these options are for MODULE:CALLABLE")
+    if options.crop_pct is not None and not 0.1 <= options.crop_pct <= 1:
+        parser.error("--crop-pct must be from 0.1 to 1, such as 0.875")
+    if options.size and not all(1 <= side <= 4096 for side in options.size):
+        parser.error("--size must be a height and a width from 1 to 4096")
     return options
 
 
@@ -141,6 +145,8 @@ def main() -> None:
     """Convert the model that the command line names; if that fails, exit 1 with the reason and without a file."""
     options = parse_args()
     try:
+        if options.output.is_dir():
+            raise ConversionError(f"{options.output} is a folder: name a file")
         TemporaryFile(dir=options.output.parent).close()  # reports a missing folder now, not after the export
         if ":" in options.model:
             trained = custom_model.load(options.model, options.weights, options.weights_key, **options.custom)
@@ -152,7 +158,7 @@ def main() -> None:
         agreement = convert(trained, options.output)
     except (ConversionError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")
-    except Exception as error:  # of the network, PyTorch, ONNX or ONNX Runtime, whose errors share no base class
+    except (Exception, SystemExit) as error:  # of the network, PyTorch, ONNX or ONNX Runtime: no common base class
         reason = custom_model.format_error(error)
         advice = "Check --size and --channels, and replace steps that ONNX lacks or that depend on the image's content"
         sys.exit(f"convert_to_onnx.py: {options.model} cannot be converted: {reason}\n{advice}")

@@ -1,8 +1,8 @@
 """Load any PyTorch image classifier that a user's module builds; refuse what would silently be converted wrongly."""
 
+import importlib
 import json
 import math
-import pkgutil
 import re
 import sys
 import sysconfig
@@ -56,9 +56,10 @@ def build(model: str) -> nn.Module:
     """Return what MODULE:CALLABLE builds, on the CPU, in float32 and in evaluation mode. Raises ConversionError."""
     sys.path.insert(0, str(Path.cwd()))
     try:
-        if is_name_clash(top := re.split("[.:]", model)[0]):
-            raise ImportError(f"'{top}' is ambiguous")
-        network = pkgutil.resolve_name(model)()
+        module, _, attribute = model.partition(":")
+        if is_name_clash(module.partition(".")[0]):
+            raise ImportError(f"'{module}' is ambiguous")
+        network = getattr(importlib.import_module(module), attribute)()
         network.cpu().float()
         network.eval()
     except (Exception, SystemExit) as error:  # a user's code, which may raise anything
@@ -101,7 +102,6 @@ def count_outputs(network: nn.Module, shape: tuple[int, ...], activation: str | 
         raise ConversionError("the network's outputs are not all finite numbers")
     if not (torch.cat(alone) - outputs).abs().max() <= 1e-3 * outputs.abs().max():  # rounding is far less
         raise ConversionError("the network is random, also in evaluation mode, or depends on the rest of the batch")
-
     are_probabilities = ((outputs >= 0) & (outputs <= 1.001)).all()
     if (activation is None and are_probabilities) or (activation == "none" and not are_probabilities):
         spread = f"the network's outputs are from {outputs.min():.3g} to {outputs.max():.3g}"
@@ -125,7 +125,8 @@ def name_classes(path: Path | None, outputs: int) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.rstrip().split("\n")
         if isinstance(content, dict):
-            by_id = {int(number): name for number, name in content.get("id2label", content).items()}
+            labels = content.get("id2label", content).items()  # or torchvision's class_to_idx
+            by_id = dict((label, key) if isinstance(label, int) else (int(key), label) for key, label in labels)
             content = [by_id[number] for number in range(len(by_id))]
         names = [str.strip(item[-1] if isinstance(item, list) else item) for item in content]
     except Exception as error:  # of whatever is not as above
@@ -133,7 +134,8 @@ def name_classes(path: Path | None, outputs: int) -> list[str]:
     if outputs == len(names) == 1:
         names = [f"not {names[0]}", names[0]]
     if len(names) != classes or "" in names:
-        raise ConversionError(f"{path} has {len(names)} class names; it needs {classes}, none of them empty")
+        gap = f", of which class {names.index('')} is empty" if "" in names else ""
+        raise ConversionError(f"{path} has {len(names)} class names{gap}; the network has {classes} classes")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         print(f"{path}: warning: repeated names: {textwrap.shorten(', '.join(twice), 200)}", file=sys.stderr)
     return names
@@ -143,7 +145,8 @@ def format_error(error: BaseException) -> str:
     """Return an error of a user's code in one line, with the last place that is not in PyTorch or Python."""
     while error.__cause__:
         error = error.__cause__
-    libraries = (sysconfig.get_path("stdlib"), str(Path(torch.__file__).parent), __file__, "<")
+    ours = (str(Path(__file__).parent), str(ROOT / "convert_to_onnx.py"))
+    libraries = (sysconfig.get_path("stdlib"), str(Path(torch.__file__).parent), *ours, "<")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
     reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 300, placeholder=' …')}"
     return f"{reason} ({frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else reason

@@ -118,11 +118,10 @@ def preprocessing_graph(preprocessor: ImagePreprocessor) -> onnx.ModelProto:
 
 
 def open_graph(path: Path, output: str = PIXELS) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the steps of a file from `image`, uint8 [batch, height, width, 3], to `output`, by default the pixels.
-
-    Raises ValueError if the file has no such output.
-    """
-    part = utils.Extractor(onnx.load(path)).extract_model(["image"], [output])
+    """Return a file's steps from `image`, uint8 [batch, height, width, 3], to `output`. ValueError if it has none."""
+    part = onnx.load(path)
+    if output != part.graph.output[0].name:  # the extractor leaves out what only subgraphs use
+        part = utils.Extractor(part).extract_model(["image"], [output])
     session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {"image": pixels})[0]
 

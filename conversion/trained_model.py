@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from conversion import ConversionError
-from conversion.files import PHOTOS, PHOTOS_URL, digests, download
+from conversion.files import digests, download
 from conversion.weights import load_weights
 from model import ImagePreprocessor
-from pytorch_model import KNOWN_MODELS, KnownModel
+from pytorch_model import KNOWN_MODELS, PHOTOS, PHOTOS_URL, KnownModel
 from runtime.metadata import Preprocessing
 from runtime.settings import ROOT
 

@@ -70,6 +70,8 @@ def compare_probabilities(how: str, actual: np.ndarray, expected: np.ndarray) ->
     """
     if actual.shape != expected.shape:
         raise ConversionError(f"{how}: ONNX Runtime gives {list(actual.shape)}, PyTorch {list(expected.shape)}")
+    if not np.isfinite(expected).all():
+        raise ConversionError("PyTorch's probabilities are not all finite numbers, perhaps for an image of one color")
     differences = np.abs(actual - expected)
     allowed = np.clip(RELATIVE_TOLERANCE * expected.max(axis=1, keepdims=True), ROUNDING, TOLERANCE)
     if not (differences <= allowed).all():  # also if one is not a number

@@ -33,10 +33,11 @@ def load_weights(network: nn.Module, path: Path, key: str | None = None) -> None
     """
     own, tensors = list(flatten(network.state_dict())), read_tensors(path)
     common = os.path.commonprefix(own)  # noqa: RUF071  of characters: the next line cuts it at a dot
-    for wrapper in ("", common[: common.rfind(".") + 1]):  # the network may wrap the one that the file is of
-        first = next(iter(own), "").removeprefix(wrapper)
-        prefixes = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
-        prefixes = [prefix for prefix in prefixes if prefix.startswith(f"{key}." if key else "")]
+    for wrapper in (common[: dot.end()] for dot in re.finditer(r"^|\.", common)):  # the network may wrap the file's
+        # The longest name, because no other can end with it.
+        longest = max((name for name in own if "num_batches" not in name), key=len, default="").removeprefix(wrapper)
+        prefixes = [name.removesuffix(longest) for name in tensors if f".{name}".endswith(f".{longest}")]
+        prefixes = sorted((prefix for prefix in prefixes if prefix.startswith(f"{key}." if key else "")), key=len)
         misfits = {prefix: load_set(network, tensors, prefix, wrapper) for prefix in prefixes}
         if misfits:
             break
@@ -45,7 +46,7 @@ def load_weights(network: nn.Module, path: Path, key: str | None = None) -> None
         choice = " or ".join(prefix.rstrip(".") for prefix in fitting)
         raise ConversionError(f"{path} has {len(fitting)} sets of weights: select one with --weights-key {choice}")
     if not fitting:
-        unknown = shorten(f"no name in it ends with the network's first, {first}: {', '.join(tensors)}")
+        unknown = shorten(f"no name in it has the form {key or ''}…{longest}: {', '.join(tensors) or 'it has none'}")
         raise ConversionError(f"{path} does not fit the network: {next(iter(misfits.values()), unknown)}")
     load_set(network, tensors, fitting[0], wrapper)
     if ignored := sorted(tensors.keys() - {fitting[0] + name.removeprefix(wrapper) for name in own}):
@@ -58,19 +59,23 @@ def load_set(network: nn.Module, tensors: Tensors, prefix: str, wrapper: str) ->
     own = network.state_dict()
     parts = {name.removeprefix(wrapper).partition(".")[0] for name in own}
     # Others do no harm, such as a loss function's. But weights in the network's own parts are those of a deeper one.
-    for name in found.keys() - own.keys():
+    is_complete = all(name in found for name in own if "num_batches" not in name)
+    for name in found.keys() - own.keys() if is_complete else ():
         is_weight = found[name].is_floating_point() and found[name].numel() > 1
         if not (is_weight and name.removeprefix(wrapper).partition(".")[0] in parts):
             del found[name]
     try:
-        network.load_state_dict(found)
+        nn.Module.load_state_dict(network, found)  # strictly, whatever the network's own does
     except Exception as error:  # lists missing names, unexpected names and wrong shapes in a line each; or a hook's own
-        return "; ".join(shorten(line) for line in str(error).splitlines()[1:4]) or repr(error)
+        lines = [line for line in str(error).splitlines() if not line.startswith("Error(s) in loading")]
+        return "; ".join(map(shorten, lines[:3])) or repr(error)
     return ""
 
 
 def read_tensors(path: Path) -> Tensors:
     """Return all tensors in the file `path` by name. Raises ConversionError, or OSError if it cannot be read."""
+    if not path.is_file():
+        raise ConversionError(f"{path} is {'a folder' if path.is_dir() else 'not a file that exists'}: name a file")
     with path.open("rb") as file:
         start = file.read(100)
     is_safetensors = start[8:9] == b"{"  # JSON after eight bytes with its length: no pickle or zip has it there

@@ -201,3 +201,17 @@ def trained(network, size=(40, 56), mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1), c
         "class_names": [f"class {number}" for number in range(5)],
     }
     return TrainedModel(**described | changes)
+
+
+class Exits(Small):
+    def forward(self, x):
+        raise SystemExit
+
+
+class Looping(Small):
+    """A loop whose body uses tensors of the graph around it."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        step = logits * 0.5
+        return torch.while_loop(lambda n, y: n < 3, lambda n, y: (n + 1, y + step), (torch.tensor(0), logits))[1]

@@ -183,6 +183,7 @@ def refused(monkeypatch, tmp_path):
         ("Autocast", r"bfloat16"),
         ("gray", r"to have 1 channels, but got 3.*networks.py"),
         ("FailsAlone", r"IndexError"),
+        ("Exits", r"SystemExit"),
         ("FailsOnOneColor", r"ValueError: of one color \(.*networks.py, line \d+: raise"),
     ],
 )
@@ -193,10 +194,10 @@ def test_a_network_that_fails_is_refused_without_a_traceback(refused, capfd, net
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("share", ["87.5", "0"])
-def test_a_wrong_crop_is_refused_before_the_export(refused, capsys, share):
-    assert re.search(r"Expected `float` .= .*crop_pct", refused("Small", "--crop-pct", share))
-    assert "exporting" not in capsys.readouterr().out
+@pytest.mark.parametrize("options", [["--crop-pct", "87.5"], ["--crop-pct", "nan"], ["--size", "0", "9"]])
+def test_a_wrong_crop_or_size_is_wrong_usage(refused, capsys, options):
+    assert refused("Small", *options) == 2
+    assert re.search(f"error: {options[0]} must be .*from", capsys.readouterr().err)
 
 
 def test_what_onnx_runtime_cannot_run_is_refused(monkeypatch, refused):
@@ -270,7 +271,7 @@ def test_missing_weights_leave_the_old_file(tmp_path):
     (tmp_path / "classifier.onnx").write_bytes(b"old")
     result = run_converter("--weights", "absent.pth", "--output", "classifier.onnx", folder=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "convert_to_onnx.py: [Errno 2] No such file or directory: 'absent.pth'\n"
+    assert result.stderr == "convert_to_onnx.py: absent.pth is not a file that exists: name a file\n"
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"classifier.onnx": b"old"}
 
 
@@ -291,10 +292,13 @@ def test_refuses_an_unwritable_output_first(monkeypatch, tmp_path, output, reaso
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_is_not_replaced_by_the_file(tmp_path):
+@pytest.mark.parametrize("output", [".", "folder"])
+def test_refuses_a_folder_as_output_first(monkeypatch, tmp_path, output):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError):
-        convert(trained(Small()), tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py", "--weights", "absent.pth", "--output", output])
+    with pytest.raises(SystemExit, match=f"{output} is a folder: name a file"):
+        convert_to_onnx.main()
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 

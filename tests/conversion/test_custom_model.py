@@ -64,6 +64,7 @@ CASES = {  # options, and what PyTorch does after the network
     "gray_viewed": (GRAY, softmax),
     "Double": ({}, softmax),
     "Wrapper": ({}, softmax),
+    "Looping": ({}, softmax),
     "ten_thousand_classes": ({}, softmax),
 }
 
@@ -183,6 +184,13 @@ def test_reports_where_a_module_fails(tmp_path, monkeypatch):
         custom_model.build("mistaken:Network")
 
 
+def test_a_module_needs_no_name_that_python_could_import(tmp_path, monkeypatch):
+    (tmp_path / "my-network.py").write_text("from torch.nn import Identity as Network\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert isinstance(custom_model.build("my-network:Network"), torch.nn.Identity)
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [
@@ -258,7 +266,7 @@ def test_one_output_is_of_two_classes(tmp_path, text, names):
 
 def test_two_outputs_need_two_names(tmp_path):
     (tmp_path / "labels.txt").write_text("hot dog")
-    with pytest.raises(ConversionError, match="has 1 class names; it needs 2"):
+    with pytest.raises(ConversionError, match="has 1 class names; the network has 2"):
         custom_model.name_classes(tmp_path / "labels.txt", 2)
 
 
@@ -275,8 +283,8 @@ def test_an_activation_that_is_given_is_not_questioned(tmp_path):
         pytest.param(b'["a", "b"', "JSONDecodeError", id="half of a list"),
         pytest.param(b"[" * 9999, "RecursionError", id="deep"),
         pytest.param(b'{"id2label": null}', "AttributeError", id="no names"),
-        pytest.param(b"a\nb\nc\nd\n", r"has 4 class names; it needs 5", id="too few"),
-        pytest.param(b"a\n\nb\nc\nd", r"none of them empty", id="an empty line"),
+        pytest.param(b"a\nb\nc\nd\n", r"has 4 class names; the network has 5", id="too few"),
+        pytest.param(b"a\n\nb\nc\nd", r"class 1 is empty", id="an empty line"),
         pytest.param(b"\xff\xfea\nb", r"labels.txt cannot be read.*utf-8", id="not UTF-8"),
         pytest.param(None, r"labels.txt cannot be read.*No such file", id="absent"),
     ],

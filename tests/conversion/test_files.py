@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from conversion import ConversionError, files, trained_model
+import pytorch_model
+from conversion import ConversionError, trained_model
 from conversion.files import digests, download
 from pytorch_model import KNOWN_MODELS
 from tests.server_process import ROOT
@@ -121,7 +122,7 @@ def test_a_failure_names_each_url_with_its_reason(url, path):
 def photos(server, monkeypatch):
     """The addresses of the photographs, and their digest, replaced by this server's."""
     monkeypatch.setattr(trained_model, "PHOTOS_URL", "http://{}:{}".format(*server.server_address))
-    monkeypatch.setattr(trained_model, "PHOTOS", dict.fromkeys(files.PHOTOS, DIGEST))
+    monkeypatch.setattr(trained_model, "PHOTOS", dict.fromkeys(pytorch_model.PHOTOS, DIGEST))
 
 
 @pytest.fixture
@@ -138,8 +139,8 @@ def files_in(folder):
 
 def test_the_photographs_come_with_the_weights(photos, resnet18, path):
     assert trained_model.known_weights(resnet18) == path
-    assert files_in(path.parent) == [*sorted(files.PHOTOS), "weights.pth"]
-    assert files_in(path.parent / "images" / "photos") == sorted(files.PHOTOS)
+    assert files_in(path.parent) == [*sorted(pytorch_model.PHOTOS), "weights.pth"]
+    assert files_in(path.parent / "images" / "photos") == sorted(pytorch_model.PHOTOS)
 
 
 @pytest.mark.parametrize("failure", ["absent", "wrong"])
@@ -160,8 +161,8 @@ def test_weights_that_are_there_need_no_network(photos, resnet18, path, server):
 
 def test_make_and_the_converter_download_the_same_photographs():
     makefile = (ROOT / "Makefile").read_text()
-    assert f"PHOTOS_URL ?= {files.PHOTOS_URL}\n" in makefile
-    for name, digest in files.PHOTOS.items():
+    assert f"PHOTOS_URL ?= {pytorch_model.PHOTOS_URL}\n" in makefile
+    for name, digest in pytorch_model.PHOTOS.items():
         assert f"images/photos/{name}: SHA256 := {digest.removeprefix('sha256:')}\n" in makefile
 
 

@@ -140,3 +140,8 @@ def test_small_probabilities_have_a_small_tolerance():
     assert compare_probabilities("one by one", expected + 5e-7, expected) < 1e-6
     with pytest.raises(ConversionError, match="5e-06 from PyTorch's"):
         compare_probabilities("one by one", expected[:, ::-1] + np.eye(1, 10_000) * 5e-6, expected)
+
+
+def test_names_pytorch_if_its_probabilities_are_not_numbers():
+    with pytest.raises(ConversionError, match="PyTorch's probabilities are not all finite"):
+        compare_probabilities("one by one", np.zeros((1, 2)), np.array([[0.5, np.nan]]))

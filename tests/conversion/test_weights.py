@@ -193,13 +193,64 @@ def test_refuses_a_state_dict_that_does_not_fit(path, change, message):
         load_weights(nn.Linear(3, 2), path)
 
 
-@pytest.mark.parametrize("error", [KeyError("epoch"), RuntimeError("it needs an epoch")])
-def test_reports_why_a_network_refuses_its_weights(path, monkeypatch, error):
+@pytest.mark.parametrize("error", [KeyError("epoch"), RuntimeError("it needs an epoch"), ValueError("epoch\nis 1")])
+def test_reports_why_a_network_refuses_its_weights(path, error):
     network = nn.Linear(3, 2)
     torch.save(network.state_dict(), path)
-    monkeypatch.setattr(network, "load_state_dict", Mock(side_effect=error))
+    network.register_load_state_dict_pre_hook(Mock(side_effect=error))
     with pytest.raises(ConversionError, match=r"does not fit the network: .*epoch"):
         load_weights(network, path)
+
+
+def test_loads_strictly_whatever_the_network_does(path):
+    class Lenient(nn.Linear):
+        def load_state_dict(self, state_dict):
+            super().load_state_dict(state_dict, strict=False)
+
+    torch.save({"weight": torch.zeros(2, 3)}, path)
+    with pytest.raises(ConversionError, match=r'Missing .*"bias"'):
+        load_weights(Lenient(3, 2), path)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_refuses_a_deeper_network_for_one_that_wraps_its_layers(path, prefix):
+    deeper = nn.ModuleDict({"layers": nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))})
+    torch.save(prefixed(deeper, prefix), path)
+    shallow = nn.ModuleDict({"layers": nn.Sequential(*(nn.Linear(2, 2) for _ in range(2)))})
+    for network in (shallow, nn.ModuleDict({"model": shallow})):
+        with pytest.raises(ConversionError, match=r"Unexpected .*layers\.2\.weight"):
+            load_weights(network, path)
+
+
+def test_names_occur_within_names(path):
+    def network(classes):
+        parts = {"conv": nn.Linear(2, 2), "blocks": nn.ModuleList([nn.ModuleDict({"conv": nn.Linear(2, 2)})])}
+        return nn.ModuleDict(parts | {"fc": nn.Linear(2, classes)})
+
+    torch.save({"net": network(3).state_dict()}, path)
+    load_weights(network(3), path)
+    with pytest.raises(ConversionError, match=r"network: size mismatch for fc.weight"):
+        load_weights(network(4), path)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_another_set_of_weights_does_not_shape_lazy_layers(path):
+    network, filled = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.LazyLinear(2))
+    torch.save({"auxiliary.0.weight": torch.zeros(9, 9)} | prefixed(network, ""), path)
+    load_weights(filled, path)
+    assert torch.equal(filled[0].weight, network[0].weight)
+
+
+def test_names_what_is_there_instead_of_what_is_missing(path):
+    torch.save({"weight": torch.zeros(2, 3), "offset": torch.zeros(2)}, path)
+    with pytest.raises(ConversionError, match=r'Missing .*"bias".*Unexpected .*"offset"'):
+        load_weights(nn.Linear(3, 2), path)
+
+
+def test_names_a_key_that_is_not_there(path):
+    torch.save({"model": nn.Linear(3, 2).state_dict()}, path)
+    with pytest.raises(ConversionError, match=r"form ema.*weight: model\.weight"):
+        load_weights(nn.Linear(3, 2), path, "ema")
 
 
 @pytest.mark.parametrize("thing", [None, 3, [torch.zeros(2)], torch.zeros(2), {1: 2}], ids=lambda it: type(it).__name__)
@@ -269,10 +320,13 @@ def test_names_a_torchscript_archive(path):
 
 
 def test_refuses_a_path_without_a_file(path):
-    with pytest.raises(FileNotFoundError, match=r"No such file .*weights.pth"):
+    with pytest.raises(ConversionError, match=r"weights.pth is not a file that exists"):
         load_weights(nn.Linear(3, 2), path)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(ConversionError, match="is a folder"):
         load_weights(nn.Linear(3, 2), path.parent)
+    os.mkfifo(path)  # reading it would never end
+    with pytest.raises(ConversionError, match="is not a file"):
+        load_weights(nn.Linear(3, 2), path)
 
 
 class Malicious:
