@@ -94,16 +94,12 @@ async def classify(request: Request) -> HTTPResponse:
     return await run_inference(request)
 
 
-@server.route("/", **GET)
-async def show_page(request: Request) -> HTTPResponse:
-    """The page for a browser. It needs no key; it asks for the one that its requests need."""
-    return await file(SERVING / "page" / "index.html", headers={"Content-Security-Policy": PAGE_POLICY}, no_store=True)
-
-
-@server.route(r"/page/<name:(style\.css|script\.js)>", **GET)
-async def show_page_file(request: Request, name: str) -> HTTPResponse:
-    """The page's style or script. Sanic's static() would keep the body of such a request in memory."""
-    return await file(SERVING / "page" / name, no_store=True)
+@server.route("/", **GET)  # type: ignore[arg-type]
+@server.route(r"/page/<name:(style\.css|script\.js)>", name="page_files", **GET)
+async def show_page(request: Request, name: str = "index.html") -> HTTPResponse:
+    """The page for a browser, its style, its script. They need no key; the page asks for the one its requests need."""
+    # Not Sanic's static(), which would keep the body of such a request in memory.
+    return await file(SERVING / "page" / name, headers={"Content-Security-Policy": PAGE_POLICY}, no_store=True)
 
 
 @server.route("/healthcheck", **GET)
