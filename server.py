@@ -129,12 +129,6 @@ async def openapi(request: Request) -> HTTPResponse:
 
 
 # -- start and end -------------------------------------------------------------------------------------------------
-@server.after_server_start
-async def start_lifecycle(server: Sanic) -> None:
-    """Handle signals, then wait for the model in the background; until it is loaded, requests get a 503."""
-    server.ctx.lifecycle.start()
-
-
 def main(backend: Any, loading: Future) -> None:
     """Serve until SIGTERM; exit 1 if the model cannot be loaded, or if requests were left unfinished.
 
@@ -145,6 +139,7 @@ def main(backend: Any, loading: Future) -> None:
     ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
     ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
+    server.after_server_start(lambda _: ctx.lifecycle.start())  # not before: Sanic ignores signals until then
     os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # on a terminal, a colored line that suggests --debug
     # Sanic logs a traceback for a KeyboardInterrupt; it replaces this handler when it serves.
     signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.excepthook(KeyboardInterrupt, None, None))

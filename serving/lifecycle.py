@@ -49,7 +49,7 @@ class Lifecycle:
         return self.queue.pending + (not self.loading.done())
 
     def start(self) -> None:
-        """Handle signals, and wait for the model in the background. Sanic ignores signals until it has started."""
+        """Handle signals, and wait for the model in the background; until it is loaded, requests get a 503."""
         self._handle_signals()
         asyncio.wrap_future(self.loading).add_done_callback(self._on_loaded)
         host, port = self.settings.HOST, self.settings.PORT
