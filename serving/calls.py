@@ -57,7 +57,7 @@ async def handle(request: Request, decode: Callable[[bytes], Decoded]) -> HTTPRe
     async with ctx.bodies.read(request) as body:
         ctx.lifecycle.require_ready()  # the server may have been stopped while the body arrived
         # Until a thread starts on it; see DeadlineProtocol.eof_received.
-        request.ctx.is_queued = ctx.queue.pending >= ctx.queue.threads
+        request.ctx.is_queued = len(ctx.queue.pending) >= ctx.queue.threads
         (request.ctx.answer, response), request.ctx.queued_s = await ctx.queue.run(work, body)
     return response
 

@@ -46,7 +46,7 @@ class Lifecycle:
     @property
     def unfinished(self) -> int:
         """The number of pieces of work that are not done, including loading the model."""
-        return self.queue.pending + (not self.loading.done())
+        return len(self.queue.pending) + (not self.loading.done())
 
     def start(self) -> None:
         """Handle signals, and wait for the model in the background; until it is loaded, requests get a 503."""

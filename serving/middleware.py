@@ -47,8 +47,8 @@ def install(server: Sanic, settings: ServerSettings) -> None:
         server.on_request(function)
     server.exception(Exception, RequestCancelled)(respond_to_error)  # type: ignore[arg-type]
     server.on_response(add_headers_and_record)
-    REQUESTS_IN_PROGRESS.set_function(lambda: server.ctx.queue.running)
-    REQUESTS_QUEUED.set_function(lambda: server.ctx.queue.pending - server.ctx.queue.running)
+    REQUESTS_IN_PROGRESS.set_function(lambda: len(server.ctx.queue.running))
+    REQUESTS_QUEUED.set_function(lambda: len(server.ctx.queue.pending) - len(server.ctx.queue.running))
 
 
 async def yield_to_event_loop(request: Request) -> None:

@@ -43,7 +43,7 @@ async def status(request: Request) -> HTTPResponse:
     is_ready = request.app.ctx.lifecycle.state is State.READY
     since_ms = int((monotonic() - queue.last_change) * 1e3)
     idle_ms, working_ms = (0, since_ms) if queue.pending else (since_ms, 0)
-    is_free = is_ready and queue.pending < queue.threads
+    is_free = is_ready and len(queue.pending) < queue.threads
     fields = {"gpu_available": is_free, "sequence_number": queue.finished}
     return json(fields | {"idle_time": idle_ms, "inference_time": working_ms})
 
