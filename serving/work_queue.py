@@ -33,8 +33,7 @@ class WorkQueue:
     def require_room(self) -> None:
         """Raise Unavailable if another piece of work could not even wait."""
         if len(self.pending) >= self.threads + self.capacity:
-            waiting = f"{self.capacity} requests are already waiting"
-            raise Unavailable(waiting if self.capacity else "all threads are busy")
+            raise Unavailable(f"all threads are busy, and {self.capacity} requests are waiting")
 
     async def run(self, work: Callable, *arguments: Any) -> tuple[Any, float]:
         """Return what `work(*arguments)` returns in a thread, and the seconds for which it waited for the thread.

@@ -77,7 +77,7 @@ def test_refuses_work_when_it_is_full(threads, capacity):
         queue = WorkQueue(threads, capacity)
         tasks = start(queue, gate, *range(threads + capacity))
         await until(lambda: counts(queue) == (threads, capacity))
-        with pytest.raises(Unavailable, match=f"{capacity} requests" if capacity else "busy"):
+        with pytest.raises(Unavailable, match=f"busy, and {capacity} requests"):
             queue.require_room()
         with pytest.raises(Unavailable):
             await queue.run(gate.pass_through)
