@@ -74,10 +74,8 @@ class Lifecycle:
 
     def _on_loaded(self, loaded: asyncio.Future) -> None:
         if error := loaded.exception():
-            if isinstance(error, InvalidModel | BackendUnavailable):
-                logger.error("%s", error)
-            else:
-                logger.error("the model cannot be loaded", exc_info=error)
+            is_explained = isinstance(error, InvalidModel | BackendUnavailable)
+            logger.error("the model cannot be loaded: %s", error, exc_info=None if is_explained else error)
             self.stop()
             return
         MODEL.info({name: str(value) for name, value in self.backend.status().items()})
