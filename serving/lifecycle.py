@@ -18,7 +18,7 @@ from serving.work_queue import WorkQueue
 
 DRAIN_DELAY_S = 0.5  # for clients to see a 503 and leave: closing a socket resets a request that is on its way
 BROWSABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address that a browser can open, by HOST
-State = Enum("State", ["LOADING", "READY", "STOPPING"])
+State = Enum("State", {"LOADING": "the model is loading", "READY": "ready", "STOPPING": "the server is stopping"})
 
 
 @dataclass
@@ -37,11 +37,6 @@ class Lifecycle:
     state: State = State.LOADING
     deadline: float = 0.0  # when a server that is stopping gives up what is unfinished; monotonic seconds
     is_suspect: bool = False  # a request was a 500, and the model has not processed its warm-up image since
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether the server refuses new work for good."""
-        return self.state is State.STOPPING
 
     @property
     def unfinished(self) -> int:
@@ -79,17 +74,19 @@ class Lifecycle:
             self.stop()
             return
         MODEL.info({name: str(value) for name, value in self.backend.status().items()})
-        if not self.is_stopping:
+        if self.state is State.LOADING:
             self.state = State.READY
         logger.info("ready", extra={"fields": self.backend.status()})
 
     def stop(self) -> None:
         """Stop when all work is done; called again, do not wait for it."""
         logger.info("stopping", extra={"fields": {"pending": self.unfinished}})
-        self.deadline = monotonic() + (0 if self.is_stopping else self.settings.SHUTDOWN_GRACE_S)
-        if not self.is_stopping:
-            self.state = State.STOPPING
-            self.server.add_task(self._stop_when_drained(), name="drain")
+        if self.state is State.STOPPING:
+            self.deadline = monotonic()
+            return
+        self.state = State.STOPPING
+        self.deadline = monotonic() + self.settings.SHUTDOWN_GRACE_S
+        self.server.add_task(self._stop_when_drained(), name="drain")
 
     async def _stop_when_drained(self) -> None:
         # Sanic loses a stop that comes before it serves; from then on the port answers 503.
@@ -102,10 +99,8 @@ class Lifecycle:
 
     def require_ready(self) -> None:
         """Raise Unavailable unless requests are processed: while the model loads, and when the server is stopping."""
-        if self.is_stopping:
-            raise Unavailable("the server is stopping")
-        if self.state is State.LOADING:
-            raise Unavailable("the model is loading")
+        if self.state is not State.READY:
+            raise Unavailable(self.state.value)
 
     async def require_healthy(self) -> None:
         """Raise Unavailable also if a request is stuck, or one was a 500 and the model fails on its warm-up image."""

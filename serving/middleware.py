@@ -12,6 +12,7 @@ from sanic.response import json
 from runtime.errors import InvalidInput, Unavailable, release_frames
 from runtime.settings import ServerSettings
 from serving import platforms
+from serving.lifecycle import State
 from serving.log import logger
 from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED, get_request_id, record
 
@@ -96,7 +97,7 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
     if status in (404, 405) and not request.route:
         routes = platforms.V2_ROUTES if is_v2 else "POST an image to /"
         message = f"{request.method} {request.path} is not served here: {routes}"
-    if status == 408 or request.app.ctx.lifecycle.is_stopping:
+    if status == 408 or request.app.ctx.lifecycle.state is State.STOPPING:
         request.stream.keep_alive = False
     release_frames(error)  # now that it is logged, and before a client takes its time to read the response
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are not text
