@@ -45,16 +45,6 @@ class Lifecycle:
 
     def start(self) -> None:
         """Handle signals, and wait for the model in the background; until it is loaded, requests get a 503."""
-        self._handle_signals()
-        asyncio.wrap_future(self.loading).add_done_callback(self._on_loaded)
-        host, port = self.settings.HOST, self.settings.PORT
-        if not self.settings.BANANA_API_KEY and host not in ("127.0.0.1", "::1", "localhost"):
-            logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
-        address = BROWSABLE.get(host, host)
-        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-        logger.info("listening", extra={"fields": {"url": url, "host": host, "port": port}})
-
-    def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
 
         def on_signal(*_: Any) -> None:
@@ -66,6 +56,13 @@ class Lifecycle:
         signal.signal(signal.SIGINT, on_signal)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(signal.SIGHUP, on_signal)
+        asyncio.wrap_future(self.loading).add_done_callback(self._on_loaded)
+        host, port = self.settings.HOST, self.settings.PORT
+        if not self.settings.BANANA_API_KEY and host not in ("127.0.0.1", "::1", "localhost"):
+            logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
+        address = BROWSABLE.get(host, host)
+        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        logger.info("listening", extra={"fields": {"url": url, "host": host, "port": port}})
 
     def _on_loaded(self, loaded: asyncio.Future) -> None:
         if error := loaded.exception():
