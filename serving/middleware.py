@@ -1,6 +1,5 @@
 """What every request passes through: the key, errors as JSON, headers, the log."""
 
-import asyncio
 import hmac
 import re
 from http import HTTPStatus
@@ -44,17 +43,12 @@ def install(server: Sanic, settings: ServerSettings) -> None:
     server.ctx.headers = HEADERS
     if settings.CORS_ORIGIN:
         server.ctx.headers = HEADERS | CORS_HEADERS | {"Access-Control-Allow-Origin": settings.CORS_ORIGIN}
-    for function in (yield_to_event_loop, authenticate, drop_body):
-        server.on_request(function)
+    server.on_request(authenticate)
+    server.on_request(drop_body)
     server.exception(Exception, RequestCancelled)(respond_to_error)  # type: ignore[arg-type]
     server.on_response(add_headers_and_record)
     REQUESTS_IN_PROGRESS.set_function(lambda: len(server.ctx.queue.running))
     REQUESTS_QUEUED.set_function(lambda: len(server.ctx.queue.pending) - len(server.ctx.queue.running))
-
-
-async def yield_to_event_loop(request: Request) -> None:
-    """Let other connections proceed: Sanic processes all requests that one client has sent without a pause."""
-    await asyncio.sleep(0)
 
 
 async def authenticate(request: Request) -> None:
