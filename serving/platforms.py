@@ -67,13 +67,6 @@ async def live(request: Request) -> HTTPResponse:
     return json({"live": True})
 
 
-@routes.route("/v2/health/ready", **GET)
-async def ready(request: Request) -> HTTPResponse:
-    """200 while the model works, otherwise 503."""
-    await request.app.ctx.lifecycle.require_healthy()
-    return json({"ready": True})
-
-
 @routes.route("/v2/models/<name>", unquote=True, **GET)
 @routes.route("/v2/models/<name>/versions/1", name="version_metadata", unquote=True, **GET)
 async def model_metadata(request: Request, name: str) -> HTTPResponse:
@@ -85,11 +78,14 @@ async def model_metadata(request: Request, name: str) -> HTTPResponse:
     return json(fields | {"inputs": inputs, "outputs": outputs})
 
 
-@routes.route("/v2/models/<name>/ready", unquote=True, **GET)
+@routes.route("/v2/health/ready", **GET)
+@routes.route("/v2/models/<name>/ready", name="model_ready", unquote=True, **GET)
 @routes.route("/v2/models/<name>/versions/1/ready", name="version_ready", unquote=True, **GET)
-async def model_ready(request: Request, name: str) -> HTTPResponse:
+async def ready(request: Request, name: str | None = None) -> HTTPResponse:
     """200 while the model works, otherwise 503."""
     await request.app.ctx.lifecycle.require_healthy()
+    if name is None:
+        return json({"ready": True})
     require_model(request, name)
     return json({"name": name, "ready": True})
 
