@@ -40,9 +40,8 @@ PUBLIC_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", "/openapi.
 def install(server: Sanic, settings: ServerSettings) -> None:
     """Have every request to the server pass through the functions below, in this order."""
     server.ctx.api_key = settings.BANANA_API_KEY
-    server.ctx.headers = HEADERS
-    if settings.CORS_ORIGIN:
-        server.ctx.headers = HEADERS | CORS_HEADERS | {"Access-Control-Allow-Origin": settings.CORS_ORIGIN}
+    cors = CORS_HEADERS | {"Access-Control-Allow-Origin": settings.CORS_ORIGIN} if settings.CORS_ORIGIN else {}
+    server.ctx.headers = HEADERS | cors
     server.on_request(authenticate)
     server.on_request(drop_body)
     server.exception(Exception, RequestCancelled)(respond_to_error)  # type: ignore[arg-type]
