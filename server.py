@@ -94,16 +94,12 @@ async def classify(request: Request) -> HTTPResponse:
     return await run_inference(request)
 
 
-@server.route("/", **GET)
-async def show_page(request: Request) -> HTTPResponse:
-    """The page for a browser. It needs no key; it asks for the one that its requests need."""
-    return await file(SERVING / "page" / "index.html", headers={"Content-Security-Policy": PAGE_POLICY}, no_store=True)
-
-
-@server.route(r"/page/<name:(style\.css|script\.js)>", **GET)
-async def show_page_file(request: Request, name: str) -> HTTPResponse:
-    """The page's style or script. Sanic's static() would keep the body of such a request in memory."""
-    return await file(SERVING / "page" / name, no_store=True)
+@server.route("/", **GET)  # type: ignore[arg-type]
+@server.route(r"/page/<name:(style\.css|script\.js)>", name="page_files", **GET)
+async def show_page(request: Request, name: str = "index.html") -> HTTPResponse:
+    """The page for a browser, its style, its script. They need no key; the page asks for the one its requests need."""
+    # Not Sanic's static(), which would keep the body of such a request in memory.
+    return await file(SERVING / "page" / name, headers={"Content-Security-Policy": PAGE_POLICY}, no_store=True)
 
 
 @server.route("/healthcheck", **GET)
@@ -133,12 +129,6 @@ async def openapi(request: Request) -> HTTPResponse:
 
 
 # -- start and end -------------------------------------------------------------------------------------------------
-@server.after_server_start
-async def start_lifecycle(server: Sanic) -> None:
-    """Handle signals, then wait for the model in the background; until it is loaded, requests get a 503."""
-    server.ctx.lifecycle.start()
-
-
 def main(backend: Any, loading: Future) -> None:
     """Serve until SIGTERM; exit 1 if the model cannot be loaded, or if requests were left unfinished.
 
@@ -149,6 +139,7 @@ def main(backend: Any, loading: Future) -> None:
     ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
     ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
+    server.after_server_start(lambda _: ctx.lifecycle.start())  # not before: Sanic ignores signals until then
     os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # on a terminal, a colored line that suggests --debug
     # Sanic logs a traceback for a KeyboardInterrupt; it replaces this handler when it serves.
     signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.excepthook(KeyboardInterrupt, None, None))

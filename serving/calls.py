@@ -24,11 +24,8 @@ _large_body = threading.Lock()
 
 async def run_inference(request: Request) -> HTTPResponse:
     """Classify the image in the body: JSON, the bytes of an image file, or a form with the field `image`."""
-
-    def decode(body: bytes) -> Decoded:
-        return parse_inputs(request.headers.get("content-type", ""), body, request.args), json
-
-    return await handle(request, decode)
+    content_type, query = request.headers.get("content-type", ""), request.args
+    return await handle(request, lambda body: (parse_inputs(content_type, body, query), json))
 
 
 async def handle(request: Request, decode: Callable[[bytes], Decoded]) -> HTTPResponse:
@@ -57,7 +54,7 @@ async def handle(request: Request, decode: Callable[[bytes], Decoded]) -> HTTPRe
     async with ctx.bodies.read(request) as body:
         ctx.lifecycle.require_ready()  # the server may have been stopped while the body arrived
         # Until a thread starts on it; see DeadlineProtocol.eof_received.
-        request.ctx.is_queued = ctx.queue.pending >= ctx.queue.threads
+        request.ctx.is_queued = len(ctx.queue.pending) >= ctx.queue.threads
         (request.ctx.answer, response), request.ctx.queued_s = await ctx.queue.run(work, body)
     return response
 

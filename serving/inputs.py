@@ -104,9 +104,8 @@ def _urlencoded(body: bytes) -> dict:
 def _options(fields: Mapping[str, Any]) -> dict:
     """Return the options in the fields of a query or a form, which are text, with the types that JSON has."""
     options: dict[str, Any] = {}
-    for name in OPTIONS:
-        if name in fields:
-            text = str(fields.get(name))
-            is_number = text.isascii() and text.isdigit() and len(text) < 10
-            options[name] = int(text) if is_number else {"true": True, "false": False}.get(text, text)
+    for name in fields.keys() & OPTIONS:
+        text = str(fields.get(name))  # of a query, the first of that name
+        is_number = re.fullmatch("[0-9]{1,9}", text)
+        options[name] = int(text) if is_number else {"true": True, "false": False}.get(text, text)
     return options

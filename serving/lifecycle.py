@@ -18,7 +18,7 @@ from serving.work_queue import WorkQueue
 
 DRAIN_DELAY_S = 0.5  # for clients to see a 503 and leave: closing a socket resets a request that is on its way
 BROWSABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address that a browser can open, by HOST
-State = Enum("State", ["LOADING", "READY", "STOPPING"])
+State = Enum("State", {"LOADING": "the model is loading", "READY": "ready", "STOPPING": "the server is stopping"})
 
 
 @dataclass
@@ -39,27 +39,12 @@ class Lifecycle:
     is_suspect: bool = False  # a request was a 500, and the model has not processed its warm-up image since
 
     @property
-    def is_stopping(self) -> bool:
-        """Whether the server refuses new work for good."""
-        return self.state is State.STOPPING
-
-    @property
     def unfinished(self) -> int:
         """The number of pieces of work that are not done, including loading the model."""
-        return self.queue.pending + (not self.loading.done())
+        return len(self.queue.pending) + (not self.loading.done())
 
     def start(self) -> None:
-        """Handle signals, and wait for the model in the background. Sanic ignores signals until it has started."""
-        self._handle_signals()
-        asyncio.wrap_future(self.loading).add_done_callback(self._on_loaded)
-        host, port = self.settings.HOST, self.settings.PORT
-        if not self.settings.BANANA_API_KEY and host not in ("127.0.0.1", "::1", "localhost"):
-            logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
-        address = BROWSABLE.get(host, host)
-        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-        logger.info("listening", extra={"fields": {"url": url, "host": host, "port": port}})
-
-    def _handle_signals(self) -> None:
+        """Handle signals, and wait for the model in the background; until it is loaded, requests get a 503."""
         loop = asyncio.get_running_loop()
 
         def on_signal(*_: Any) -> None:
@@ -71,27 +56,34 @@ class Lifecycle:
         signal.signal(signal.SIGINT, on_signal)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(signal.SIGHUP, on_signal)
+        asyncio.wrap_future(self.loading).add_done_callback(self._on_loaded)
+        host, port = self.settings.HOST, self.settings.PORT
+        if not self.settings.BANANA_API_KEY and host not in ("127.0.0.1", "::1", "localhost"):
+            logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
+        address = BROWSABLE.get(host, host)
+        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        logger.info("listening", extra={"fields": {"url": url, "host": host, "port": port}})
 
     def _on_loaded(self, loaded: asyncio.Future) -> None:
         if error := loaded.exception():
-            if isinstance(error, InvalidModel | BackendUnavailable):
-                logger.error("%s", error)
-            else:
-                logger.error("the model cannot be loaded", exc_info=error)
+            is_explained = isinstance(error, InvalidModel | BackendUnavailable)
+            logger.error("the model cannot be loaded: %s", error, exc_info=None if is_explained else error)
             self.stop()
             return
         MODEL.info({name: str(value) for name, value in self.backend.status().items()})
-        if not self.is_stopping:
+        if self.state is State.LOADING:
             self.state = State.READY
         logger.info("ready", extra={"fields": self.backend.status()})
 
     def stop(self) -> None:
         """Stop when all work is done; called again, do not wait for it."""
         logger.info("stopping", extra={"fields": {"pending": self.unfinished}})
-        self.deadline = monotonic() + (0 if self.is_stopping else self.settings.SHUTDOWN_GRACE_S)
-        if not self.is_stopping:
-            self.state = State.STOPPING
-            self.server.add_task(self._stop_when_drained(), name="drain")
+        if self.state is State.STOPPING:
+            self.deadline = monotonic()
+            return
+        self.state = State.STOPPING
+        self.deadline = monotonic() + self.settings.SHUTDOWN_GRACE_S
+        self.server.add_task(self._stop_when_drained(), name="drain")
 
     async def _stop_when_drained(self) -> None:
         # Sanic loses a stop that comes before it serves; from then on the port answers 503.
@@ -104,10 +96,8 @@ class Lifecycle:
 
     def require_ready(self) -> None:
         """Raise Unavailable unless requests are processed: while the model loads, and when the server is stopping."""
-        if self.is_stopping:
-            raise Unavailable("the server is stopping")
-        if self.state is State.LOADING:
-            raise Unavailable("the model is loading")
+        if self.state is not State.READY:
+            raise Unavailable(self.state.value)
 
     async def require_healthy(self) -> None:
         """Raise Unavailable also if a request is stuck, or one was a 500 and the model fails on its warm-up image."""

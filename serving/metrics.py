@@ -41,11 +41,10 @@ def record(request: Request, status: int) -> None:
         answer = request.ctx.answer
         if images := [result["image"] for result in answer.get("results", [answer]) if "image" in result]:
             fields["images"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
-        timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer.get("timing_ms", {})
+        timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer["timing_ms"]
         for name, histogram in PHASES.items():
-            if name in timing:
-                fields[f"{name}_ms"] = timing[name]
-                histogram.observe(timing[name] / 1e3)
+            fields[f"{name}_ms"] = timing[name]
+            histogram.observe(timing[name] / 1e3)
     logger.info("request", extra={"fields": fields})
 
 

@@ -1,6 +1,5 @@
 """What every request passes through: the key, errors as JSON, headers, the log."""
 
-import asyncio
 import hmac
 import re
 from http import HTTPStatus
@@ -12,6 +11,7 @@ from sanic.response import json
 from runtime.errors import InvalidInput, Unavailable, release_frames
 from runtime.settings import ServerSettings
 from serving import platforms
+from serving.lifecycle import State
 from serving.log import logger
 from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED, get_request_id, record
 
@@ -40,20 +40,14 @@ PUBLIC_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", "/openapi.
 def install(server: Sanic, settings: ServerSettings) -> None:
     """Have every request to the server pass through the functions below, in this order."""
     server.ctx.api_key = settings.BANANA_API_KEY
-    server.ctx.headers = HEADERS
-    if settings.CORS_ORIGIN:
-        server.ctx.headers = HEADERS | CORS_HEADERS | {"Access-Control-Allow-Origin": settings.CORS_ORIGIN}
-    for function in (yield_to_event_loop, authenticate, drop_body):
-        server.on_request(function)
+    cors = CORS_HEADERS | {"Access-Control-Allow-Origin": settings.CORS_ORIGIN} if settings.CORS_ORIGIN else {}
+    server.ctx.headers = HEADERS | cors
+    server.on_request(authenticate)
+    server.on_request(drop_body)
     server.exception(Exception, RequestCancelled)(respond_to_error)  # type: ignore[arg-type]
     server.on_response(add_headers_and_record)
-    REQUESTS_IN_PROGRESS.set_function(lambda: server.ctx.queue.running)
-    REQUESTS_QUEUED.set_function(lambda: server.ctx.queue.pending - server.ctx.queue.running)
-
-
-async def yield_to_event_loop(request: Request) -> None:
-    """Let other connections proceed: Sanic processes all requests that one client has sent without a pause."""
-    await asyncio.sleep(0)
+    REQUESTS_IN_PROGRESS.set_function(lambda: len(server.ctx.queue.running))
+    REQUESTS_QUEUED.set_function(lambda: len(server.ctx.queue.pending) - len(server.ctx.queue.running))
 
 
 async def authenticate(request: Request) -> None:
@@ -96,7 +90,7 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
     if status in (404, 405) and not request.route:
         routes = platforms.V2_ROUTES if is_v2 else "POST an image to /"
         message = f"{request.method} {request.path} is not served here: {routes}"
-    if status == 408 or request.app.ctx.lifecycle.is_stopping:
+    if status == 408 or request.app.ctx.lifecycle.state is State.STOPPING:
         request.stream.keep_alive = False
     release_frames(error)  # now that it is logged, and before a client takes its time to read the response
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are not text

@@ -4,6 +4,7 @@ With the extensions for binary tensors and classification. The routes are in pla
 """
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from math import prod
 from typing import Annotated, Any, Literal
@@ -14,14 +15,15 @@ from sanic import HTTPResponse
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
+from runtime.settings import ModelSettings, read
 from serving.calls import Decoded
 from serving.inputs import NULL, decode_list
 
+MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
 EXPECTED = 'expected input "image", UINT8 [images, height, width, 3] or BYTES [images], and output "probabilities"'
-MISMATCH = "the data must have the size and the nesting of its shape, and pixels must be integers from 0 to 255"
+MISMATCH = "the data must have the size of its shape"
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers decoded at a time: no other thread runs meanwhile
-DIGITS, JSON_BLANKS = b"0123456789", b" \t\r\n"
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -60,22 +62,22 @@ _decode = msgspec.json.Decoder(_Request).decode
 _decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
 
 
-def decode_request(body: bytes, json_length: str, max_images: int, fields: dict) -> Decoded:
-    """Decode a body of which `json_length` bytes are JSON. `fields` begin the response. Raises InvalidInput."""
+def decode_request(model: str, headers: Mapping[str, str], body: bytes) -> Decoded:
+    """Decode the body of an inference request: JSON, then any binary data. Raises InvalidInput."""
+    json_length = headers.get(JSON_LENGTH, str(len(body)))
     if not re.fullmatch("[0-9]{1,19}", json_length) or int(json_length) > len(body):
         raise InvalidInput(f"{JSON_LENGTH} must be the length of the JSON that the body begins with")
     view, end = memoryview(body), int(json_length)
     try:
         request = _decode(view[:end])
         outputs = decode_list(request.outputs, Annotated[list[_Output], msgspec.Meta(max_length=1)] | None)
-        images = _images(request.inputs[0], view[end:], max_images)
+        images = _images(request.inputs[0], view[end:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"not an inference request ({error}): {EXPECTED}") from error
     wanted = (outputs[0].parameters if outputs else None) or _Parameters()
     default = (request.parameters or _Parameters()).binary_data_output
     is_binary = bool(default if wanted.binary_data is None else wanted.binary_data)
-    if request.id is not None:
-        fields = fields | {"id": request.id}
+    fields = {"model_name": model, "model_version": "1"} | ({} if request.id is None else {"id": request.id})
     inputs = {"images": images, "probabilities": not wanted.classification, "top_k": wanted.classification or 1}
     return inputs, partial(_encode, fields, bool(wanted.classification), is_binary)
 
@@ -99,20 +101,20 @@ def _encode(fields: dict, names_classes: bool, is_binary: bool, answer: dict) ->
     return HTTPResponse(text, content_type="application/json")
 
 
-def _images(tensor: _Input, binary: memoryview, max_images: int) -> list[np.ndarray] | list[bytes]:
+def _images(tensor: _Input, binary: memoryview) -> list[np.ndarray] | list[bytes]:
     shape = decode_list(tensor.shape, list[Positive])
     is_pixels = tensor.datatype == "UINT8"
     fits = shape[3:] == [3] if is_pixels else len(shape) == 1 or shape[1:] == [1]
     if not fits:
         raise InvalidInput(f"not a shape for {tensor.datatype}: {EXPECTED}")
-    if shape[0] > max_images:
-        raise InvalidInput(f"too many images; the limit is {max_images} per request")
+    if shape[0] > MAX_IMAGES:
+        raise InvalidInput(f"too many images; the limit is {MAX_IMAGES} per request")
     size = (tensor.parameters or _Parameters()).binary_data_size
     in_json = tensor.data != NULL
     if in_json == (size is not None) or len(binary) != (size or 0):
         raise InvalidInput('expected either "data", or "binary_data_size" bytes of binary data after the JSON')
     if is_pixels:
-        pixels = _pixels(bytes(tensor.data), shape) if in_json else binary
+        pixels = _pixels(bytes(tensor.data)) if in_json else binary
         if len(pixels) != prod(shape):
             raise InvalidInput(MISMATCH)
         return list(np.frombuffer(pixels, np.uint8).reshape(shape))
@@ -124,27 +126,15 @@ def _images(tensor: _Input, binary: memoryview, max_images: int) -> list[np.ndar
     return [decode_base64(text if isinstance(text, str) else text[0]) for text in texts]
 
 
-def _pixels(data: bytes, shape: list[int]) -> bytearray:
-    """Return the pixels in valid JSON: numbers in one list, or in lists nested like the shape.
+def _pixels(data: bytes) -> bytearray:
+    """Return the pixels in valid JSON: numbers in one list, or in nested ones, in their order.
 
-    Lists of Python take many times the memory of their text, so the brackets are checked as text, and the numbers
-    between them decoded in pieces.
+    Lists of Python take many times the memory of their text, so the numbers are decoded in pieces.
     """
-    text = data.translate(None, JSON_BLANKS)
-    if prod(shape) > len(text) or text.translate(None, DIGITS) not in (_brackets(shape), _brackets([prod(shape)])):
-        raise InvalidInput(MISMATCH)
     pixels = bytearray()
-    for numbers in PIECE.finditer(text.translate(None, b"[]")):
+    for numbers in PIECE.finditer(data.translate(None, b"[]")):
         pixels += bytes(_decode_numbers(b"[%b]" % numbers[0]))
     return pixels
-
-
-def _brackets(shape: list[int]) -> bytes:
-    """Return what is left of a nested list of this shape without its numbers: of [2, 2], `[[,],[,]]`."""
-    text = b""
-    for side in reversed(shape):
-        text = b"[%b]" % (text + (b"," + text) * (side - 1))  # join would need 80 bytes for each
-    return text
 
 
 def _unpack(binary: memoryview, count: int) -> list[bytes]:

@@ -4,6 +4,7 @@ Banana's Potassium has a status, SageMaker and RunPod use /ping; KServe and the 
 Open Inference Protocol v2.
 """
 
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -11,16 +12,14 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import NotFound
 from sanic.response import json
 
-from runtime.settings import ModelSettings, read
-from serving import open_inference
-from serving.calls import Decoded, handle, run_inference
+from serving.calls import handle, run_inference
 from serving.lifecycle import State
+from serving.open_inference import decode_request
 
 PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
 V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST .../infer"
 # With error_format, Sanic does not search the source of each route for one when it starts.
 GET: dict[str, Any] = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}
-MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 
 routes = Blueprint("platforms")
 
@@ -43,7 +42,7 @@ async def status(request: Request) -> HTTPResponse:
     is_ready = request.app.ctx.lifecycle.state is State.READY
     since_ms = int((monotonic() - queue.last_change) * 1e3)
     idle_ms, working_ms = (0, since_ms) if queue.pending else (since_ms, 0)
-    is_free = is_ready and queue.pending < queue.threads
+    is_free = is_ready and len(queue.pending) < queue.threads
     fields = {"gpu_available": is_free, "sequence_number": queue.finished}
     return json(fields | {"idle_time": idle_ms, "inference_time": working_ms})
 
@@ -68,13 +67,6 @@ async def live(request: Request) -> HTTPResponse:
     return json({"live": True})
 
 
-@routes.route("/v2/health/ready", **GET)
-async def ready(request: Request) -> HTTPResponse:
-    """200 while the model works, otherwise 503."""
-    await request.app.ctx.lifecycle.require_healthy()
-    return json({"ready": True})
-
-
 @routes.route("/v2/models/<name>", unquote=True, **GET)
 @routes.route("/v2/models/<name>/versions/1", name="version_metadata", unquote=True, **GET)
 async def model_metadata(request: Request, name: str) -> HTTPResponse:
@@ -86,11 +78,14 @@ async def model_metadata(request: Request, name: str) -> HTTPResponse:
     return json(fields | {"inputs": inputs, "outputs": outputs})
 
 
-@routes.route("/v2/models/<name>/ready", unquote=True, **GET)
+@routes.route("/v2/health/ready", **GET)
+@routes.route("/v2/models/<name>/ready", name="model_ready", unquote=True, **GET)
 @routes.route("/v2/models/<name>/versions/1/ready", name="version_ready", unquote=True, **GET)
-async def model_ready(request: Request, name: str) -> HTTPResponse:
+async def ready(request: Request, name: str | None = None) -> HTTPResponse:
     """200 while the model works, otherwise 503."""
     await request.app.ctx.lifecycle.require_healthy()
+    if name is None:
+        return json({"ready": True})
     require_model(request, name)
     return json({"name": name, "ready": True})
 
@@ -100,13 +95,7 @@ async def model_ready(request: Request, name: str) -> HTTPResponse:
 async def infer(request: Request, name: str) -> HTTPResponse:
     """Classify pixels or image files."""
     require_model(request, name)
-
-    def decode(body: bytes) -> Decoded:
-        json_length = request.headers.get(open_inference.JSON_LENGTH, str(len(body)))
-        model = {"model_name": name, "model_version": "1"}
-        return open_inference.decode_request(body, json_length, MAX_IMAGES, model)
-
-    return await handle(request, decode)
+    return await handle(request, partial(decode_request, name, request.headers))
 
 
 def require_model(request: Request, name: str) -> dict:

@@ -35,6 +35,7 @@ class StrictHttp(Http):
 
     async def http1_request_header(self) -> None:  # test_rejects_ambiguous_headers
         """Refuse headers that a proxy may read differently, and so find another end of the body; Sanic accepts them."""
+        await asyncio.sleep(0)  # for other connections, if this one pipelines: test_pipelining_connections_take_turns
         await super().http1_request_header()
         if NOT_A_HEADER.search(self.request.head.decode(errors="surrogateescape")):
             raise BadRequest("malformed header: an invalid character in its name, or an invalid blank before its value")
@@ -66,10 +67,9 @@ class StrictHttp(Http):
                 raise BadRequest("the body has too many tiny chunks" if is_wasteful else "Bad chunked encoding")
         return await super().read()
 
-    # test_refuses_expect_100_continue_without_the_body
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """Refuse a request with Expect: 100-continue without inviting its body; Sanic sends 100 and the refusal."""
-        if self.expecting_continue:
+        if self.expecting_continue:  # test_refuses_expect_100_continue_without_the_body
             self.expecting_continue = self.keep_alive = False
         await super().http1_response_header(data, end_stream)
 
@@ -86,12 +86,10 @@ class DeadlineProtocol(HttpProtocol):  # test_drops_200_slow_connections
     __slots__ = ("at_eof",)  # set when the client has closed its side
 
     def eof_received(self) -> bool:  # test_responds_after_a_half_close
-        """Respond to requests that are complete when the client closes its side; Sanic closes the connection.
-
-        One that still waits in the queue counts as abandoned: a client that is gone looks the same.
-        """
+        """Respond to requests that are complete when the client closes its side; Sanic closes the connection."""
         self.at_eof = True
         request = getattr(self.http, "request", None)
+        # Waiting in the queue, it counts as abandoned: a client that is gone looks the same.
         is_queued = request is not None and getattr(request.ctx, "is_queued", False)
         is_waiting = not self._data_received.is_set()  # for more of a request, or for the next one
         return not is_waiting and not is_queued

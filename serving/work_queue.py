@@ -21,30 +21,19 @@ class WorkQueue:
         self.capacity = capacity
         self.finished = 0  # pieces of work, including those whose callers gave up
         self.last_change = monotonic()  # when a piece of work was last submitted or finished
+        self.pending: set[Future] = set()  # pieces of work that are waiting or running
+        self.running: dict[int, float] = {}  # when each that is running began, monotonic seconds; by thread
         self._pool = ThreadPoolExecutor(threads, "work")
-        self._pending: set[Future] = set()
-        self._began: dict[int, float] = {}  # by thread, monotonic seconds
-
-    @property
-    def pending(self) -> int:
-        """The number of pieces of work that are waiting or running."""
-        return len(self._pending)
-
-    @property
-    def running(self) -> int:
-        """The number of pieces of work that are running."""
-        return len(self._began)
 
     @property
     def longest_running_s(self) -> float:
         """The seconds for which the oldest piece of work has been running; 0 if none is."""
-        return max((monotonic() - began for began in list(self._began.values())), default=0.0)
+        return max((monotonic() - began for began in list(self.running.values())), default=0.0)
 
     def require_room(self) -> None:
         """Raise Unavailable if another piece of work could not even wait."""
-        if self.pending >= self.threads + self.capacity:
-            waiting = f"{self.capacity} requests are already waiting"
-            raise Unavailable(waiting if self.capacity else "all threads are busy")
+        if len(self.pending) >= self.threads + self.capacity:
+            raise Unavailable(f"all threads are busy, and {self.capacity} requests are waiting")
 
     async def run(self, work: Callable, *arguments: Any) -> tuple[Any, float]:
         """Return what `work(*arguments)` returns in a thread, and the seconds for which it waited for the thread.
@@ -54,8 +43,8 @@ class WorkQueue:
         self.require_room()
         job = [work, arguments]
         future = self._pool.submit(self._work, monotonic(), job)
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
+        self.pending.add(future)
+        future.add_done_callback(self.pending.discard)
         self.last_change = monotonic()
         try:
             return await asyncio.wrap_future(future)
@@ -66,9 +55,9 @@ class WorkQueue:
                 job.clear()  # the pool keeps it until a thread is free, and its arguments may be large
 
     def _work(self, submitted: float, job: list) -> tuple[Any, float]:
-        began = self._began[get_ident()] = monotonic()
+        began = self.running[get_ident()] = monotonic()
         try:
             work, arguments = job
             return work(*arguments), began - submitted
         finally:
-            del self._began[get_ident()]
+            del self.running[get_ident()]

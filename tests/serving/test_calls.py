@@ -13,6 +13,7 @@ import pytest
 
 from runtime.errors import InvalidInput, Unavailable
 from serving.calls import handle
+from serving.lifecycle import State
 from serving.middleware import respond_to_error
 from serving.work_queue import WorkQueue
 from tests.server_process import DEADLINE_S
@@ -38,7 +39,7 @@ class Bodies:
 
 def requests_to(threads: int, capacity: int = 0) -> Iterator[SimpleNamespace]:
     """Give requests to one server, whose backend returns its inputs."""
-    lifecycle = SimpleNamespace(require_ready=lambda: None, is_stopping=False)
+    lifecycle = SimpleNamespace(require_ready=lambda: None, state=State.READY)
     ctx = SimpleNamespace(lifecycle=lifecycle, queue=WorkQueue(threads, capacity), bodies=Bodies())
     ctx.backend = SimpleNamespace(inference=dict)
     while True:

@@ -186,6 +186,14 @@ def test_sigterm_during_model_load_waits_for_a_bounded_time(tmp_path, loads, cod
         assert served.process.wait(DEADLINE_S) == code
 
 
+def test_stays_stopping_if_the_model_loads_afterwards():
+    backend, loading = SimpleNamespace(status=dict), Future()
+    lifecycle = Lifecycle(None, backend, WorkQueue(1, 0), loading, ServerSettings(), State.STOPPING)
+    loading.set_result(None)
+    lifecycle._on_loaded(loading)
+    assert lifecycle.state is State.STOPPING
+
+
 def test_restarts_on_the_same_port_after_sigkill(tmp_path):
     port = free_port()
     for life in ("first", "second"):

@@ -47,7 +47,6 @@ def test_style_and_script_need_no_key(locked, name, kind):
     response = locked.get(f"/page/{name}")
     assert response.content == (ROOT / "serving" / "page" / name).read_bytes()
     assert response.headers["Content-Type"] == f"{kind}; charset=utf-8"
-    assert response.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Cache-Control"] == "no-store"
     head = requests.head(f"{locked.url}/page/{name}", timeout=DEADLINE_S)

@@ -86,7 +86,7 @@ def test_busy_server_is_asked_again_after_retry_after(tmp_path, opened):
         begin_call(served, b"x")
         wait_until(lambda: any(tmp_path.glob("began-*")), "a request is running")
         page.get_by_label("Choose images").set_input_files([file("<i>name</i>", b"x")])
-        expect(page.locator(".card")).to_contain_text("All threads are busy: try again. Next try in 1 s.")
+        expect(page.locator(".card")).to_contain_text("waiting: try again. Next try in 1 s.")
         (tmp_path / "release").touch()
         wait_for_results(page, 1)
         assert rows(page) == [["<b onclick=x>cock</b>", "< 0.1 %"]]

@@ -7,14 +7,9 @@ import sys
 from contextlib import closing
 
 import pytest
-import requests
-from tritonclient.http import InferenceServerClient
 
 from tests.server_process import DEADLINE_S, ROOT, is_ready, ready, serving, wait_until
 from tests.serving.inferences import IMAGES, JPEG, error_of, infer_route, tensor
-
-PROBES = ("/ping", "/v2/health/live", "/v2/health/ready")
-
 
 # -- SageMaker and RunPod --------------------------------------------------------------------------------------------
 
@@ -87,21 +82,6 @@ def test_v2_is_not_ready_while_the_model_fails(tmp_path):
             wait_until(lambda path=path: not served.get(path).ok, "the model was found to be broken")
             assert "warm-up image" in error_of(served.get(path), 503)
         assert served.get("/v2/health/live").ok
-
-
-def test_only_probes_need_no_key(tmp_path):
-    with ready(tmp_path, BANANA_API_KEY="the key") as served:
-        for path in PROBES:
-            assert served.get(path).status_code == 200
-            assert requests.head(served.url + path, timeout=DEADLINE_S).status_code == 200
-        route = infer_route(served)
-        assert served.post("/invocations", data=IMAGES[0], headers=JPEG).status_code == 401
-        for path in ("/v2", route.removesuffix("/infer"), route.replace("/infer", "/ready")):
-            assert "key" in error_of(served.get(path), 401)
-        assert "key" in error_of(served.post(route, json=tensor()), 401)
-        assert served.post(route, json=tensor(), headers={"X-Banana-API-Key": "the key"}).status_code == 200
-        with closing(InferenceServerClient(served.url.removeprefix("http://"))) as client:
-            assert client.get_server_metadata(headers={"Authorization": "Bearer the key"})["name"] == "classifier"
 
 
 def test_v2_shares_the_queue_and_the_limits(tmp_path):

@@ -211,7 +211,7 @@ def test_503_when_the_queue_is_full_while_health_is_good(tmp_path):
         assert served.get("/healthcheck").status_code == 200
         assert served.get("/_k/status").json()["gpu_available"] is False
         refused = served.post(json={})
-        assert "all threads are busy: try again" in error_of(refused, 503, "unavailable")
+        assert "all threads are busy, and 0 requests are waiting: try again" in error_of(refused, 503, "unavailable")
         assert refused.headers["Retry-After"] == "1"
         assert status_of(begin_call(served, length=9)) == 503  # without waiting for the body
         (tmp_path / "release").touch()
