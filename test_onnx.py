@@ -35,7 +35,7 @@ def check_image(image: LabeledImage, classifier: OnnxClassifier) -> str:
     classes = len(classifier.class_names)
     if image.class_id >= classes:
         raise AssertionError(f"expected {image.class_id}, but the model's {classes} classes are 0 to {classes - 1}")
-    return image.check(best, classifier.model_name)
+    return image.check(best)
 
 
 def check_probabilities(images: list[LabeledImage], classifier: OnnxClassifier) -> str:
