@@ -104,8 +104,8 @@ def test_server_that_cannot_start_exits_with_3_and_its_log():
         (400, b"over quota", "responds with 400: over quota"),
         (503, b"", "responds with 503: Service Unavailable"),
         (500, b"broken", "responds with 500: broken"),
-        (200, b"<html>", "not as this server does: '<html>'"),
-        (200, b"[1]", "not as this server does: '[1]'"),
+        (200, b"<html>", "200: not as this server does: <html>"),
+        (200, b"[1]", "200: not as this server does: [1]"),
     ],
 )
 def test_endpoint_without_a_valid_response_exits_with_3(status, body, message):
@@ -139,7 +139,7 @@ def test_redirect_is_reported_and_not_followed(status):
             with fake_endpoint(status, b"", good=good, location=location) as (url, _):
                 result = run_tester("--run-tests", "--url", url, "--api-key", "secret", "--timeout", "1")
             assert result.returncode == 3
-            assert f"redirects to '{location}': if that is the endpoint, set the URL to it" in result.stderr
+            assert f"set the URL to the redirect's target, if that is the endpoint: {location}" in result.stderr
         target.setblocking(False)
         with pytest.raises(BlockingIOError):  # there was no connection
             target.accept()
@@ -203,7 +203,7 @@ def test_compressed_response_is_not_decompressed(status):
     head = b"HTTP/1.1 %s\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
     tracemalloc.start()
     try:
-        shown = r"'\\x1f|500: \x1f|redirects"
+        shown = "this server does: \x1f|500: \x1f|redirect"
         with raw_endpoint(iter([head + body])) as (url, request), pytest.raises(EndpointUnavailable, match=shown):
             Endpoint(url).classify(b"image")
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
