@@ -1,13 +1,13 @@
 """Classify images with an endpoint: one, or many with concurrent requests and results in order."""
 
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from tqdm import tqdm
 
@@ -79,26 +79,20 @@ def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: b
     if not as_json:
         print_line(f"{'file':<{width}}  class  {'name':<20}  probability      ms")
     started = time.perf_counter()
-    request_ms: list[float] = []
+    ms: list[float] = []
     try:
         rows = classify_in_order(endpoint, paths, in_flight)
         # `disable=None`: no progress bar without a terminal.
         for row in tqdm(rows, total=len(paths), unit=" images", disable=None, leave=False, mininterval=0):
-            request_ms += [row["request_ms"]] if "request_ms" in row else []
+            ms += [row["request_ms"]] if "request_ms" in row else []
             line = f"{row['image']:<{width}}  {row.get('error') or COLUMNS.format(**row)}"
             with tqdm.external_write_mode():
                 print_json(row) if as_json else print_line(line)
     finally:
-        for line in summarize(endpoint.url, request_ms, len(paths), time.perf_counter() - started):
-            print_line(line, sys.stderr if as_json else sys.stdout)
-    return len(request_ms) == len(paths)
-
-
-def summarize(url: str, request_ms: list[float], total: int, seconds: float) -> list[str]:
-    """Return the lines that report how many of the images have a class, and the latency of those requests."""
-    ms = sorted(request_ms)
-    lines = [f"{url}: {len(ms)} of {total} images classified in {seconds:.2f} s ({len(ms) / seconds:.1f}/s)"]
-    if ms:
-        p95 = ms[(95 * len(ms) - 1) // 100]
-        lines.append(f"latency: median {statistics.median(ms):.1f} ms, 95th percentile {p95:.1f}, max {ms[-1]:.1f}")
-    return lines
+        file, seconds = sys.stderr if as_json else sys.stdout, time.perf_counter() - started
+        summary = f"{len(ms)} of {len(paths)} images classified in {seconds:.2f} s ({len(ms) / seconds:.1f}/s)"
+        print_line(f"{endpoint.url}: {summary}", file)
+        if ms:
+            p95 = sorted(ms)[(95 * len(ms) - 1) // 100]
+            print_line(f"latency: median {median(ms):.1f} ms, 95th percentile {p95:.1f}, max {max(ms):.1f}", file)
+    return len(ms) == len(paths)

@@ -1,19 +1,22 @@
 """Many images: which are found, and their results from an endpoint that is slow, wrong or unavailable."""
 
 import os
+import re
 import threading
 import tracemalloc
 
 import pytest
 
 from client.endpoint import RequestRejected
-from client.images import SUFFIXES, classify_in_order, find_images, summarize
+from client.images import SUFFIXES, classify_in_order, find_images, print_many
 from runtime.decoding import FORMATS
 from tests.server_process import DEADLINE_S
 
 
 class FakeEndpoint:
-    """Returns the number in the image as the class; calls `act` first, which may raise."""
+    """Returns the number in the image as the class and its time; calls `act` first, which may raise."""
+
+    url = "url"
 
     def __init__(self, act=lambda number: None):
         self.act = act
@@ -21,7 +24,7 @@ class FakeEndpoint:
     def classify(self, image):
         number = int(image)
         self.act(number)
-        return {"class_id": number, "class_name": str(number), "request_ms": 1.0}
+        return {"class_id": number, "class_name": str(number), "probability": 0.5, "request_ms": float(number)}
 
 
 def numbered(folder, count):
@@ -109,11 +112,14 @@ def test_many_images_need_little_memory(tmp_path):
         tracemalloc.stop()
 
 
-def test_summary_has_the_total_and_the_latency():
-    count, latency = summarize("http://url", [*map(float, range(1, 101))], 300, 2.0)
-    assert count == "http://url: 100 of 300 images classified in 2.00 s (50.0/s)"
-    assert latency == "latency: median 50.5 ms, 95th percentile 95.0, max 100.0"
-    assert summarize("http://url", [], 1, 2.0) == ["http://url: 0 of 1 images classified in 2.00 s (0.0/s)"]
+def test_summary_has_the_total_and_the_latency(tmp_path, capsys):
+    paths = [*numbered(tmp_path, 100), tmp_path / "missing.jpg"]
+    assert not print_many(FakeEndpoint(), paths, 4, as_json=False)
+    *_, summary, latency = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"url: 100 of 101 images classified in \d+\.\d\d s \(\d+\.\d/s\)", summary)
+    assert latency == "latency: median 49.5 ms, 95th percentile 94.0, max 99.0"
+    assert not print_many(FakeEndpoint(), paths[-1:], 4, as_json=False)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("url: 0 of 1 images classified in ")
 
 
 def test_file_that_is_not_sent_has_its_reason(tmp_path):
