@@ -126,7 +126,7 @@ def test_text_from_an_endpoint_is_escaped_and_cut():
     for status in (422, 500):
         with fake_endpoint(status, {"error": {"message": "no\n::error::" + "a" * 100_000}}) as (url, _):
             errors = run_tester(TENCH, "--url", url).stderr
-        assert errors.count("no\\n::error::" + "a" * 150) == 1
+        assert errors.count(f"{status}: no\\n::error::" + "a" * 150) == 1
         assert len(errors) < 1000
 
 
