@@ -26,7 +26,6 @@ BUSY = (400, 423, 502, 503)  # retried, as Banana's client does; Banana's hosts 
 RETRY_DELAY_S = 0.5
 MAX_RESPONSE_BYTES = 1_000_000  # what follows is not read
 MAX_MESSAGE = 200  # characters of an endpoint's message
-NOT_AS_EXPECTED = (KeyError, TypeError, ValueError, RecursionError)  # of a response that is not this server's
 
 
 class EndpointUnavailable(Exception):
@@ -69,7 +68,7 @@ class Endpoint:
             time.sleep(RETRY_DELAY_S)
             response, text = self._exchange(deadline, method, url, **arguments)
         status, message = response.status_code, text or response.reason
-        with suppress(*NOT_AS_EXPECTED):
+        with suppress(KeyError, TypeError, ValueError, RecursionError):  # not JSON, or not as this server does
             if status == 200:
                 return parse(json.loads(text))
             message = str(json.loads(text)["error"]["message"])
@@ -117,7 +116,7 @@ def _receive(exchange: Future, **arguments: Any) -> None:
 
 
 def _parse_result(response: Any) -> dict:
-    """Return the result in a response, without `request_ms`. Raises one of NOT_AS_EXPECTED if it is invalid."""
+    """Return the result in a response, without `request_ms`. Raises KeyError, TypeError or ValueError if invalid."""
     result = {key: response[key] for key in ("class_id", "class_name", "probability")}
     result["server_ms"] = response["timing_ms"]["total"]
     limits = {"class_id": 10**9, "probability": 1.001, "server_ms": 10**9}
