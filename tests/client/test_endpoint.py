@@ -93,7 +93,7 @@ def test_https_on_a_plain_port_suggests_http():
 
 
 def test_server_that_cannot_start_exits_with_3_and_its_log():
-    result = run_tester(TENCH, MODEL_PATH="nowhere.onnx")
+    result = run_tester(TENCH, "--timeout", "3600", MODEL_PATH="nowhere.onnx")
     assert result.returncode == 3
     assert "nowhere.onnx is not there" in result.stderr
 
@@ -104,6 +104,7 @@ def test_server_that_cannot_start_exits_with_3_and_its_log():
         (400, b"over quota", "responds with 400: over quota"),
         (503, b"", "responds with 503: Service Unavailable"),
         (500, b"broken", "responds with 500: broken"),
+        (500, b'{"error": {"message": 5}}', "responds with 500: 5"),
         (200, b"<html>", "200: not as this server does: <html>"),
     ],
 )
@@ -145,6 +146,11 @@ def test_redirect_to_an_invalid_url_exits_with_3(location):
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def test_invalid_chunk_is_reported():
+    with raw_endpoint(iter([CHUNKED + b"zz\r\n"])) as (url, _), pytest.raises(EndpointUnavailable, match="no response"):
+        Endpoint(url).health()
 
 
 def drip(head):
