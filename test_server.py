@@ -44,7 +44,7 @@ def check_health(endpoint: Endpoint) -> str:
 
 def check_image(image: LabeledImage, endpoint: Endpoint) -> str:
     """Check that the image is classified correctly; return the result."""
-    return image.check(endpoint.classify(read_image(image.path)), str(endpoint.health().get("model")))
+    return image.check(endpoint.classify(read_image(image.path)))
 
 
 def check_concurrency(image: LabeledImage, endpoint: Endpoint) -> str:
@@ -68,8 +68,7 @@ def check_rejection(status: int, endpoint: Endpoint) -> str:
 
 def get_checks(images: list[LabeledImage], api_key: str | None) -> list[Check]:
     """Return every check, with these images. With a key, a request without it must be rejected."""
-    checks: list[Check] = [("health", check_health)]
-    checks += [(image.name, partial(check_image, image)) for image in images]
+    checks: list[Check] = [("health", check_health), *((image.name, partial(check_image, image)) for image in images)]
     checks += [("concurrent requests", partial(check_concurrency, images[0]))]
     checks += [("not an image", partial(check_rejection, 422))]
     if api_key:
@@ -87,13 +86,13 @@ def measure_latency(endpoint: Endpoint, image: bytes) -> dict[str, float]:
 def run_tests(endpoint: Endpoint, images: list[LabeledImage], as_json: bool) -> bool:
     """Print the latency and the result of every check; return whether all passed. Raises EndpointUnavailable."""
     report: dict = {"url": endpoint.url}
-    latency = ""
     with suppress(RequestRejected, OSError):  # reported by the check of the same image
         ms = report["timing_ms"] = measure_latency(endpoint, read_image(images[0].path))
-        latency = f"latency: median {ms['median']:.1f} ms over {REQUESTS} requests "
-        latency += f"(server {ms['server_median']:.1f}), max {ms['max']:.1f}, first {ms['first']:.1f}"
+        latency = f"latency: median {ms['median']:.1f} ms over {REQUESTS} requests (server {ms['server_median']:.1f})"
+        if not as_json:
+            print_line(f"{latency}, max {ms['max']:.1f}, first {ms['first']:.1f}")
     report |= run_checks(get_checks(images, endpoint.api_key), endpoint, fatal=EndpointUnavailable)
-    print_json(report) if as_json else print_report(report, endpoint.url, latency)
+    print_json(report) if as_json else print_report(report, endpoint.url)
     return report["failed"] == 0
 
 

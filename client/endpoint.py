@@ -16,7 +16,6 @@ from threading import Thread
 from typing import Any
 
 import requests
-import urllib3
 
 from client.report import print_line
 from runtime.settings import ROOT
@@ -27,7 +26,6 @@ BUSY = (400, 423, 502, 503)  # retried, as Banana's client does; Banana's hosts 
 RETRY_DELAY_S = 0.5
 MAX_RESPONSE_BYTES = 1_000_000  # what follows is not read
 MAX_MESSAGE = 200  # characters of an endpoint's message
-NOT_AS_EXPECTED = (KeyError, TypeError, ValueError, RecursionError)  # of a response that is not this server's
 
 
 class EndpointUnavailable(Exception):
@@ -69,20 +67,18 @@ class Endpoint:
         while response.status_code in BUSY and time.monotonic() + RETRY_DELAY_S < deadline:
             time.sleep(RETRY_DELAY_S)
             response, text = self._exchange(deadline, method, url, **arguments)
-        if response.status_code == 200:
-            with suppress(*NOT_AS_EXPECTED):
+        status, message = response.status_code, text or response.reason
+        with suppress(KeyError, TypeError, ValueError, RecursionError):  # not JSON, or not as this server does
+            if status == 200:
                 return parse(json.loads(text))
-            raise EndpointUnavailable(f"{url} responds, but not as this server does: {text[:MAX_MESSAGE]!r}")
-        if response.is_redirect:  # not followed: its target would get the key
-            target = response.headers["Location"][:MAX_MESSAGE]
-            raise EndpointUnavailable(f"{url} redirects to {target!r}: if that is the endpoint, set the URL to it")
-        message = text or response.reason
-        with suppress(*NOT_AS_EXPECTED):
-            message = json.loads(text)["error"]["message"]
-        message = str(message)[:MAX_MESSAGE]
-        if 400 <= response.status_code < 500 and response.status_code not in BUSY:
-            raise RequestRejected(response.status_code, message)
-        raise EndpointUnavailable(f"{url} responds with {response.status_code}: {message}")
+            message = str(json.loads(text)["error"]["message"])
+        if 400 <= status < 500 and status not in BUSY:
+            raise RequestRejected(status, message[:MAX_MESSAGE])
+        if status == 200:
+            message = f"not as this server does: {message}"
+        elif response.is_redirect:  # not followed: its target would get the key
+            message = f"set the URL to the redirect's target, if that is the endpoint: {response.headers['Location']}"
+        raise EndpointUnavailable(f"{url} responds with {status}: {message[:MAX_MESSAGE]}")
 
     def _exchange(self, deadline: float, method: str, url: str, **arguments: Any) -> tuple[requests.Response, str]:
         """Send a request; return the response and the beginning of its text."""
@@ -90,10 +86,10 @@ class Endpoint:
         # endpoint that drips bytes never reaches it. Not in an executor: Python waits for its threads at its end.
         exchange: Future = Future()
         arguments |= {"method": method, "url": url, "timeout": (CONNECT_TIMEOUT_S, self.timeout_s)}
-        Thread(target=_exchange, args=(exchange,), kwargs=arguments, daemon=True).start()
+        Thread(target=_receive, args=(exchange,), kwargs=arguments, daemon=True).start()
         try:
             return exchange.result(deadline - time.monotonic())
-        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:  # ValueError: not a URL
+        except Exception as error:
             cause: BaseException = error
             while cause.__context__:  # the outer errors are details of libraries
                 cause = cause.__context__
@@ -105,7 +101,7 @@ class Endpoint:
             raise EndpointUnavailable(f"{url}: {reason}") from error
 
 
-def _exchange(exchange: Future, **arguments: Any) -> None:
+def _receive(exchange: Future, **arguments: Any) -> None:
     """Send a request; set the result of `exchange`: the response and the beginning of its text, or the error."""
     try:
         with requests.Session() as session:
@@ -120,7 +116,7 @@ def _exchange(exchange: Future, **arguments: Any) -> None:
 
 
 def _parse_result(response: Any) -> dict:
-    """Return the result in a response, without `request_ms`. Raises one of NOT_AS_EXPECTED if it is invalid."""
+    """Return the result in a response, without `request_ms`. Raises KeyError, TypeError or ValueError if invalid."""
     result = {key: response[key] for key in ("class_id", "class_name", "probability")}
     result["server_ms"] = response["timing_ms"]["total"]
     limits = {"class_id": 10**9, "probability": 1.001, "server_ms": 10**9}
@@ -140,13 +136,13 @@ def local_server(api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> It
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
         try:
             deadline = time.monotonic() + timeout_s
-            while True:
+            while process.poll() is None and time.monotonic() < deadline:
                 with suppress(EndpointUnavailable):  # it is not listening yet
                     endpoint.health()
                     break
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise EndpointUnavailable("server.py does not start: set BANANA_MODEL_URL or --url to use another")
                 time.sleep(0.02)
+            else:
+                raise EndpointUnavailable("server.py does not start: set BANANA_MODEL_URL or --url to use another")
             yield endpoint
         except EndpointUnavailable:
             log.seek(0)

@@ -1,14 +1,13 @@
 """Classify images with an endpoint: one, or many with concurrent requests and results in order."""
 
-import math
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from tqdm import tqdm
 
@@ -17,9 +16,10 @@ from client.report import print_json, print_line
 
 SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}  # of the formats that the server decodes
 MAX_IMAGE_MB = 50  # several images are in memory at once
-
-# The columns after the file; a longer class name shifts the rest.
-COLUMNS = "{class_id:>5}  {class_name:<20.200}  {probability:>11.3f}  {request_ms:>6.1f}"
+SENTENCE = (
+    "{image}: {class_name:.200} (class {class_id}, probability {probability:.3f}) from {url} in {request_ms:.1f} ms"
+)
+COLUMNS = "{class_id:>5}  {class_name:<20.200}  {probability:>11.3f}  {request_ms:>6.1f}"  # after the file
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
@@ -68,12 +68,9 @@ def classify_in_order(endpoint: Endpoint, paths: Sequence[Path], in_flight: int)
 def print_one(endpoint: Endpoint, path: Path) -> bool:
     """Print the image's class in a sentence; return whether it has one. Raises as `read_and_classify` does."""
     row = read_and_classify(endpoint, path)
-    if "error" in row:
-        print_line("{image}: {error}".format(**row), sys.stderr)
-        return False
-    result = "{image}: {class_name:.200} (class {class_id}, probability {probability:.3f})".format(**row)
-    print_line(f"{result} from {endpoint.url} in {row['request_ms']:.1f} ms")
-    return True
+    text, file = ("{image}: {error}", sys.stderr) if "error" in row else (SENTENCE, sys.stdout)
+    print_line(text.format(url=endpoint.url, **row), file)
+    return "error" not in row
 
 
 def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: bool) -> bool:
@@ -82,26 +79,20 @@ def print_many(endpoint: Endpoint, paths: list[Path], in_flight: int, as_json: b
     if not as_json:
         print_line(f"{'file':<{width}}  class  {'name':<20}  probability      ms")
     started = time.perf_counter()
-    request_ms: list[float] = []
+    ms: list[float] = []
     try:
         rows = classify_in_order(endpoint, paths, in_flight)
         # `disable=None`: no progress bar without a terminal.
         for row in tqdm(rows, total=len(paths), unit=" images", disable=None, leave=False, mininterval=0):
-            request_ms += [row["request_ms"]] if "request_ms" in row else []
+            ms += [row["request_ms"]] if "request_ms" in row else []
             line = f"{row['image']:<{width}}  {row.get('error') or COLUMNS.format(**row)}"
             with tqdm.external_write_mode():
                 print_json(row) if as_json else print_line(line)
     finally:
-        for line in summarize(endpoint.url, request_ms, len(paths), time.perf_counter() - started):
-            print_line(line, sys.stderr if as_json else sys.stdout)
-    return len(request_ms) == len(paths)
-
-
-def summarize(url: str, request_ms: list[float], total: int, seconds: float) -> list[str]:
-    """Return the lines that report how many of the images have a class, and the latency of those requests."""
-    ms = sorted(request_ms)
-    lines = [f"{url}: {len(ms)} of {total} images classified in {seconds:.2f} s ({len(ms) / seconds:.1f}/s)"]
-    if ms:
-        p95 = ms[math.ceil(0.95 * len(ms)) - 1]
-        lines.append(f"latency: median {statistics.median(ms):.1f} ms, 95th percentile {p95:.1f}, max {ms[-1]:.1f}")
-    return lines
+        file, seconds = sys.stderr if as_json else sys.stdout, time.perf_counter() - started
+        summary = f"{len(ms)} of {len(paths)} images classified in {seconds:.2f} s ({len(ms) / seconds:.1f}/s)"
+        print_line(f"{endpoint.url}: {summary}", file)
+        if ms:
+            p95 = sorted(ms)[(95 * len(ms) - 1) // 100]
+            print_line(f"latency: median {median(ms):.1f} ms, 95th percentile {p95:.1f}, max {max(ms):.1f}", file)
+    return len(ms) == len(paths)

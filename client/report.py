@@ -45,10 +45,8 @@ def run_checks(checks: list[Check], subject: Any, fatal: type[Exception] | tuple
     return {"tests": tests, "passed": passed, "failed": len(tests) - passed}
 
 
-def print_report(report: dict[str, Any], subject: str, remark: str = "") -> None:
-    """Print a line per test, the remark, and how many tests of `subject` passed."""
+def print_report(report: dict[str, Any], subject: str) -> None:
+    """Print a line per test, and how many tests of `subject` passed."""
     for test in report["tests"]:
         print_line(f"{'ok  ' if test['passed'] else 'FAIL'}  {test['name']}: {test['message']}")
-    if remark:
-        print_line(remark)
     print_line(f"{subject}: {report['passed']} passed, {report['failed']} failed")

@@ -19,28 +19,24 @@ from ray.serve.exceptions import DeploymentUnavailableError
 import app
 import server
 from runtime.errors import Unavailable
-from runtime.settings import ROOT, BadSetting, RaySettings, read
+from runtime.settings import ROOT, RaySettings, read
 
 SETTINGS = read(RaySettings)
-if SETTINGS.MAX_REPLICAS < SETTINGS.MIN_REPLICAS:
-    raise BadSetting(f"MAX_REPLICAS={SETTINGS.MAX_REPLICAS} is less than MIN_REPLICAS={SETTINGS.MIN_REPLICAS}")
-
+CPUS = SETTINGS.CPUS_PER_REPLICA
+GPUS = 1 / SETTINGS.REPLICAS_PER_GPU if SETTINGS.REPLICAS_PER_GPU else 0
+WORKERS = CPUS + app.EXTRA_WORKERS  # concurrent requests per replica
 NAME = "classifier"
-WORKERS = SETTINGS.CPUS_PER_REPLICA + app.EXTRA_WORKERS  # concurrent requests per replica
-ENVIRONMENT = vars(app.SETTINGS) | {"THREADS": SETTINGS.CPUS_PER_REPLICA, "PYTHONPATH": ROOT}
-ENVIRONMENT["MODEL_PATH"] = Path(app.SETTINGS.MODEL_PATH).resolve()  # for any working directory
+MODEL_PATH = Path(app.SETTINGS.MODEL_PATH).resolve()  # for any working directory
+ENVIRONMENT = vars(app.SETTINGS) | {"MODEL_PATH": MODEL_PATH, "THREADS": CPUS, "PYTHONPATH": ROOT}
+RUNTIME = {"env_vars": {name: str(value) for name, value in ENVIRONMENT.items()}}
 
 
 @serve.deployment(
-    ray_actor_options={
-        "num_cpus": SETTINGS.CPUS_PER_REPLICA,
-        "num_gpus": 1 / SETTINGS.REPLICAS_PER_GPU if SETTINGS.REPLICAS_PER_GPU else 0,
-        "runtime_env": {"env_vars": {name: str(value) for name, value in ENVIRONMENT.items()}},
-    },
+    ray_actor_options={"num_cpus": CPUS, "num_gpus": GPUS, "runtime_env": RUNTIME},
     autoscaling_config={
         "min_replicas": SETTINGS.MIN_REPLICAS,
         "max_replicas": SETTINGS.MAX_REPLICAS,
-        "target_ongoing_requests": SETTINGS.CPUS_PER_REPLICA,
+        "target_ongoing_requests": CPUS,
     },
     max_ongoing_requests=WORKERS,
     logging_config={"enable_access_log": False},  # the server writes one

@@ -72,37 +72,19 @@ def rename_input(graph, old, new):
             rename_input(attribute.g, old, new)
 
 
-def insert_halving(graph, source, target):
-    """Insert a node in front of all others that halves every value of an integer tensor."""
-    graph.initializer.append(numpy_helper.from_array(np.array(1, np.uint8), "one"))
-    graph.node.insert(0, helper.make_node("BitShift", [source, "one"], [target], direction="RIGHT"))
-
-
 def halve_brightness(graph):
     rename_input(graph, "image", "darker")
-    insert_halving(graph, "image", "darker")
-
-
-def halve_brightness_of_a_renamed_input(graph):
-    graph.input[0].name = "raw"
-    insert_halving(graph, "raw", "image")
+    graph.initializer.append(numpy_helper.from_array(np.array(1, np.uint8), "one"))
+    graph.node.insert(0, helper.make_node("BitShift", ["image", "one"], ["darker"], direction="RIGHT"))
 
 
 def halve_brightness_of_resized_pixels(graph):
-    use_outer_constant(graph)
-    one = graph.initializer.pop()
-    branch_of_resized_pixels(graph).node.insert(0, helper.make_node("Constant", [], ["one"], value=one))
-
-
-def use_outer_constant(graph):
-    [keep] = branch_of_resized_pixels(graph).node
-    keep.CopyFrom(helper.make_node("BitShift", [*keep.input, "one"], keep.output, direction="RIGHT"))
-    graph.initializer.append(numpy_helper.from_array(np.array(1, np.uint8), "one"))
-
-
-def branch_of_resized_pixels(graph):
     branches = next(node for node in graph.node if node.op_type == "If").attribute
-    return next(branch.g for branch in branches if branch.name == "then_branch")
+    branch = next(branch.g for branch in branches if branch.name == "then_branch")
+    [keep] = branch.node
+    keep.CopyFrom(helper.make_node("BitShift", [*keep.input, "one"], keep.output, direction="RIGHT"))
+    one = numpy_helper.from_array(np.array(1, np.uint8))
+    branch.node.insert(0, helper.make_node("Constant", [], ["one"], value=one))
 
 
 def take_other_weights(graph):
@@ -116,9 +98,7 @@ def take_other_weights(graph):
 PREPROCESSING, TENCH_FAILS = "FAIL  preprocessing: ", f"FAIL  {presets()[0].name}: expected 0 tench, got "
 WRONG = {
     "brightness halved": (halve_brightness, PREPROCESSING),
-    "brightness halved before the input": (halve_brightness_of_a_renamed_input, ""),
     "brightness halved at the model's size": (halve_brightness_of_resized_pixels, PREPROCESSING),
-    "preprocessing that cannot run on its own": (use_outer_constant, PREPROCESSING),
     "mean 10 % high": (scale("mean", 1.1), PREPROCESSING),
     "mean 10 % low": (scale("mean", 0.9), PREPROCESSING),
     "std 10 % high": (scale("std", 1.1), PREPROCESSING),
@@ -221,7 +201,7 @@ def test_unexpected_class_fails_with_both_classes(tmp_path):
     result = run_tester(path, "--expect", f"{TENCH}=0", "--expect", f"{NEWT}=2")
     assert result.returncode == 1
     assert "FAIL  images/n01440764_tench.jpeg: expected 0, got 1 kind 0" in result.stdout
-    assert "FAIL  images/n01632777_axolotl.jpeg: expected 2, but the model's 2 classes are 0 to 1" in result.stdout
+    assert "FAIL  images/n01632777_axolotl.jpeg: expected 2, got 0 kind 26" in result.stdout
 
 
 def test_probabilities_after_softmax_must_sum_to_1(tmp_path):
