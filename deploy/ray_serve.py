@@ -19,9 +19,11 @@ from ray.serve.exceptions import DeploymentUnavailableError
 import app
 import server
 from runtime.errors import Unavailable
-from runtime.settings import ROOT, RaySettings, read
+from runtime.settings import ROOT, BadSetting, RaySettings, read
 
 SETTINGS = read(RaySettings)
+if SETTINGS.MAX_REPLICAS < SETTINGS.MIN_REPLICAS:
+    raise BadSetting(f"MAX_REPLICAS={SETTINGS.MAX_REPLICAS} is less than MIN_REPLICAS={SETTINGS.MIN_REPLICAS}")
 CPUS = SETTINGS.CPUS_PER_REPLICA
 GPUS = 1 / SETTINGS.REPLICAS_PER_GPU if SETTINGS.REPLICAS_PER_GPU else 0
 WORKERS = CPUS + app.EXTRA_WORKERS  # concurrent requests per replica
