@@ -6,9 +6,10 @@ precedes them: https://developers.google.com/speed/webp/docs/webp_lossless_bitst
 """
 
 import math
-import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 from runtime.cpu_budget import CpuBudget
 from runtime.errors import Unavailable
@@ -26,10 +27,16 @@ def decode(data: bytes, max_bytes: int, budget: CpuBudget) -> bytes:
     limits = [str(max_bytes), str(math.ceil(budget.remaining_s))]
     try:
         # -P: the modules next to the script are not to be found by their short names.
-        process = subprocess.run([sys.executable, "-P", script, *limits], input=data, capture_output=True)
+        process = Popen([sys.executable, "-P", script, *limits], bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     except OSError as error:
         raise Unavailable(f"the process that decodes a WebP cannot be started: {error}") from error
+    with process:
+        # Not communicate(), which reads thousands of pieces: each thread would keep their memory.
+        with suppress(BrokenPipeError):  # it has ended already
+            process.stdin.write(data)
+        process.stdin.close()
+        pixels, seconds = process.stdout.read(), process.stderr.read()
     if process.returncode != 0:
         raise ValueError("it is damaged, or takes too much memory or time: save it as PNG or JPEG")
-    budget.spend(float(process.stderr.split()[-1]))
-    return process.stdout
+    budget.spend(float(seconds.split()[-1]))
+    return pixels

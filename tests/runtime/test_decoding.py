@@ -417,8 +417,8 @@ def test_gif_is_white_outside_its_first_frame(options):
 @pytest.fixture
 def processes(monkeypatch):
     """The commands of the processes that decode a WebP."""
-    commands, run = [], subprocess.run
-    monkeypatch.setattr(webp.subprocess, "run", lambda *args, **kw: commands.append(args[0]) or run(*args, **kw))
+    commands, start = [], webp.Popen
+    monkeypatch.setattr(webp, "Popen", lambda *args, **kw: commands.append(args[0]) or start(*args, **kw))
     return commands
 
 

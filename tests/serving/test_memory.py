@@ -16,7 +16,7 @@ from tests.serving.inferences import infer_route
 
 SIZE = 4_990_000
 LIMIT_MB = 5 * 13  # see the README
-LARGEST_MB = 600  # for one image of 25 million pixels; measured: 392
+LARGEST_MB = 280  # for one image of 23 million pixels, besides the process that decodes it; measured: 202
 NOISE_MB = 45  # the model's first requests, and what malloc keeps
 
 TEXTS = b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": %b}]}'
@@ -83,6 +83,8 @@ def test_large_images_take_turns_in_memory(tmp_path):
     with ready(tmp_path) as served, ThreadPoolExecutor(16) as callers:
         assert post(TENCH.read_bytes()) == 200
         idle = size(served, "VmRSS")
-        statuses = set(callers.map(post, [huge("WEBP", SIDE, SIDE)] * 16))
+        statuses = set()
+        for _ in range(3):  # in several threads
+            statuses |= set(callers.map(post, [huge("WEBP", SIDE, SIDE)] * 5))
         assert 200 in statuses <= {200, 503}
         assert size(served, "VmHWM") < idle + LARGEST_MB
