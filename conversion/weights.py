@@ -48,7 +48,7 @@ def load_weights(network: nn.Module, path: Path, key: str | None = None) -> None
     if not fitting:
         unknown = shorten(f"no name in it has the form {key or ''}…{longest}: {', '.join(tensors) or 'it has none'}")
         raise ConversionError(f"{path} does not fit the network: {next(iter(misfits.values()), unknown)}")
-    load_set(network, tensors, fitting[0], wrapper)
+    load_set(network, tensors, fitting[0], wrapper)  # again, because a set that does not fit may have come after it
     if ignored := sorted(tensors.keys() - {fitting[0] + name.removeprefix(wrapper) for name in own}):
         print(f"{path}: ignored, because the network has no such tensors: {shorten(', '.join(ignored))}", flush=True)
 
@@ -59,7 +59,7 @@ def load_set(network: nn.Module, tensors: Tensors, prefix: str, wrapper: str) ->
     own = network.state_dict()
     parts = {name.removeprefix(wrapper).partition(".")[0] for name in own}
     # Others do no harm, such as a loss function's. But weights in the network's own parts are those of a deeper one.
-    is_complete = all(name in found for name in own if "num_batches" not in name)
+    is_complete = all(name in found for name in own if "num_batches" not in name)  # batch norm's, often left out
     for name in found.keys() - own.keys() if is_complete else ():
         is_weight = found[name].is_floating_point() and found[name].numel() > 1
         if not (is_weight and name.removeprefix(wrapper).partition(".")[0] in parts):

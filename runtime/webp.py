@@ -24,7 +24,7 @@ def decode(data: bytes, max_bytes: int, budget: CpuBudget) -> bytes:
     Raises ValueError if that fails, InvalidInput if the budget is used up, or Unavailable.
     """
     script = Path(__file__).with_name("webp_process.py")
-    limits = [str(max_bytes), str(math.ceil(budget.remaining_s))]
+    limits = [str(max_bytes), str(max(1, math.ceil(budget.remaining_s)))]  # -1 would be no limit
     try:
         # -P: the modules next to the script are not to be found by their short names.
         process = Popen([sys.executable, "-P", script, *limits], bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)

@@ -495,6 +495,13 @@ def test_counts_the_cpu_time_of_the_process(monkeypatch):
         decoded(data)
 
 
+def test_process_has_a_cpu_limit_even_if_the_budget_is_overdrawn(processes, monkeypatch):
+    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", -2.0)  # as a limit, -1 would mean none
+    with pytest.raises(InvalidInput, match="takes over"):
+        webp.decode(encoded(Image.open(TENCH), "WEBP", lossless=True), 100_000_000, CpuBudget())
+    assert processes[0][-1] == "1"
+
+
 def test_process_that_cannot_be_started_is_an_error(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/no/python")
     with pytest.raises(Unavailable, match=r"cannot be started: .*/no/python"):
