@@ -21,6 +21,7 @@ import signal
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from runtime.settings import ServerSettings, read
@@ -53,10 +54,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import file, json
 
-from serving import middleware, platforms
+from serving import middleware, open_inference
 from serving.calls import BodyReader, run_inference
-from serving.lifecycle import Lifecycle
-from serving.platforms import GET
+from serving.lifecycle import Lifecycle, State
+from serving.middleware import GET
 from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
@@ -80,13 +81,19 @@ server.config.update(
     REQUEST_BUFFER_SIZE=262_144,
 )
 middleware.install(server, SETTINGS)
-server.blueprint(platforms.routes)
+server.blueprint(open_inference.routes)
 
 
 # -- routes --------------------------------------------------------------------------------------------------------
 @server.post("/", stream=True)
 async def classify(request: Request) -> HTTPResponse:
     """Classify the image in the body: JSON, the bytes of an image file, or a form with the field `image`."""
+    return await run_inference(request)
+
+
+@server.post("/invocations", stream=True)
+async def invocations(request: Request) -> HTTPResponse:
+    """The same as POST /."""
     return await run_inference(request)
 
 
@@ -122,6 +129,29 @@ async def metrics(request: Request) -> HTTPResponse:
 async def openapi(request: Request) -> HTTPResponse:
     """The machine-readable description of these routes; a new route must be described there."""
     return HTTPResponse((SERVING / "openapi.json").read_bytes(), content_type="application/json")
+
+
+@server.route("/ping", **GET)
+async def ping(request: Request) -> HTTPResponse:
+    """200 while the model works; 204 while it loads, as RunPod expects and SageMaker accepts; otherwise 503."""
+    lifecycle = request.app.ctx.lifecycle
+    if lifecycle.state is State.LOADING:
+        return HTTPResponse(status=204)
+    await lifecycle.require_healthy()
+    return json({"state": "healthy"})
+
+
+@server.route("/_k/status", **GET)  # type: ignore[arg-type]
+@server.route("/__status__", name="status_alias", **GET)
+async def status(request: Request) -> HTTPResponse:
+    """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
+    queue = request.app.ctx.queue
+    is_ready = request.app.ctx.lifecycle.state is State.READY
+    since_ms = int((monotonic() - queue.last_change) * 1e3)
+    idle_ms, working_ms = (0, since_ms) if queue.pending else (since_ms, 0)
+    is_free = is_ready and len(queue.pending) < queue.threads
+    fields = {"gpu_available": is_free, "sequence_number": queue.finished}
+    return json(fields | {"idle_time": idle_ms, "inference_time": working_ms})
 
 
 # -- start and end -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import hmac
 import re
 from http import HTTPStatus
+from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
@@ -10,7 +11,6 @@ from sanic.response import json
 
 from runtime.errors import InvalidInput, Unavailable, release_frames
 from runtime.settings import ServerSettings
-from serving import platforms
 from serving.lifecycle import State
 from serving.log import logger
 from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED, get_request_id, record
@@ -34,7 +34,11 @@ CORS_HEADERS = {  # of every response if CORS_ORIGIN is set
     "Vary": "Origin",
 }
 # Probes send no key, nor does a browser for the page's files and the link on it.
-PUBLIC_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", "/openapi.json", *platforms.PROBES}
+PROBES = {"/healthcheck", "/ping", "/v2/health/live", "/v2/health/ready"}
+PUBLIC_PATHS = PROBES | {"/page/style.css", "/page/script.js", "/openapi.json"}
+V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST .../infer"
+# Of a route without a body. With error_format, Sanic does not search the source of each for one when it starts.
+GET: dict[str, Any] = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}
 
 
 def install(server: Sanic, settings: ServerSettings) -> None:
@@ -88,7 +92,7 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
         headers["Retry-After"] = "1"
         message += ": try again"
     if status in (404, 405) and not request.route:
-        routes = platforms.V2_ROUTES if is_v2 else "POST an image to /"
+        routes = V2_ROUTES if is_v2 else "POST an image to /"
         message = f"{request.method} {request.path} is not served here: {routes}"
     if status == 408 or request.app.ctx.lifecycle.state is State.STOPPING:
         request.stream.keep_alive = False

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2 for one classifier: from requests to inputs, and from results to responses.
+"""The Open Inference Protocol v2, which KServe and the clients of Triton and MLServer use, for one classifier.
 
-With the extensions for binary tensors and classification. The routes are in platforms.py.
+With the extensions for binary tensors and classification.
 """
 
 import re
@@ -11,13 +11,16 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from sanic import HTTPResponse
+from sanic import Blueprint, HTTPResponse, Request
+from sanic.exceptions import NotFound
+from sanic.response import json
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
 from runtime.settings import ModelSettings, read
-from serving.calls import Decoded
+from serving.calls import Decoded, handle
 from serving.inputs import NULL, decode_list
+from serving.middleware import GET
 
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
@@ -25,6 +28,62 @@ EXPECTED = 'expected input "image", UINT8 [images, height, width, 3] or BYTES [i
 MISMATCH = "the data must have the size of its shape"
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers decoded at a time: no other thread runs meanwhile
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+routes = Blueprint("open_inference")
+
+
+@routes.route("/v2", **GET)
+async def server_metadata(request: Request) -> HTTPResponse:
+    """The server's name and version, and the extensions of v2 that it supports."""
+    request.app.ctx.lifecycle.require_ready()
+    version = request.app.ctx.backend.status().get("version", "")
+    return json({"name": "classifier", "version": version, "extensions": ["binary_tensor_data", "classification"]})
+
+
+@routes.route("/v2/health/live", **GET)
+async def live(request: Request) -> HTTPResponse:
+    """200 as soon as the server listens."""
+    return json({"live": True})
+
+
+@routes.route("/v2/models/<name>", unquote=True, **GET)
+@routes.route("/v2/models/<name>/versions/1", name="version_metadata", unquote=True, **GET)
+async def model_metadata(request: Request, name: str) -> HTTPResponse:
+    """The model's tensors. The protocol cannot express that the input may also be image files."""
+    model = require_model(request, name)
+    inputs = [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
+    outputs = [{"name": "probabilities", "datatype": "FP32", "shape": [-1, model["classes"]]}]
+    fields = {"name": name, "versions": ["1"], "platform": "onnxruntime_onnx"}
+    return json(fields | {"inputs": inputs, "outputs": outputs})
+
+
+@routes.route("/v2/health/ready", **GET)
+@routes.route("/v2/models/<name>/ready", name="model_ready", unquote=True, **GET)
+@routes.route("/v2/models/<name>/versions/1/ready", name="version_ready", unquote=True, **GET)
+async def ready(request: Request, name: str | None = None) -> HTTPResponse:
+    """200 while the model works, otherwise 503."""
+    await request.app.ctx.lifecycle.require_healthy()
+    if name is None:
+        return json({"ready": True})
+    require_model(request, name)
+    return json({"name": name, "ready": True})
+
+
+@routes.post("/v2/models/<name>/infer", stream=True, unquote=True)
+@routes.post("/v2/models/<name>/versions/1/infer", name="version_infer", stream=True, unquote=True)
+async def infer(request: Request, name: str) -> HTTPResponse:
+    """Classify pixels or image files."""
+    require_model(request, name)
+    return await handle(request, partial(decode_request, name, request.headers))
+
+
+def require_model(request: Request, name: str) -> dict:
+    """Return the backend's status. Raises NotFound if this is not its model, or Unavailable."""
+    request.app.ctx.lifecycle.require_ready()
+    status = request.app.ctx.backend.status()
+    if name != status["model"]:
+        raise NotFound(f"unknown model; this server serves {status['model']}")
+    return status
 
 
 class _Parameters(msgspec.Struct):

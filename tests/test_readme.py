@@ -219,7 +219,7 @@ def test_every_make_variable_is_in_configuration(name):
 
 
 @pytest.mark.parametrize(
-    ("method", "route"), found(r'@\w+\.(route|post)\("((?!/page/)[^"]+)"', "server.py", "serving/platforms.py")
+    ("method", "route"), found(r'@\w+\.(route|post)\("((?!/page/)[^"]+)"', "server.py", "serving/open_inference.py")
 )
 def test_every_route_is_in_http_api(method, route):
     assert f"| `{method.upper().replace('ROUTE', 'GET')} {route}` |" in PAGES["http-api.md"]
