@@ -30,13 +30,6 @@ from serving.log import logger, start_log
 SETTINGS = read(ServerSettings)
 
 
-def check_arguments() -> None:
-    """Exit with the usage if there are arguments other than SageMaker's `serve`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", choices=["serve"], help="what SageMaker passes; the same as without it")
-    parser.parse_args()
-
-
 def load(backend: Any) -> Future:
     """Set up the log, and start to load the backend's model in a thread."""
     start_log(SETTINGS.LOG_FORMAT)
@@ -44,7 +37,9 @@ def load(backend: Any) -> Future:
 
 
 if __name__ == "__main__":
-    check_arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", nargs="?", choices=["serve"], help="what SageMaker passes; the same as without it")
+    parser.parse_args()
     import app
 
     loading = load(app)  # while Sanic is imported below: the first response comes after 0.46 s instead of 0.60 s
@@ -145,11 +140,10 @@ async def ping(request: Request) -> HTTPResponse:
 @server.route("/__status__", name="status_alias", **GET)
 async def status(request: Request) -> HTTPResponse:
     """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
-    queue = request.app.ctx.queue
-    is_ready = request.app.ctx.lifecycle.state is State.READY
+    queue, state = request.app.ctx.queue, request.app.ctx.lifecycle.state
+    is_free = state is State.READY and len(queue.pending) < queue.threads
     since_ms = int((monotonic() - queue.last_change) * 1e3)
     idle_ms, working_ms = (0, since_ms) if queue.pending else (since_ms, 0)
-    is_free = is_ready and len(queue.pending) < queue.threads
     fields = {"gpu_available": is_free, "sequence_number": queue.finished}
     return json(fields | {"idle_time": idle_ms, "inference_time": working_ms})
 
@@ -160,7 +154,7 @@ def main(backend: Any, loading: Future) -> None:
 
     `backend` is app.py, or any other object with its `init`, `inference`, `status`, `warm_up` and `WORKERS`.
     """
-    ctx = server.ctx
+    ctx, host, port = server.ctx, SETTINGS.HOST, SETTINGS.PORT
     ctx.backend = backend
     ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
@@ -170,16 +164,10 @@ def main(backend: Any, loading: Future) -> None:
     # Sanic logs a traceback for a KeyboardInterrupt; it replaces this handler when it serves.
     signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.excepthook(KeyboardInterrupt, None, None))
     try:
-        server.run(
-            SETTINGS.HOST,
-            SETTINGS.PORT,
-            single_process=True,
-            register_sys_signals=False,
-            protocol=DeadlineProtocol,
-            backlog=1024,  # connections that may wait to be accepted; a client retries any other after a second
-        )
+        # The backlog is of connections that wait to be accepted; a client retries any other after a second.
+        server.run(host, port, protocol=DeadlineProtocol, backlog=1024, single_process=True, register_sys_signals=False)
     except OSError as error:
-        sys.exit(f"server.py: cannot listen on {SETTINGS.HOST}:{SETTINGS.PORT}: {error.strerror}")
+        sys.exit(f"server.py: cannot listen on {host}:{port}: {error.strerror}")
     if pending := ctx.lifecycle.unfinished:
         logger.error("not finished", extra={"fields": {"pending": pending, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}})
         os._exit(1)  # a normal exit would wait for the threads that are still running
