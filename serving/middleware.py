@@ -3,7 +3,9 @@
 import hmac
 import re
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any
+from uuid import uuid4
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
@@ -13,7 +15,7 @@ from runtime.errors import InvalidInput, Unavailable, release_frames
 from runtime.settings import ServerSettings
 from serving.lifecycle import State
 from serving.log import logger
-from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED, get_request_id, record
+from serving.metrics import PHASES, REQUEST_SECONDS, REQUESTS, REQUESTS_IN_PROGRESS, REQUESTS_QUEUED
 
 # No error is a 400, which Banana's client reads as "over quota" and retries for minutes. 499 is for the log only.
 STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}
@@ -109,3 +111,34 @@ async def add_headers_and_record(request: Request, response: HTTPResponse) -> No
         response.headers.setdefault(name, value)  # the page sets another Content-Security-Policy
     response.headers["X-Request-ID"] = get_request_id(request)
     record(request, response.status)
+
+
+def record(request: Request, status: int) -> None:
+    """Count a response, and log its request with what the backend reports.
+
+    The label `route` is the name of the function of a route that classifies, otherwise `other`; never a client's path.
+    """
+    classifies = request.route and request.route.extra.stream
+    route = request.route.handler.__name__ if classifies else "other"
+    total_ms = round((perf_counter() - (request.stream.perft0 or perf_counter())) * 1e3, 1)
+    REQUESTS.labels(str(status)).inc()
+    REQUEST_SECONDS.labels(route, str(status)).observe(total_ms / 1e3)
+    fields = {"id": get_request_id(request), "method": request.method, "path": request.path, "status": status}
+    fields |= {"bytes": request.stream.request_bytes or 0, "total_ms": total_ms}
+    if hasattr(request.ctx, "answer"):  # it was not refused
+        answer = request.ctx.answer
+        if images := [result["image"] for result in answer.get("results", [answer]) if "image" in result]:
+            fields["images"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
+        timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer["timing_ms"]
+        for name, histogram in PHASES.items():
+            fields[f"{name}_ms"] = timing[name]
+            histogram.observe(timing[name] / 1e3)
+    logger.info("request", extra={"fields": fields})
+
+
+def get_request_id(request: Request) -> str:
+    """Return the client's X-Banana-Request-ID if it can be logged as it is, otherwise a new id for the request."""
+    if not hasattr(request.ctx, "id"):
+        sent = request.headers.get("X-Banana-Request-ID", "")
+        request.ctx.id = sent if re.fullmatch(r"[\w.:-]{1,128}", sent, re.ASCII) else str(uuid4())
+    return request.ctx.id
