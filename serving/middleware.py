@@ -130,9 +130,9 @@ def record(request: Request, status: int) -> None:
         if images := [result["image"] for result in answer.get("results", [answer]) if "image" in result]:
             fields["images"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
         timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer["timing_ms"]
-        for name, histogram in PHASES.items():
+        for name, seconds in PHASES.items():
             fields[f"{name}_ms"] = timing[name]
-            histogram.observe(timing[name] / 1e3)
+            seconds.observe(timing[name] / 1e3)
     logger.info("request", extra={"fields": fields})
 
 
