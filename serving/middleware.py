@@ -94,8 +94,7 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
         headers["Retry-After"] = "1"
         message += ": try again"
     if status in (404, 405) and not request.route:
-        routes = V2_ROUTES if is_v2 else "POST an image to /"
-        message = f"{request.method} {request.path} is not served here: {routes}"
+        message = f"{request.method} {request.path} is not served here: {V2_ROUTES if is_v2 else 'POST an image to /'}"
     if status == 408 or request.app.ctx.lifecycle.state is State.STOPPING:
         request.stream.keep_alive = False
     release_frames(error)  # now that it is logged, and before a client takes its time to read the response
@@ -118,15 +117,13 @@ def record(request: Request, status: int) -> None:
 
     The label `route` is the name of the function of a route that classifies, otherwise `other`; never a client's path.
     """
-    classifies = request.route and request.route.extra.stream
-    route = request.route.handler.__name__ if classifies else "other"
+    route = request.route.handler.__name__ if request.route and request.route.extra.stream else "other"
     total_ms = round((perf_counter() - (request.stream.perft0 or perf_counter())) * 1e3, 1)
-    REQUESTS.labels(str(status)).inc()
-    REQUEST_SECONDS.labels(route, str(status)).observe(total_ms / 1e3)
+    REQUESTS.labels(status).inc()
+    REQUEST_SECONDS.labels(route, status).observe(total_ms / 1e3)
     fields = {"id": get_request_id(request), "method": request.method, "path": request.path, "status": status}
     fields |= {"bytes": request.stream.request_bytes or 0, "total_ms": total_ms}
-    if hasattr(request.ctx, "answer"):  # it was not refused
-        answer = request.ctx.answer
+    if answer := getattr(request.ctx, "answer", None):  # it was not refused
         if images := [result["image"] for result in answer.get("results", [answer]) if "image" in result]:
             fields["images"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
         timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer["timing_ms"]
