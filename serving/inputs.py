@@ -26,9 +26,6 @@ class _Inputs(msgspec.Struct):
     probabilities: bool | None = None
 
 
-_decode = msgspec.json.Decoder(_Inputs).decode
-
-
 def parse_inputs(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
     """Return a request's inputs as app.inference accepts them. Raises InvalidInput.
 
@@ -69,7 +66,7 @@ def decode_list(text: msgspec.Raw, kind: Any) -> Any:
 def _json(body: bytes) -> dict:
     if body.lstrip().startswith(b'"'):  # some of Banana's clients encode twice
         body = msgspec.json.decode(body, type=str).encode(errors="replace")
-    inputs = msgspec.structs.asdict(_decode(body))
+    inputs = msgspec.structs.asdict(msgspec.json.decode(body, type=_Inputs))
     fields = {name: value for name, value in inputs.items() if value not in (None, NULL)}
     if "image" in fields:
         fields["image"] = decode_base64(fields["image"])

@@ -28,6 +28,7 @@ EXPECTED = 'expected input "image", UINT8 [images, height, width, 3] or BYTES [i
 MISMATCH = "the data must have the size of its shape"
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers decoded at a time: no other thread runs meanwhile
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 routes = Blueprint("open_inference")
 
@@ -117,10 +118,6 @@ class _Request(msgspec.Struct):
     parameters: _Parameters | None = None
 
 
-_decode = msgspec.json.Decoder(_Request).decode
-_decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
-
-
 def decode_request(model: str, headers: Mapping[str, str], body: bytes) -> Decoded:
     """Decode the body of an inference request: JSON, then any binary data. Raises InvalidInput."""
     json_length = headers.get(JSON_LENGTH, str(len(body)))
@@ -128,7 +125,7 @@ def decode_request(model: str, headers: Mapping[str, str], body: bytes) -> Decod
         raise InvalidInput(f"{JSON_LENGTH} must be the length of the JSON that the body begins with")
     view, end = memoryview(body), int(json_length)
     try:
-        request = _decode(view[:end])
+        request = msgspec.json.decode(view[:end], type=_Request)
         outputs = decode_list(request.outputs, Annotated[list[_Output], msgspec.Meta(max_length=1)] | None)
         images = _images(request.inputs[0], view[end:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -192,7 +189,7 @@ def _pixels(data: bytes) -> bytearray:
     """
     pixels = bytearray()
     for numbers in PIECE.finditer(data.translate(None, b"[]")):
-        pixels += bytes(_decode_numbers(b"[%b]" % numbers[0]))
+        pixels += bytes(msgspec.json.decode(b"[%b]" % numbers[0], type=list[Byte]))
     return pixels
 
 
