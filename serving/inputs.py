@@ -39,7 +39,9 @@ def parse_inputs(content_type: str, body: bytes, query: Mapping[str, Any]) -> di
     if kind == "multipart/form-data":
         return _options(query) | _form(content_type, body)
     if kind == "application/x-www-form-urlencoded" and re.search(rb"(?:^|&)image=", body):
-        return _options(query) | _urlencoded(body)
+        fields = dict(part.partition("=")[::2] for part in body.decode("latin-1").split("&", MAX_FORM_PARTS))
+        # A "+" stays one: base64 has no blanks that it could stand for.
+        return {"image": decode_base64(fields.pop("image", ""))} | _options(query) | _options(fields)
     try:
         return _options(query) | _json(body.removeprefix(b"\xef\xbb\xbf"))  # a byte order mark
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -90,12 +92,6 @@ def _form(content_type: str, body: bytes) -> dict:
     if len(images) != 1:
         raise InvalidInput("expected a form with one file in the field `image`")
     return {"image": _content(images[0])} | _options(fields)
-
-
-def _urlencoded(body: bytes) -> dict:
-    """Return the inputs of a form without files. A "+" stays one: base64 has no blanks that it could stand for."""
-    fields = dict(part.partition("=")[::2] for part in body.decode("latin-1").split("&", MAX_FORM_PARTS))
-    return {"image": decode_base64(fields.pop("image", ""))} | _options(fields)
 
 
 def _options(fields: Mapping[str, Any]) -> dict:
