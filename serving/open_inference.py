@@ -1,7 +1,4 @@
-"""The Open Inference Protocol v2, which KServe and the clients of Triton and MLServer use, for one classifier.
-
-With the extensions for binary tensors and classification.
-"""
+"""The Open Inference Protocol v2 (KServe, Triton, MLServer) with binary tensors and classification, for one model."""
 
 import re
 from collections.abc import Mapping
@@ -25,7 +22,6 @@ from serving.middleware import GET
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
 EXPECTED = 'expected input "image", UINT8 [images, height, width, 3] or BYTES [images], and output "probabilities"'
-MISMATCH = "the data must have the size of its shape"
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers decoded at a time: no other thread runs meanwhile
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -54,8 +50,7 @@ async def model_metadata(request: Request, name: str) -> HTTPResponse:
     model = require_model(request, name)
     inputs = [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
     outputs = [{"name": "probabilities", "datatype": "FP32", "shape": [-1, model["classes"]]}]
-    fields = {"name": name, "versions": ["1"], "platform": "onnxruntime_onnx"}
-    return json(fields | {"inputs": inputs, "outputs": outputs})
+    return json({"name": name, "versions": ["1"], "platform": "onnxruntime_onnx", "inputs": inputs, "outputs": outputs})
 
 
 @routes.route("/v2/health/ready", **GET)
@@ -135,19 +130,18 @@ def decode_request(model: str, headers: Mapping[str, str], body: bytes) -> Decod
     is_binary = bool(default if wanted.binary_data is None else wanted.binary_data)
     fields = {"model_name": model, "model_version": "1"} | ({} if request.id is None else {"id": request.id})
     inputs = {"images": images, "probabilities": not wanted.classification, "top_k": wanted.classification or 1}
-    return inputs, partial(_encode, fields, bool(wanted.classification), is_binary)
+    return inputs, partial(_encode, fields, is_binary)
 
 
-def _encode(fields: dict, names_classes: bool, is_binary: bool, answer: dict) -> HTTPResponse:
-    """Return the response: the classes as texts, or all probabilities, in the JSON or as binary data after it."""
+def _encode(fields: dict, is_binary: bool, answer: dict) -> HTTPResponse:
+    """Return the response: all probabilities, or the best classes as texts, in the JSON or as binary data after it."""
     results = answer["results"]
-    data: list[Any]
-    if names_classes:
+    if "probabilities" in results[0]:
+        data: list[Any] = [probability for result in results for probability in result["probabilities"]]
+        datatype, binary = "FP32", np.array(data, "<f4").tobytes()
+    else:
         data = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
         datatype, binary = "BYTES", b"".join(len(text).to_bytes(4, "little") + text for text in map(str.encode, data))
-    else:
-        data = [probability for result in results for probability in result["probabilities"]]
-        datatype, binary = "FP32", np.array(data, "<f4").tobytes()
     form = {"parameters": {"binary_data_size": len(binary)}} if is_binary else {"data": data}
     shape = [len(results), len(data) // len(results)]
     output = {"name": "probabilities", "datatype": datatype, "shape": shape} | form
@@ -169,25 +163,22 @@ def _images(tensor: _Input, binary: memoryview) -> list[np.ndarray] | list[bytes
     in_json = tensor.data != NULL
     if in_json == (size is not None) or len(binary) != (size or 0):
         raise InvalidInput('expected either "data", or "binary_data_size" bytes of binary data after the JSON')
+    data: Any
     if is_pixels:
-        pixels = _pixels(bytes(tensor.data)) if in_json else binary
-        if len(pixels) != prod(shape):
-            raise InvalidInput(MISMATCH)
-        return list(np.frombuffer(pixels, np.uint8).reshape(shape))
-    if not in_json:
-        return _unpack(binary, shape[0])
-    texts = decode_list(tensor.data, list[str | tuple[str]])
-    if len(texts) != shape[0]:
-        raise InvalidInput(MISMATCH)
-    return [decode_base64(text if isinstance(text, str) else text[0]) for text in texts]
+        data = _pixels(bytes(tensor.data)) if in_json else binary
+    elif in_json:
+        texts = decode_list(tensor.data, list[str | tuple[str]])
+        data = [decode_base64(text if isinstance(text, str) else text[0]) for text in texts]
+    else:
+        data = _unpack(binary, shape[0])
+    if len(data) != prod(shape):
+        raise InvalidInput("the data must have the size of its shape")
+    return list(np.frombuffer(data, np.uint8).reshape(shape)) if is_pixels else data
 
 
 def _pixels(data: bytes) -> bytearray:
-    """Return the pixels in valid JSON: numbers in one list, or in nested ones, in their order.
-
-    Lists of Python take many times the memory of their text, so the numbers are decoded in pieces.
-    """
-    pixels = bytearray()
+    """Return the pixels in valid JSON: numbers in one list, or in nested ones, in their order."""
+    pixels = bytearray()  # decoded in pieces: lists of Python take many times the memory of their text
     for numbers in PIECE.finditer(data.translate(None, b"[]")):
         pixels += bytes(msgspec.json.decode(b"[%b]" % numbers[0], type=list[Byte]))
     return pixels
