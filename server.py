@@ -21,19 +21,13 @@ import signal
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from runtime.settings import ServerSettings, read
 from serving.log import logger, start_log
 
 SETTINGS = read(ServerSettings)
-
-
-def check_arguments() -> None:
-    """Exit with the usage if there are arguments other than SageMaker's `serve`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", choices=["serve"], help="what SageMaker passes; the same as without it")
-    parser.parse_args()
 
 
 def load(backend: Any) -> Future:
@@ -43,7 +37,9 @@ def load(backend: Any) -> Future:
 
 
 if __name__ == "__main__":
-    check_arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", nargs="?", choices=["serve"], help="what SageMaker passes; the same as without it")
+    parser.parse_args()
     import app
 
     loading = load(app)  # while Sanic is imported below: the first response comes after 0.46 s instead of 0.60 s
@@ -53,10 +49,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import file, json
 
-from serving import middleware, platforms
+from serving import middleware, open_inference
 from serving.calls import BodyReader, run_inference
-from serving.lifecycle import Lifecycle
-from serving.platforms import GET
+from serving.lifecycle import Lifecycle, State
+from serving.middleware import GET
 from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
@@ -80,13 +76,19 @@ server.config.update(
     REQUEST_BUFFER_SIZE=262_144,
 )
 middleware.install(server, SETTINGS)
-server.blueprint(platforms.routes)
+server.blueprint(open_inference.routes)
 
 
 # -- routes --------------------------------------------------------------------------------------------------------
 @server.post("/", stream=True)
 async def classify(request: Request) -> HTTPResponse:
     """Classify the image in the body: JSON, the bytes of an image file, or a form with the field `image`."""
+    return await run_inference(request)
+
+
+@server.post("/invocations", stream=True)
+async def invocations(request: Request) -> HTTPResponse:
+    """The same as POST /."""
     return await run_inference(request)
 
 
@@ -124,13 +126,35 @@ async def openapi(request: Request) -> HTTPResponse:
     return HTTPResponse((SERVING / "openapi.json").read_bytes(), content_type="application/json")
 
 
+@server.route("/ping", **GET)
+async def ping(request: Request) -> HTTPResponse:
+    """200 while the model works; 204 while it loads, as RunPod expects and SageMaker accepts; otherwise 503."""
+    lifecycle = request.app.ctx.lifecycle
+    if lifecycle.state is State.LOADING:
+        return HTTPResponse(status=204)
+    await lifecycle.require_healthy()
+    return json({"state": "healthy"})
+
+
+@server.route("/_k/status", **GET)  # type: ignore[arg-type]
+@server.route("/__status__", name="status_alias", **GET)
+async def status(request: Request) -> HTTPResponse:
+    """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
+    queue, state = request.app.ctx.queue, request.app.ctx.lifecycle.state
+    is_free = state is State.READY and len(queue.pending) < queue.threads
+    since_ms = int((monotonic() - queue.last_change) * 1e3)
+    idle_ms, working_ms = (0, since_ms) if queue.pending else (since_ms, 0)
+    fields = {"gpu_available": is_free, "sequence_number": queue.finished}
+    return json(fields | {"idle_time": idle_ms, "inference_time": working_ms})
+
+
 # -- start and end -------------------------------------------------------------------------------------------------
 def main(backend: Any, loading: Future) -> None:
     """Serve until SIGTERM; exit 1 if the model cannot be loaded, or if requests were left unfinished.
 
     `backend` is app.py, or any other object with its `init`, `inference`, `status`, `warm_up` and `WORKERS`.
     """
-    ctx = server.ctx
+    ctx, host, port = server.ctx, SETTINGS.HOST, SETTINGS.PORT
     ctx.backend = backend
     ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
@@ -140,16 +164,10 @@ def main(backend: Any, loading: Future) -> None:
     # Sanic logs a traceback for a KeyboardInterrupt; it replaces this handler when it serves.
     signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.excepthook(KeyboardInterrupt, None, None))
     try:
-        server.run(
-            SETTINGS.HOST,
-            SETTINGS.PORT,
-            single_process=True,
-            register_sys_signals=False,
-            protocol=DeadlineProtocol,
-            backlog=1024,  # connections that may wait to be accepted; a client retries any other after a second
-        )
+        # The backlog is of connections that wait to be accepted; a client retries any other after a second.
+        server.run(host, port, protocol=DeadlineProtocol, backlog=1024, single_process=True, register_sys_signals=False)
     except OSError as error:
-        sys.exit(f"server.py: cannot listen on {SETTINGS.HOST}:{SETTINGS.PORT}: {error.strerror}")
+        sys.exit(f"server.py: cannot listen on {host}:{port}: {error.strerror}")
     if pending := ctx.lifecycle.unfinished:
         logger.error("not finished", extra={"fields": {"pending": pending, "grace_s": SETTINGS.SHUTDOWN_GRACE_S}})
         os._exit(1)  # a normal exit would wait for the threads that are still running

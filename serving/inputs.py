@@ -26,9 +26,6 @@ class _Inputs(msgspec.Struct):
     probabilities: bool | None = None
 
 
-_decode = msgspec.json.Decoder(_Inputs).decode
-
-
 def parse_inputs(content_type: str, body: bytes, query: Mapping[str, Any]) -> dict:
     """Return a request's inputs as app.inference accepts them. Raises InvalidInput.
 
@@ -42,7 +39,9 @@ def parse_inputs(content_type: str, body: bytes, query: Mapping[str, Any]) -> di
     if kind == "multipart/form-data":
         return _options(query) | _form(content_type, body)
     if kind == "application/x-www-form-urlencoded" and re.search(rb"(?:^|&)image=", body):
-        return _options(query) | _urlencoded(body)
+        fields = dict(part.partition("=")[::2] for part in body.decode("latin-1").split("&", MAX_FORM_PARTS))
+        # A "+" stays one: base64 has no blanks that it could stand for.
+        return {"image": decode_base64(fields.pop("image", ""))} | _options(query) | _options(fields)
     try:
         return _options(query) | _json(body.removeprefix(b"\xef\xbb\xbf"))  # a byte order mark
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -69,7 +68,7 @@ def decode_list(text: msgspec.Raw, kind: Any) -> Any:
 def _json(body: bytes) -> dict:
     if body.lstrip().startswith(b'"'):  # some of Banana's clients encode twice
         body = msgspec.json.decode(body, type=str).encode(errors="replace")
-    inputs = msgspec.structs.asdict(_decode(body))
+    inputs = msgspec.structs.asdict(msgspec.json.decode(body, type=_Inputs))
     fields = {name: value for name, value in inputs.items() if value not in (None, NULL)}
     if "image" in fields:
         fields["image"] = decode_base64(fields["image"])
@@ -93,12 +92,6 @@ def _form(content_type: str, body: bytes) -> dict:
     if len(images) != 1:
         raise InvalidInput("expected a form with one file in the field `image`")
     return {"image": _content(images[0])} | _options(fields)
-
-
-def _urlencoded(body: bytes) -> dict:
-    """Return the inputs of a form without files. A "+" stays one: base64 has no blanks that it could stand for."""
-    fields = dict(part.partition("=")[::2] for part in body.decode("latin-1").split("&", MAX_FORM_PARTS))
-    return {"image": decode_base64(fields.pop("image", ""))} | _options(fields)
 
 
 def _options(fields: Mapping[str, Any]) -> dict:

@@ -17,7 +17,6 @@ from serving.metrics import MODEL
 from serving.work_queue import WorkQueue
 
 DRAIN_DELAY_S = 0.5  # for clients to see a 503 and leave: closing a socket resets a request that is on its way
-BROWSABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address that a browser can open, by HOST
 State = Enum("State", {"LOADING": "the model is loading", "READY": "ready", "STOPPING": "the server is stopping"})
 
 
@@ -60,7 +59,7 @@ class Lifecycle:
         host, port = self.settings.HOST, self.settings.PORT
         if not self.settings.BANANA_API_KEY and host not in ("127.0.0.1", "::1", "localhost"):
             logger.warning("no API key is set: anyone who can reach this port can use it; set BANANA_API_KEY or HOST")
-        address = BROWSABLE.get(host, host)
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # one that a browser can open
         url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
         logger.info("listening", extra={"fields": {"url": url, "host": host, "port": port}})
 
@@ -78,12 +77,11 @@ class Lifecycle:
     def stop(self) -> None:
         """Stop when all work is done; called again, do not wait for it."""
         logger.info("stopping", extra={"fields": {"pending": self.unfinished}})
-        if self.state is State.STOPPING:
-            self.deadline = monotonic()
-            return
-        self.state = State.STOPPING
-        self.deadline = monotonic() + self.settings.SHUTDOWN_GRACE_S
-        self.server.add_task(self._stop_when_drained(), name="drain")
+        is_first = self.state is not State.STOPPING
+        self.deadline = monotonic() + (self.settings.SHUTDOWN_GRACE_S if is_first else 0)
+        if is_first:
+            self.state = State.STOPPING
+            self.server.add_task(self._stop_when_drained(), name="drain")
 
     async def _stop_when_drained(self) -> None:
         # Sanic loses a stop that comes before it serves; from then on the port answers 503.

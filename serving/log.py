@@ -1,7 +1,4 @@
-"""The log: one line per event on stderr, as text or as JSON.
-
-Use `logger`, with an event's fields as `extra={"fields": {...}}`.
-"""
+"""The log: one line per event on stderr, as text or JSON. An event's fields are `extra={"fields": {...}}`."""
 
 import json
 import logging
@@ -54,7 +51,6 @@ class LineHandler(logging.Handler):
         line = self.format(record).encode(errors="backslashreplace") + b"\n"
         stderr = sys.stderr.fileno()
         with suppress(OSError):  # the reader is gone
-            for start in range(0, len(line), select.PIPE_BUF):  # what a pipe with room accepts at once
-                if not select.select([], [stderr], [], 0)[1]:
-                    return
-                os.write(stderr, line[start : start + select.PIPE_BUF])
+            while line and select.select([], [stderr], [], 0)[1]:
+                written = os.write(stderr, line[: select.PIPE_BUF])  # what a pipe with room accepts at once
+                line = line[written:]

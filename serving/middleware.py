@@ -3,6 +3,9 @@
 import hmac
 import re
 from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import BadRequest, RequestCancelled, Unauthorized
@@ -10,10 +13,9 @@ from sanic.response import json
 
 from runtime.errors import InvalidInput, Unavailable, release_frames
 from runtime.settings import ServerSettings
-from serving import platforms
 from serving.lifecycle import State
 from serving.log import logger
-from serving.metrics import REQUESTS_IN_PROGRESS, REQUESTS_QUEUED, get_request_id, record
+from serving.metrics import PHASES, REQUEST_SECONDS, REQUESTS, REQUESTS_IN_PROGRESS, REQUESTS_QUEUED
 
 # No error is a 400, which Banana's client reads as "over quota" and retries for minutes. 499 is for the log only.
 STATUSES = {InvalidInput: 422, BadRequest: 422, RequestCancelled: 499, Unavailable: 503}
@@ -34,7 +36,11 @@ CORS_HEADERS = {  # of every response if CORS_ORIGIN is set
     "Vary": "Origin",
 }
 # Probes send no key, nor does a browser for the page's files and the link on it.
-PUBLIC_PATHS = {"/healthcheck", "/page/style.css", "/page/script.js", "/openapi.json", *platforms.PROBES}
+PROBES = {"/healthcheck", "/ping", "/v2/health/live", "/v2/health/ready"}
+PUBLIC_PATHS = PROBES | {"/page/style.css", "/page/script.js", "/openapi.json"}
+V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST .../infer"
+# Of a route without a body. With error_format, Sanic does not search the source of each for one when it starts.
+GET: dict[str, Any] = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}
 
 
 def install(server: Sanic, settings: ServerSettings) -> None:
@@ -88,8 +94,7 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
         headers["Retry-After"] = "1"
         message += ": try again"
     if status in (404, 405) and not request.route:
-        routes = platforms.V2_ROUTES if is_v2 else "POST an image to /"
-        message = f"{request.method} {request.path} is not served here: {routes}"
+        message = f"{request.method} {request.path} is not served here: {V2_ROUTES if is_v2 else 'POST an image to /'}"
     if status == 408 or request.app.ctx.lifecycle.state is State.STOPPING:
         request.stream.keep_alive = False
     release_frames(error)  # now that it is logged, and before a client takes its time to read the response
@@ -105,3 +110,32 @@ async def add_headers_and_record(request: Request, response: HTTPResponse) -> No
         response.headers.setdefault(name, value)  # the page sets another Content-Security-Policy
     response.headers["X-Request-ID"] = get_request_id(request)
     record(request, response.status)
+
+
+def record(request: Request, status: int) -> None:
+    """Count a response, and log its request with what the backend reports.
+
+    The label `route` is the name of the function of a route that classifies, otherwise `other`; never a client's path.
+    """
+    route = request.route.handler.__name__ if request.route and request.route.extra.stream else "other"
+    total_ms = round((perf_counter() - (request.stream.perft0 or perf_counter())) * 1e3, 1)
+    REQUESTS.labels(status).inc()
+    REQUEST_SECONDS.labels(route, status).observe(total_ms / 1e3)
+    fields = {"id": get_request_id(request), "method": request.method, "path": request.path, "status": status}
+    fields |= {"bytes": request.stream.request_bytes or 0, "total_ms": total_ms}
+    if answer := getattr(request.ctx, "answer", None):  # it was not refused
+        if images := [result["image"] for result in answer.get("results", [answer]) if "image" in result]:
+            fields["images"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
+        timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer["timing_ms"]
+        for name, seconds in PHASES.items():
+            fields[f"{name}_ms"] = timing[name]
+            seconds.observe(timing[name] / 1e3)
+    logger.info("request", extra={"fields": fields})
+
+
+def get_request_id(request: Request) -> str:
+    """Return the client's X-Banana-Request-ID if it can be logged as it is, otherwise a new id for the request."""
+    if not hasattr(request.ctx, "id"):
+        sent = request.headers.get("X-Banana-Request-ID", "")
+        request.ctx.id = sent if re.fullmatch(r"[\w.:-]{1,128}", sent, re.ASCII) else str(uuid4())
+    return request.ctx.id

@@ -1,7 +1,4 @@
-"""The Open Inference Protocol v2 for one classifier: from requests to inputs, and from results to responses.
-
-With the extensions for binary tensors and classification. The routes are in platforms.py.
-"""
+"""The Open Inference Protocol v2 (KServe, Triton, MLServer) with binary tensors and classification, for one model."""
 
 import re
 from collections.abc import Mapping
@@ -11,20 +8,78 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from sanic import HTTPResponse
+from sanic import Blueprint, HTTPResponse, Request
+from sanic.exceptions import NotFound
+from sanic.response import json
 
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput
 from runtime.settings import ModelSettings, read
-from serving.calls import Decoded
+from serving.calls import Decoded, handle
 from serving.inputs import NULL, decode_list
+from serving.middleware import GET
 
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
 EXPECTED = 'expected input "image", UINT8 [images, height, width, 3] or BYTES [images], and output "probabilities"'
-MISMATCH = "the data must have the size of its shape"
 PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers decoded at a time: no other thread runs meanwhile
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
+
+routes = Blueprint("open_inference")
+
+
+@routes.route("/v2", **GET)
+async def server_metadata(request: Request) -> HTTPResponse:
+    """The server's name and version, and the extensions of v2 that it supports."""
+    request.app.ctx.lifecycle.require_ready()
+    version = request.app.ctx.backend.status().get("version", "")
+    return json({"name": "classifier", "version": version, "extensions": ["binary_tensor_data", "classification"]})
+
+
+@routes.route("/v2/health/live", **GET)
+async def live(request: Request) -> HTTPResponse:
+    """200 as soon as the server listens."""
+    return json({"live": True})
+
+
+@routes.route("/v2/models/<name>", unquote=True, **GET)
+@routes.route("/v2/models/<name>/versions/1", name="version_metadata", unquote=True, **GET)
+async def model_metadata(request: Request, name: str) -> HTTPResponse:
+    """The model's tensors. The protocol cannot express that the input may also be image files."""
+    model = require_model(request, name)
+    inputs = [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
+    outputs = [{"name": "probabilities", "datatype": "FP32", "shape": [-1, model["classes"]]}]
+    return json({"name": name, "versions": ["1"], "platform": "onnxruntime_onnx", "inputs": inputs, "outputs": outputs})
+
+
+@routes.route("/v2/health/ready", **GET)
+@routes.route("/v2/models/<name>/ready", name="model_ready", unquote=True, **GET)
+@routes.route("/v2/models/<name>/versions/1/ready", name="version_ready", unquote=True, **GET)
+async def ready(request: Request, name: str | None = None) -> HTTPResponse:
+    """200 while the model works, otherwise 503."""
+    await request.app.ctx.lifecycle.require_healthy()
+    if name is None:
+        return json({"ready": True})
+    require_model(request, name)
+    return json({"name": name, "ready": True})
+
+
+@routes.post("/v2/models/<name>/infer", stream=True, unquote=True)
+@routes.post("/v2/models/<name>/versions/1/infer", name="version_infer", stream=True, unquote=True)
+async def infer(request: Request, name: str) -> HTTPResponse:
+    """Classify pixels or image files."""
+    require_model(request, name)
+    return await handle(request, partial(decode_request, name, request.headers))
+
+
+def require_model(request: Request, name: str) -> dict:
+    """Return the backend's status. Raises NotFound if this is not its model, or Unavailable."""
+    request.app.ctx.lifecycle.require_ready()
+    status = request.app.ctx.backend.status()
+    if name != status["model"]:
+        raise NotFound(f"unknown model; this server serves {status['model']}")
+    return status
 
 
 class _Parameters(msgspec.Struct):
@@ -58,10 +113,6 @@ class _Request(msgspec.Struct):
     parameters: _Parameters | None = None
 
 
-_decode = msgspec.json.Decoder(_Request).decode
-_decode_numbers = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]]).decode
-
-
 def decode_request(model: str, headers: Mapping[str, str], body: bytes) -> Decoded:
     """Decode the body of an inference request: JSON, then any binary data. Raises InvalidInput."""
     json_length = headers.get(JSON_LENGTH, str(len(body)))
@@ -69,7 +120,7 @@ def decode_request(model: str, headers: Mapping[str, str], body: bytes) -> Decod
         raise InvalidInput(f"{JSON_LENGTH} must be the length of the JSON that the body begins with")
     view, end = memoryview(body), int(json_length)
     try:
-        request = _decode(view[:end])
+        request = msgspec.json.decode(view[:end], type=_Request)
         outputs = decode_list(request.outputs, Annotated[list[_Output], msgspec.Meta(max_length=1)] | None)
         images = _images(request.inputs[0], view[end:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -79,19 +130,18 @@ def decode_request(model: str, headers: Mapping[str, str], body: bytes) -> Decod
     is_binary = bool(default if wanted.binary_data is None else wanted.binary_data)
     fields = {"model_name": model, "model_version": "1"} | ({} if request.id is None else {"id": request.id})
     inputs = {"images": images, "probabilities": not wanted.classification, "top_k": wanted.classification or 1}
-    return inputs, partial(_encode, fields, bool(wanted.classification), is_binary)
+    return inputs, partial(_encode, fields, is_binary)
 
 
-def _encode(fields: dict, names_classes: bool, is_binary: bool, answer: dict) -> HTTPResponse:
-    """Return the response: the classes as texts, or all probabilities, in the JSON or as binary data after it."""
+def _encode(fields: dict, is_binary: bool, answer: dict) -> HTTPResponse:
+    """Return the response: all probabilities, or the best classes as texts, in the JSON or as binary data after it."""
     results = answer["results"]
-    data: list[Any]
-    if names_classes:
+    if "probabilities" in results[0]:
+        data: list[Any] = [probability for result in results for probability in result["probabilities"]]
+        datatype, binary = "FP32", np.array(data, "<f4").tobytes()
+    else:
         data = [f"{p['probability']:f}:{p['class_id']}:{p['class_name']}" for r in results for p in r["predictions"]]
         datatype, binary = "BYTES", b"".join(len(text).to_bytes(4, "little") + text for text in map(str.encode, data))
-    else:
-        data = [probability for result in results for probability in result["probabilities"]]
-        datatype, binary = "FP32", np.array(data, "<f4").tobytes()
     form = {"parameters": {"binary_data_size": len(binary)}} if is_binary else {"data": data}
     shape = [len(results), len(data) // len(results)]
     output = {"name": "probabilities", "datatype": datatype, "shape": shape} | form
@@ -113,27 +163,24 @@ def _images(tensor: _Input, binary: memoryview) -> list[np.ndarray] | list[bytes
     in_json = tensor.data != NULL
     if in_json == (size is not None) or len(binary) != (size or 0):
         raise InvalidInput('expected either "data", or "binary_data_size" bytes of binary data after the JSON')
+    data: Any
     if is_pixels:
-        pixels = _pixels(bytes(tensor.data)) if in_json else binary
-        if len(pixels) != prod(shape):
-            raise InvalidInput(MISMATCH)
-        return list(np.frombuffer(pixels, np.uint8).reshape(shape))
-    if not in_json:
-        return _unpack(binary, shape[0])
-    texts = decode_list(tensor.data, list[str | tuple[str]])
-    if len(texts) != shape[0]:
-        raise InvalidInput(MISMATCH)
-    return [decode_base64(text if isinstance(text, str) else text[0]) for text in texts]
+        data = _pixels(bytes(tensor.data)) if in_json else binary
+    elif in_json:
+        texts = decode_list(tensor.data, list[str | tuple[str]])
+        data = [decode_base64(text if isinstance(text, str) else text[0]) for text in texts]
+    else:
+        data = _unpack(binary, shape[0])
+    if len(data) != prod(shape):
+        raise InvalidInput("the data must have the size of its shape")
+    return list(np.frombuffer(data, np.uint8).reshape(shape)) if is_pixels else data
 
 
 def _pixels(data: bytes) -> bytearray:
-    """Return the pixels in valid JSON: numbers in one list, or in nested ones, in their order.
-
-    Lists of Python take many times the memory of their text, so the numbers are decoded in pieces.
-    """
-    pixels = bytearray()
+    """Return the pixels in valid JSON: numbers in one list, or in nested ones, in their order."""
+    pixels = bytearray()  # decoded in pieces: lists of Python take many times the memory of their text
     for numbers in PIECE.finditer(data.translate(None, b"[]")):
-        pixels += bytes(_decode_numbers(b"[%b]" % numbers[0]))
+        pixels += bytes(msgspec.json.decode(b"[%b]" % numbers[0], type=list[Byte]))
     return pixels
 
 

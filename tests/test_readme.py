@@ -219,13 +219,13 @@ def test_every_make_variable_is_in_configuration(name):
 
 
 @pytest.mark.parametrize(
-    ("method", "route"), found(r'@\w+\.(route|post)\("((?!/page/)[^"]+)"', "server.py", "serving/platforms.py")
+    ("method", "route"), found(r'@\w+\.(route|post)\("((?!/page/)[^"]+)"', "server.py", "serving/open_inference.py")
 )
 def test_every_route_is_in_http_api(method, route):
     assert f"| `{method.upper().replace('ROUTE', 'GET')} {route}` |" in PAGES["http-api.md"]
 
 
-@pytest.mark.parametrize("name", found(r'= (?:Counter|Gauge|Histogram|Info)\(\s*"(\w+)"', "serving/metrics.py"))
+@pytest.mark.parametrize("name", found(r'(?:Counter|Gauge|histogram|Info)\(\s*"(\w+)"', "serving/metrics.py"))
 def test_every_metric_is_documented_and_served(name, served):
     [metric] = re.findall(rf"^\| `({name}(?:_total|_info)?)` \|", PAGES["operations.md"], re.MULTILINE)
     assert f"\n# TYPE {metric} " in served.get("/metrics").text

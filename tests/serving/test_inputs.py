@@ -44,7 +44,7 @@ def refusal(content_type: str, body: bytes, query: dict | None = None) -> str:
         ("", BODY, {}),
         ("", b"\xef\xbb\xbf" + BODY, {}),
         (URLENCODED, BODY, {}),  # as `curl -d` sends it
-        (URLENCODED, f"top_k=2&image={TEXT}&probabilities=true".encode(), {}),  # "+" stays one
+        (URLENCODED, f"top_k=2&image={TEXT}&probabilities=true".encode(), {"top_k": "7"}),  # "+" stays one
         ("text/plain", b" \n" + json.dumps(BODY.decode()).encode(), {}),
         (JSON, json.dumps({"image": TEXT, "top_k": 2, "probabilities": None}).encode(), {"probabilities": "true"}),
         (JSON, BODY, {"top_k": "7"}),
@@ -250,6 +250,7 @@ def test_converts_text_options_to_json_types(text, value):
         (FORM, form(("photo", b"hi")), "one file in the field `image`"),
         (FORM, form(("image", b"hi"), ("image", b"hi")), "one file in the field `image`"),
         (FORM, form(*[("other", b"")] * MAX_FORM_PARTS, ("image", b"hi")), "count"),
+        (URLENCODED, b"image=!&" + b"&" * MAX_FORM_PARTS + b"image=aGk=", "not base64"),
         (FORM, b"--x\r\nContent-Disposition: form-data\r\n\r\nhi\r\n--x--", "one file in the field `image`"),
         (FORM, b"--x\r\n\r\nhi\r\n--x--", "Content-Disposition"),
         (FORM, b"--x\r\nContent-Disposition: form-data; name=\xff\r\n\r\nhi\r\n--x--", "decode"),

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import sys
 
 import pytest
 
@@ -26,3 +28,14 @@ def test_quotes_text_that_could_pass_for_another_field():
     record = logging.LogRecord("server", logging.INFO, __file__, 1, "request", None, None)
     record.fields = {"path": "/x status=200", "status": 404}
     assert LineHandler(as_json=False).format(record).endswith(' request path="/x status=200" status=404')
+
+
+def test_writes_what_fits_into_a_pipe_and_never_waits(monkeypatch):
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as lines:
+        with os.fdopen(writer, "wb") as stderr:
+            monkeypatch.setattr(sys, "stderr", stderr)
+            for _ in range(100):
+                record = logging.LogRecord("server", logging.INFO, __file__, 1, "x" * 9_001, None, None)
+                LineHandler(as_json=False).emit(record)
+        assert lines.readline().endswith(b" info " + b"x" * 9_001 + b"\n")

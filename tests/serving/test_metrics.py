@@ -104,6 +104,7 @@ def test_warns_of_an_open_port_without_a_key(tmp_path, environment, warns):
     with serving(tmp_path, stub=True, HOST="0.0.0.0", **environment) as served:
         wait_until(lambda: " listening " in served.log.read_text(), "it has started")
         assert (" warning no API key is set: " in served.log.read_text()) == warns
+        assert f" listening url={served.url} host=0.0.0.0 " in served.log.read_text()
 
 
 @pytest.mark.parametrize("path", EVERYWHERE)

@@ -1,4 +1,4 @@
-"""platforms.py through real sockets: the same responses as POST /, on other routes."""
+"""Other platforms' routes through real sockets: the same responses as POST /, on other routes."""
 
 import base64
 import gzip
