@@ -33,8 +33,7 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         if (cgroup / "cpu.max").exists():  # version 2: "<quota> <period>", in microseconds, or "max <period>"
             quota, period = (cgroup / "cpu.max").read_text().split()
         else:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+            quota, period = ((cgroup / f"cpu/cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
     except OSError:
         return cpus  # without a readable control group there is no quota
     return cpus if quota in ("max", "-1") else max(1, min(cpus, math.ceil(int(quota) / int(period))))
