@@ -13,13 +13,10 @@ class CpuBudget:
     def __init__(self) -> None:
         self._end = thread_time() + MAX_CPU_S
 
-    @property
-    def remaining_s(self) -> float:
-        """The seconds that are left."""
-        return self._end - thread_time()
-
-    def spend(self, seconds: float = 0.0) -> None:
-        """Count `seconds` that a process has used. Raises InvalidInput if nothing is left."""
+    def spend(self, seconds: float = 0.0) -> float:
+        """Count `seconds` that a process has used; return those that are left. Raises InvalidInput if none are."""
         self._end -= seconds
-        if self.remaining_s < 0:
+        left = self._end - thread_time()
+        if left < 0:
             raise InvalidInput(f"decoding takes over {MAX_CPU_S:g} s: send fewer or smaller images")
+        return left

@@ -173,7 +173,9 @@ def _box(image: Any) -> tuple[int, int, int, int]:
 def _load(image: Any, scale: int) -> Image.Image:
     """Decode an opened image; a GIF whose first frame does not cover the canvas is put on white."""
     if getattr(image, "in_process", False):
-        pixels = webp.decode(image.fp.getvalue(), decoding_bytes(image), image.fp.budget)
+        budget = image.fp.budget
+        pixels, seconds = webp.decode(image.fp.getvalue(), decoding_bytes(image), budget.spend())
+        budget.spend(seconds)
         return Image.frombytes(image.mode, image.size, pixels, "raw", image.rawmode)
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))

@@ -485,21 +485,25 @@ def test_limits_memory_and_cpu_time_of_the_process(code, max_bytes, returncode):
     assert (ran.returncode, ran.stdout) == (returncode, b"" if returncode else b"pixels")
 
 
-def test_counts_the_cpu_time_of_the_process(monkeypatch):
+def test_counts_and_limits_the_cpu_time_of_the_process(processes, monkeypatch):
+    monkeypatch.setattr(cpu_budget, "thread_time", lambda: 0.0)  # this process's own does not count
     data = encoded(Image.effect_noise((1_000, 1_000), 90).convert("RGB"), "WEBP", lossless=True, method=0)
     budget = CpuBudget()
-    webp.decode(data, 100_000_000, budget)
-    assert cpu_budget.MAX_CPU_S - budget.remaining_s > 0.02
+    to_rgb(open_image(data, budget))
+    assert cpu_budget.MAX_CPU_S - budget.spend() > 0.02
     monkeypatch.setattr(cpu_budget, "MAX_CPU_S", 0.02)
     with pytest.raises(InvalidInput, match="takes over"):
         decoded(data)
+    assert [command[-1] for command in processes] == ["2", "1"]  # seconds
 
 
-def test_process_has_a_cpu_limit_even_if_the_budget_is_overdrawn(processes, monkeypatch):
-    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", -2.0)  # as a limit, -1 would mean none
+def test_starts_no_process_if_the_budget_is_overdrawn(processes, monkeypatch):
+    image = open_image(encoded(Image.open(TENCH), "WEBP", lossless=True), budget := CpuBudget())
     with pytest.raises(InvalidInput, match="takes over"):
-        webp.decode(encoded(Image.open(TENCH), "WEBP", lossless=True), 100_000_000, CpuBudget())
-    assert processes[0][-1] == "1"
+        budget.spend(3)
+    with pytest.raises(InvalidInput, match="takes over"):
+        to_rgb(image)
+    assert processes == []
 
 
 def test_process_that_cannot_be_started_is_an_error(monkeypatch):
