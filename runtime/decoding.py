@@ -5,6 +5,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from runtime import webp
-from runtime.cpu_budget import CpuBudget
 from runtime.errors import InvalidInput, Unavailable
 from runtime.image_formats import FORMATS, recognize
 from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip_png
@@ -24,6 +24,7 @@ from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip
 # JPEG's own limit. Resampling needs a table proportional to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
+MAX_CPU_S = 2.0  # a single image takes more than 1 s only if it was made to
 STRIP_PIXELS = 1_000_000  # converted to RGB at a time
 ROW_BYTES = 1_000  # memory per row of an image that is as narrow as a model's input
 
@@ -42,6 +43,21 @@ UPRIGHT = {
 
 # Pillow warns about every field that it skips and quotes the file: two lines in the log, and an entry that stays.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class CpuBudget:
+    """MAX_CPU_S from now, of this thread's CPU time and of the processes that decode for it."""
+
+    def __init__(self) -> None:
+        self._end = thread_time() + MAX_CPU_S
+
+    def spend(self, seconds: float = 0.0) -> float:
+        """Count `seconds` that a process has used; return those that are left. Raises InvalidInput if none are."""
+        self._end -= seconds
+        left = self._end - thread_time()
+        if left < 0:
+            raise InvalidInput(f"decoding takes over {MAX_CPU_S:g} s: send fewer or smaller images")
+        return left
 
 
 def open_image(data: bytes, budget: CpuBudget | None = None) -> Image.Image:

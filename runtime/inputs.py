@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.base64_text import decode_base64
-from runtime.cpu_budget import CpuBudget
+from runtime.decoding import CpuBudget
 from runtime.errors import InvalidInput, Unavailable, release_frames
 
 

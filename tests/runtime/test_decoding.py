@@ -16,9 +16,8 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from model import ImagePreprocessor
-from runtime import cpu_budget, decoding, stripping, webp
-from runtime.cpu_budget import CpuBudget
-from runtime.decoding import FORMATS, decoding_bytes, open_image, to_rgb
+from runtime import decoding, stripping, webp
+from runtime.decoding import FORMATS, CpuBudget, decoding_bytes, open_image, to_rgb
 from runtime.errors import InvalidInput, Unavailable
 from tests.malicious_images import (
     PNG_SIGNATURE,
@@ -486,12 +485,12 @@ def test_limits_memory_and_cpu_time_of_the_process(code, max_bytes, returncode):
 
 
 def test_counts_and_limits_the_cpu_time_of_the_process(processes, monkeypatch):
-    monkeypatch.setattr(cpu_budget, "thread_time", lambda: 0.0)  # this process's own does not count
+    monkeypatch.setattr(decoding, "thread_time", lambda: 0.0)  # this process's own does not count
     data = encoded(Image.effect_noise((1_000, 1_000), 90).convert("RGB"), "WEBP", lossless=True, method=0)
     budget = CpuBudget()
     to_rgb(open_image(data, budget))
-    assert cpu_budget.MAX_CPU_S - budget.spend() > 0.02
-    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", 0.02)
+    assert decoding.MAX_CPU_S - budget.spend() > 0.02
+    monkeypatch.setattr(decoding, "MAX_CPU_S", 0.02)
     with pytest.raises(InvalidInput, match="takes over"):
         decoded(data)
     assert [command[-1] for command in processes] == ["2", "1"]  # seconds
@@ -638,14 +637,14 @@ def test_limits_the_cpu_time_of_decoding(monkeypatch, quarters):
         budget.spend(3)
     with pytest.raises(InvalidInput, match="takes over"):
         to_rgb(opened[1])
-    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", -1)
+    monkeypatch.setattr(decoding, "MAX_CPU_S", -1)
     with pytest.raises(InvalidInput, match="takes over"):
         decoded(encoded(quarters, "PNG"))
 
 
 def test_limits_the_cpu_time_of_converting(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(cpu_budget, "thread_time", lambda: clock[0])
+    monkeypatch.setattr(decoding, "thread_time", lambda: clock[0])
     monkeypatch.setattr(decoding, "STRIP_PIXELS", 100)
     image, convert = open_image(encoded(Image.new("L", (100, 100)), "BMP")), decoding._on_white
 
