@@ -31,15 +31,8 @@ ROW_BYTES = 1_000  # memory per row of an image that is as narrow as a model's i
 # Put in front of the end marker that a JPEG lacks. libjpeg skips it if the pixels are complete; otherwise they change.
 PADDING = bytes(range(1, 255))
 
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(TURNS, start=2)}  # by the orientation in EXIF
 
 # Pillow warns about every field that it skips and quotes the file: two lines in the log, and an entry that stays.
 warnings.filterwarnings("ignore", module=r"PIL\.")
