@@ -57,20 +57,19 @@ def open_image(data: bytes, budget: CpuBudget | None = None) -> Image.Image:
     """Open an image file; only its header is read. Raises InvalidInput.
 
     Without `budget` the image has its own. Its `info` has the memory that decoding needs at any scale (`fixed_bytes`),
-    and whether a JPEG `is_complete`.
+    whether a JPEG `is_complete`, and whether a WebP must be decoded `in_process`.
     """
     name = recognize(data)
     with _explaining(name):
         if name == "WEBP" and len(data) < 8 + struct.unpack_from("<I", data, 4)[0]:
             raise IndexError
-        file = {"JPEG": strip_jpeg, "PNG": strip_png}.get(name, lambda data: Stripped(data, b""))(data)
+        file = {"JPEG": strip_jpeg, "PNG": strip_png}.get(name, Stripped)(data)
         # Image.open would drop the decoder's reason for refusing a file.
         image = DECODERS[name](_TimedBytes(file.data, budget))
         image.info.setdefault("exif", file.exif)
-        image.in_process = name == "WEBP" and any(part in data for part in webp.LOSSLESS_PARTS)
-        process_bytes = webp.PROCESS_BYTES if image.in_process else 0
-        image.info["fixed_bytes"] = process_bytes + file.coefficient_bytes + len(data) + len(file.data)
-        image.info["is_complete"] = file.is_complete
+        in_process = name == "WEBP" and any(part in data for part in webp.LOSSLESS_PARTS)
+        fixed_bytes = webp.PROCESS_BYTES * in_process + file.coefficient_bytes + len(data) + len(file.data)
+        image.info.update(fixed_bytes=fixed_bytes, is_complete=file.is_complete, in_process=in_process)
         return image
 
 
@@ -181,7 +180,7 @@ def _box(image: Any) -> tuple[int, int, int, int]:
 
 def _load(image: Any, scale: int) -> Image.Image:
     """Decode an opened image; a GIF whose first frame does not cover the canvas is put on white."""
-    if getattr(image, "in_process", False):
+    if image.info.get("in_process"):
         budget = image.fp.budget
         pixels, seconds = webp.decode(image.fp.getvalue(), decoding_bytes(image), budget.spend())
         budget.spend(seconds)

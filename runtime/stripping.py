@@ -26,10 +26,10 @@ TABLES = {0xC4, 0xCC, 0xDB, 0xDD}
 
 @dataclass(frozen=True)
 class Stripped:
-    """What decoding needs of a file, and its EXIF."""
+    """What decoding needs of a file, and the EXIF that was taken out of it."""
 
     data: bytes
-    exif: bytes
+    exif: bytes = b""
     coefficient_bytes: int = 0  # memory that decoding a JPEG of several scans needs at any scale
     is_complete: bool = True  # whether a JPEG has its end marker; `data` always does
 
