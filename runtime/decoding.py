@@ -126,8 +126,7 @@ def resize(image: Image.Image, preprocessor: Any, budget: CpuBudget | None = Non
         if budget:
             budget.spend()
         strip = _on_white(image.crop((0, start, image.width, min(start + rows, image.height))))
-        box = (left * x, 0, right, strip.height)
-        narrow.paste(strip.resize((width, strip.height), resample, box), (0, start))
+        narrow.paste(strip.resize((width, strip.height), resample, (left * x, 0, right, strip.height)), (0, start))
     return narrow.resize((width, height), resample, (0, top * y, width, bottom))
 
 
@@ -205,6 +204,5 @@ def _on_white(image: Image.Image) -> Image.Image:
         gray = np.where(pixels == image.info.get("transparency", -1), 255, pixels >> 8)
         image = Image.fromarray(gray.astype(np.uint8))
     elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -49,8 +49,7 @@ class LargeImageSlot:
     """
 
     def __init__(self, requests: int) -> None:
-        self._places = BoundedSemaphore(requests)
-        self._slot = Lock()
+        self._places, self._slot = BoundedSemaphore(requests), Lock()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
