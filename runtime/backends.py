@@ -27,17 +27,13 @@ Run = Callable[[np.ndarray], np.ndarray]  # uint8 [batch, height, width, 3] to p
 
 @dataclass
 class Runner:
-    """A model that a backend has opened.
+    """A model that a backend has opened."""
 
-    `provider` is ONNX Runtime's name for the backend, `precision` is f32, bf16 or tf32. Pixels must have the model's
-    size, unless `any_size` is true.
-    """
-
-    provider: str
-    precision: str
+    provider: str  # ONNX Runtime's name for the backend
+    precision: str  # f32, bf16 or tf32
     metadata: Metadata
     run: Run
-    any_size: bool = False
+    any_size: bool = False  # otherwise pixels must have the model's size
 
 
 class LatencyAndThroughput:
