@@ -183,9 +183,11 @@ def _open_openvino(path: Path, precision: str, threads: int) -> Runner:
     texts = model.get_rt_info()["framework"] if model.has_rt_info("framework") else {}
     metadata = parse({name: text.value for name, text in texts.items()})
     model.reshape([1, *metadata.preprocessing.size, 3])  # faster than any size
+    # By default OpenVINO uses bfloat16 only with AMX, and on request even on CPUs that emulate it slowly.
+    flags = CPUINFO.read_text().split() if precision == "auto" and CPUINFO.exists() else []
     config = {
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "auto" and _has_bfloat16() else "f32",
+        "INFERENCE_PRECISION_HINT": "f32" if {"avx512_bf16", "amx_bf16"}.isdisjoint(flags) else "bf16",
         "ENABLE_CPU_PINNING": False,  # both models would pin their threads to the same cores
     }
 
@@ -207,11 +209,6 @@ class InferRequest(threading.local):
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         return self._request.infer(pixels, share_inputs=True)[0]
-
-
-def _has_bfloat16() -> bool:
-    # By default OpenVINO uses bfloat16 only with AMX, and on request even on CPUs that emulate it slowly.
-    return CPUINFO.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(CPUINFO.read_text().split())
 
 
 def _open_cuda(path: Path, precision: str, threads: int) -> Runner:
