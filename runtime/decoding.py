@@ -150,9 +150,8 @@ class _FirstFrameGif(GifImageFile):
 
 
 # Pillow's other decoders are never tried: libtiff and libavif do as much work as a file of one kilobyte demands.
-DECODERS: dict[str, Any] = dict(
-    zip(FORMATS, (JpegImageFile, PngImageFile, WebPImageFile, _FirstFrameGif, BmpImageFile), strict=True)
-)
+IMAGE_FILES: tuple[Any, ...] = (JpegImageFile, PngImageFile, WebPImageFile, _FirstFrameGif, BmpImageFile)
+DECODERS = dict(zip(FORMATS, IMAGE_FILES, strict=True))
 
 
 @contextmanager
