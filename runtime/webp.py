@@ -31,9 +31,8 @@ def decode(data: bytes, max_bytes: int, max_seconds: float) -> tuple[bytes, floa
         raise Unavailable(f"the process that decodes a WebP cannot be started: {error}") from error
     with process:
         # Not communicate(), which reads thousands of pieces: each thread would keep their memory.
-        with suppress(BrokenPipeError):  # it has ended already
+        with suppress(BrokenPipeError), process.stdin:  # it may have ended already
             process.stdin.write(data)
-        process.stdin.close()
         pixels, seconds = process.stdout.read(), process.stderr.read()
     if process.returncode != 0:
         raise ValueError("it is damaged, or takes too much memory or time: save it as PNG or JPEG")

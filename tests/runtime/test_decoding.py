@@ -459,6 +459,17 @@ def test_rejects_a_damaged_webp(processes):
     assert len(processes) == 1
 
 
+def test_process_that_ends_before_it_reads_is_an_error(monkeypatch):
+    def start_and_wait(command, **options):
+        process = subprocess.Popen(["false"], **options)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(webp, "Popen", start_and_wait)
+    with pytest.raises(InvalidInput, match="WebP that cannot be read: it is damaged"):
+        decoded(encoded(Image.open(TENCH), "WEBP", lossless=True))
+
+
 ENDLESS = "while True: pass"
 GREEDY = "memory = bytes(10**8)"
 
