@@ -1,8 +1,4 @@
-"""Settings from environment variables, each with its unit, range and default.
-
-Each program reads its own group once, at its start, with `read`; an invalid value ends it with one line. A test
-compares docs/configuration.md with this file. Imports only the standard library.
-"""
+"""Settings from environment variables. A test compares docs/configuration.md with them. Standard library only."""
 
 import math
 import os
