@@ -43,10 +43,7 @@ def parse_inputs(model_inputs: Any, max_images: int) -> Inputs:
 
 
 class LargeImageSlot:
-    """Lets one request at a time decode large images, each of which can need hundreds of megabytes.
-
-    At most `requests` hold the slot or wait for it, so that the other workers stay free for small images.
-    """
+    """Lets one request at a time decode large images; at most `requests` hold the slot or wait for it."""
 
     def __init__(self, requests: int) -> None:
         self._places, self._slot = BoundedSemaphore(requests), Lock()
