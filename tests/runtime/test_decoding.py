@@ -364,7 +364,10 @@ def test_accepts_a_png_without_iend(quarters):
     assert_pixels(decoded(encoded(quarters, "PNG")[:-12]), quarters)
 
 
-@pytest.mark.parametrize("junk", [b"\0\0\0", b"\xff\xff", b"\xff\xe0\0\2", b"\xff\xe0\0\7JFIF\0", b"\xff\xe0\0\0"])
+@pytest.mark.parametrize(
+    "junk",
+    [b"\0\0\0", b"\xff\xff", b"\xff\1\xff\xd8", b"\xff\xd0", b"\xff\xe0\0\2", b"\xff\xe0\0\7JFIF\0", b"\xff\xe0\0\0"],
+)
 def test_skips_junk_between_jpeg_segments(quarters, junk):
     data = encoded(quarters, "JPEG", **BEST["JPEG"])
     for at in (2, data.index(b"\xff\xdb")):
