@@ -185,11 +185,9 @@ def _open_openvino(path: Path, precision: str, threads: int) -> Runner:
     model.reshape([1, *metadata.preprocessing.size, 3])  # faster than any size
     # By default OpenVINO uses bfloat16 only with AMX, and on request even on CPUs that emulate it slowly.
     flags = CPUINFO.read_text().split() if precision == "auto" and CPUINFO.exists() else []
-    config = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32" if {"avx512_bf16", "amx_bf16"}.isdisjoint(flags) else "bf16",
-        "ENABLE_CPU_PINNING": False,  # both models would pin their threads to the same cores
-    }
+    hint = "f32" if {"avx512_bf16", "amx_bf16"}.isdisjoint(flags) else "bf16"
+    # Not pinned: both models would pin their threads to the same cores.
+    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint, "ENABLE_CPU_PINNING": False}
 
     def compile_model(streams: int) -> openvino.CompiledModel:
         return openvino.Core().compile_model(model, "CPU", config | {"NUM_STREAMS": streams})
