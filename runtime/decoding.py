@@ -131,14 +131,13 @@ def resize(image: Image.Image, preprocessor: Any, budget: CpuBudget | None = Non
 
 
 class _TimedBytes(io.BytesIO):
-    """An image file's bytes, readable while there is CPU time left."""
+    """An image file's bytes, readable while there is CPU time left; then `read` raises InvalidInput."""
 
     def __init__(self, data: bytes, budget: CpuBudget | None) -> None:
         super().__init__(data)
         self.budget = budget or CpuBudget()
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes. Raises InvalidInput if there is none left."""
         self.budget.spend()
         return super().read(size)
 
