@@ -28,9 +28,6 @@ MAX_CPU_S = 2.0  # a single image takes more than 1 s only if it was made to
 STRIP_PIXELS = 1_000_000  # converted to RGB at a time
 ROW_BYTES = 1_000  # memory per row of an image that is as narrow as a model's input
 
-# Put in front of the end marker that a JPEG lacks. libjpeg skips it if the pixels are complete; otherwise they change.
-PADDING = bytes(range(1, 255))
-
 TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(TURNS, start=2)}  # by the orientation in EXIF
 
@@ -98,7 +95,8 @@ def to_rgb(image: Image.Image, scale: int = 1, preprocessor: Any = None) -> Imag
     with _explaining(image.format or "image", is_complete):
         decoded = _load(image, scale)
         if not is_complete:
-            padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + PADDING + END, budget))
+            # libjpeg skips what is in front of the added end marker if the pixels are complete; otherwise they change.
+            padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + bytes(range(1, 255)) + END, budget))
             if ImageChops.difference(decoded, _load(padded, scale)).getbbox():
                 raise IndexError
         # Not ImageOps.exif_transpose, which rewrites all of the EXIF: that takes seconds if there is a lot of it.
