@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.backends import open_runner
-from runtime.cpu_budget import CpuBudget
-from runtime.decoding import MAX_SIDE, decoding_bytes, open_image, resize, to_rgb
+from runtime.decoding import MAX_SIDE, CpuBudget, decoding_bytes, open_image, resize, to_rgb
 from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import available_cpus
 

@@ -27,17 +27,13 @@ Run = Callable[[np.ndarray], np.ndarray]  # uint8 [batch, height, width, 3] to p
 
 @dataclass
 class Runner:
-    """A model that a backend has opened.
+    """A model that a backend has opened."""
 
-    `provider` is ONNX Runtime's name for the backend, `precision` is f32, bf16 or tf32. Pixels must have the model's
-    size, unless `any_size` is true.
-    """
-
-    provider: str
-    precision: str
+    provider: str  # ONNX Runtime's name for the backend
+    precision: str  # f32, bf16 or tf32
     metadata: Metadata
     run: Run
-    any_size: bool = False
+    any_size: bool = False  # otherwise pixels must have the model's size
 
 
 class LatencyAndThroughput:
@@ -50,17 +46,17 @@ class LatencyAndThroughput:
     def __init__(self, latency: Run, open_throughput: Callable[[], Run]) -> None:
         self._latency = self._throughput = latency
         self._open_throughput = open_throughput
-        self._opening: threading.Thread | None = None
+        self._is_opened = False
         self._running = 0
         self._lock = threading.Lock()
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         with self._lock:
+            is_alone = self._running == 0
+            if not is_alone and not self._is_opened:
+                threading.Thread(target=self._open).start()
+                self._is_opened = True
             self._running += 1
-            is_alone = self._running == 1
-            if not is_alone and not self._opening:
-                self._opening = threading.Thread(target=self._open)
-                self._opening.start()
         run = self._latency if is_alone else self._throughput
         try:
             return np.concatenate([run(image[None]) for image in pixels])
@@ -187,11 +183,11 @@ def _open_openvino(path: Path, precision: str, threads: int) -> Runner:
     texts = model.get_rt_info()["framework"] if model.has_rt_info("framework") else {}
     metadata = parse({name: text.value for name, text in texts.items()})
     model.reshape([1, *metadata.preprocessing.size, 3])  # faster than any size
-    config = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "auto" and _has_bfloat16() else "f32",
-        "ENABLE_CPU_PINNING": False,  # both models would pin their threads to the same cores
-    }
+    # By default OpenVINO uses bfloat16 only with AMX, and on request even on CPUs that emulate it slowly.
+    flags = CPUINFO.read_text().split() if precision == "auto" and CPUINFO.exists() else []
+    hint = "f32" if {"avx512_bf16", "amx_bf16"}.isdisjoint(flags) else "bf16"
+    # Not pinned: both models would pin their threads to the same cores.
+    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint, "ENABLE_CPU_PINNING": False}
 
     def compile_model(streams: int) -> openvino.CompiledModel:
         return openvino.Core().compile_model(model, "CPU", config | {"NUM_STREAMS": streams})
@@ -211,11 +207,6 @@ class InferRequest(threading.local):
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         return self._request.infer(pixels, share_inputs=True)[0]
-
-
-def _has_bfloat16() -> bool:
-    # By default OpenVINO uses bfloat16 only with AMX, and on request even on CPUs that emulate it slowly.
-    return CPUINFO.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(CPUINFO.read_text().split())
 
 
 def _open_cuda(path: Path, precision: str, threads: int) -> Runner:

@@ -5,6 +5,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from runtime import webp
-from runtime.cpu_budget import CpuBudget
 from runtime.errors import InvalidInput, Unavailable
 from runtime.image_formats import FORMATS, recognize
 from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip_png
@@ -24,44 +24,49 @@ from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip
 # JPEG's own limit. Resampling needs a table proportional to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
+MAX_CPU_S = 2.0  # a single image takes more than 1 s only if it was made to
 STRIP_PIXELS = 1_000_000  # converted to RGB at a time
 ROW_BYTES = 1_000  # memory per row of an image that is as narrow as a model's input
 
-# Put in front of the end marker that a JPEG lacks. libjpeg skips it if the pixels are complete; otherwise they change.
-PADDING = bytes(range(1, 255))
-
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(TURNS, start=2)}  # by the orientation in EXIF
 
 # Pillow warns about every field that it skips and quotes the file: two lines in the log, and an entry that stays.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class CpuBudget:
+    """MAX_CPU_S from now, of this thread's CPU time and of the processes that decode for it."""
+
+    def __init__(self) -> None:
+        self._end = thread_time() + MAX_CPU_S
+
+    def spend(self, seconds: float = 0.0) -> float:
+        """Count `seconds` that a process has used; return those that are left. Raises InvalidInput if none are."""
+        self._end -= seconds
+        left = self._end - thread_time()
+        if left < 0:
+            raise InvalidInput(f"decoding takes over {MAX_CPU_S:g} s: send fewer or smaller images")
+        return left
 
 
 def open_image(data: bytes, budget: CpuBudget | None = None) -> Image.Image:
     """Open an image file; only its header is read. Raises InvalidInput.
 
     Without `budget` the image has its own. Its `info` has the memory that decoding needs at any scale (`fixed_bytes`),
-    and whether a JPEG `is_complete`.
+    whether a JPEG `is_complete`, and whether a WebP must be decoded `in_process`.
     """
     name = recognize(data)
     with _explaining(name):
         if name == "WEBP" and len(data) < 8 + struct.unpack_from("<I", data, 4)[0]:
             raise IndexError
-        file = {"JPEG": strip_jpeg, "PNG": strip_png}.get(name, lambda data: Stripped(data, b""))(data)
+        file = {"JPEG": strip_jpeg, "PNG": strip_png}.get(name, Stripped)(data)
         # Image.open would drop the decoder's reason for refusing a file.
         image = DECODERS[name](_TimedBytes(file.data, budget))
         image.info.setdefault("exif", file.exif)
-        image.in_process = name == "WEBP" and any(part in data for part in webp.LOSSLESS_PARTS)
-        process_bytes = webp.PROCESS_BYTES if image.in_process else 0
-        image.info["fixed_bytes"] = process_bytes + file.coefficient_bytes + len(data) + len(file.data)
-        image.info["is_complete"] = file.is_complete
+        in_process = name == "WEBP" and any(part in data for part in webp.LOSSLESS_PARTS)
+        fixed_bytes = webp.PROCESS_BYTES * in_process + file.coefficient_bytes + len(data) + len(file.data)
+        image.info.update(fixed_bytes=fixed_bytes, is_complete=file.is_complete, in_process=in_process)
         return image
 
 
@@ -90,7 +95,8 @@ def to_rgb(image: Image.Image, scale: int = 1, preprocessor: Any = None) -> Imag
     with _explaining(image.format or "image", is_complete):
         decoded = _load(image, scale)
         if not is_complete:
-            padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + PADDING + END, budget))
+            # libjpeg skips what is in front of the added end marker if the pixels are complete; otherwise they change.
+            padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + bytes(range(1, 255)) + END, budget))
             if ImageChops.difference(decoded, _load(padded, scale)).getbbox():
                 raise IndexError
         # Not ImageOps.exif_transpose, which rewrites all of the EXIF: that takes seconds if there is a lot of it.
@@ -118,20 +124,18 @@ def resize(image: Image.Image, preprocessor: Any, budget: CpuBudget | None = Non
         if budget:
             budget.spend()
         strip = _on_white(image.crop((0, start, image.width, min(start + rows, image.height))))
-        box = (left * x, 0, right, strip.height)
-        narrow.paste(strip.resize((width, strip.height), resample, box), (0, start))
+        narrow.paste(strip.resize((width, strip.height), resample, (left * x, 0, right, strip.height)), (0, start))
     return narrow.resize((width, height), resample, (0, top * y, width, bottom))
 
 
 class _TimedBytes(io.BytesIO):
-    """An image file's bytes, readable while there is CPU time left."""
+    """An image file's bytes, readable while there is CPU time left; then `read` raises InvalidInput."""
 
     def __init__(self, data: bytes, budget: CpuBudget | None) -> None:
         super().__init__(data)
         self.budget = budget or CpuBudget()
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes. Raises InvalidInput if there is none left."""
         self.budget.spend()
         return super().read(size)
 
@@ -143,9 +147,8 @@ class _FirstFrameGif(GifImageFile):
 
 
 # Pillow's other decoders are never tried: libtiff and libavif do as much work as a file of one kilobyte demands.
-DECODERS: dict[str, Any] = dict(
-    zip(FORMATS, (JpegImageFile, PngImageFile, WebPImageFile, _FirstFrameGif, BmpImageFile), strict=True)
-)
+IMAGE_FILES: tuple[Any, ...] = (JpegImageFile, PngImageFile, WebPImageFile, _FirstFrameGif, BmpImageFile)
+DECODERS = dict(zip(FORMATS, IMAGE_FILES, strict=True))
 
 
 @contextmanager
@@ -172,8 +175,10 @@ def _box(image: Any) -> tuple[int, int, int, int]:
 
 def _load(image: Any, scale: int) -> Image.Image:
     """Decode an opened image; a GIF whose first frame does not cover the canvas is put on white."""
-    if getattr(image, "in_process", False):
-        pixels = webp.decode(image.fp.getvalue(), decoding_bytes(image), image.fp.budget)
+    if image.info.get("in_process"):
+        budget = image.fp.budget
+        pixels, seconds = webp.decode(image.fp.getvalue(), decoding_bytes(image), budget.spend())
+        budget.spend(seconds)
         return Image.frombytes(image.mode, image.size, pixels, "raw", image.rawmode)
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
@@ -195,6 +200,5 @@ def _on_white(image: Image.Image) -> Image.Image:
         gray = np.where(pixels == image.info.get("transparency", -1), 255, pixels >> 8)
         image = Image.fromarray(gray.astype(np.uint8))
     elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -22,9 +22,8 @@ class Unavailable(Exception):
 def release_frames(error: BaseException) -> None:
     """Free the local variables that an error's traceback, and those of its causes, keep alive.
 
-    An error holds its traceback, which holds every variable of the functions that it passed through: a request's body
-    and all that was made of it would stay in memory until the response is sent. Functions that are still running keep
-    theirs, so call this where the error is caught. The traceback can still be logged afterwards.
+    Otherwise a request's body and all that was made of it stay in memory until the response is sent. Functions that
+    are still running keep theirs, so call this where the error is caught. The traceback can still be logged.
     """
     traceback.clear_frames(error.__traceback__)
     for cause in {error.__cause__, error.__context__} - {None}:

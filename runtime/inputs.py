@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.base64_text import decode_base64
-from runtime.cpu_budget import CpuBudget
+from runtime.decoding import CpuBudget
 from runtime.errors import InvalidInput, Unavailable, release_frames
 
 
@@ -43,14 +43,10 @@ def parse_inputs(model_inputs: Any, max_images: int) -> Inputs:
 
 
 class LargeImageSlot:
-    """Lets one request at a time decode large images, each of which can need hundreds of megabytes.
-
-    At most `requests` hold the slot or wait for it, so that the other workers stay free for small images.
-    """
+    """Lets one request at a time decode large images; at most `requests` hold the slot or wait for it."""
 
     def __init__(self, requests: int) -> None:
-        self._places = BoundedSemaphore(requests)
-        self._slot = Lock()
+        self._places, self._slot = BoundedSemaphore(requests), Lock()
 
     @contextmanager
     def hold(self) -> Iterator[None]:

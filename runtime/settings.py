@@ -1,8 +1,4 @@
-"""Settings from environment variables, each with its unit, range and default.
-
-Each program reads its own group once, at its start, with `read`; an invalid value ends it with one line. A test
-compares docs/configuration.md with this file. Imports only the standard library.
-"""
+"""Settings from environment variables. A test compares docs/configuration.md with them. Standard library only."""
 
 import math
 import os
@@ -33,26 +29,23 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         if (cgroup / "cpu.max").exists():  # version 2: "<quota> <period>", in microseconds, or "max <period>"
             quota, period = (cgroup / "cpu.max").read_text().split()
         else:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+            quota, period = ((cgroup / f"cpu/cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
     except OSError:
         return cpus  # without a readable control group there is no quota
     return cpus if quota in ("max", "-1") else max(1, min(cpus, math.ceil(int(quota) / int(period))))
 
 
 def setting(default: object, expected: str, help: str, parse: Callable[[str], Any]) -> Any:
-    """Return a field of a group. `parse` raises ValueError if its text is not what `expected` describes."""
+    """Return a field of a group. `parse` returns None if its text is not what `expected` describes."""
     return field(default=default, metadata={"expected": expected, "help": help, "parse": parse})
 
 
 def integer(default: int | None, minimum: int, maximum: int, help: str) -> Any:
     """Return a field for a whole number from `minimum` to `maximum`, inclusive."""
 
-    def parse(text: str) -> int:
+    def parse(text: str) -> int | None:
         # int() also accepts spaces, signs, underscores and the digits of other scripts.
-        if not re.fullmatch("[0-9]{1,19}", text) or not minimum <= int(text) <= maximum:
-            raise ValueError
-        return int(text)
+        return int(text) if re.fullmatch("[0-9]{1,19}", text) and minimum <= int(text) <= maximum else None
 
     return setting(default, f"a whole number from {minimum} to {maximum}", help, parse)
 
@@ -60,11 +53,9 @@ def integer(default: int | None, minimum: int, maximum: int, help: str) -> Any:
 def text(pattern: str, expected: str, help: str, default: str | None = None, strip: bool = False) -> Any:
     """Return a field for a printable text that matches `pattern`; `strip` drops leading and trailing white space."""
 
-    def parse(text: str) -> str:
+    def parse(text: str) -> str | None:
         text = text.strip() if strip else text
-        if not text.isprintable() or not re.fullmatch(pattern, text):
-            raise ValueError
-        return text
+        return text if text.isprintable() and re.fullmatch(pattern, text) else None
 
     return setting(default, expected, help, parse)
 
@@ -134,9 +125,8 @@ def read(group: type[Group], environment: Mapping[str, str] = os.environ) -> Gro
     values = {}
     for known in fields(group):  # type: ignore[arg-type]
         if value := environment.get(known.name):
-            try:
-                values[known.name] = known.metadata["parse"](value)
-            except ValueError:
+            values[known.name] = known.metadata["parse"](value)
+            if values[known.name] is None:
                 shown = "" if "KEY" in known.name else f"={value!r}"  # a secret is never printed
-                raise BadSetting(f"{known.name}{shown}: expected {known.metadata['expected']}") from None
+                raise BadSetting(f"{known.name}{shown}: expected {known.metadata['expected']}")
     return group(**values)

@@ -56,9 +56,6 @@ if sys.version_info < (3, 11):  # noqa: UP036  an older Python is what this repo
     sys.exit(f"Python 3.11 or later is required, this is {sys.version.split()[0]}: {advice}")
 
 # A background job ignores SIGINT and must keep doing so; pytest handles it; only the main thread may set a handler.
-if (
-    signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    and "pytest" not in sys.modules
-    and threading.current_thread() is threading.main_thread()
-):
+has_default_handler = signal.getsignal(signal.SIGINT) is signal.default_int_handler and "pytest" not in sys.modules
+if has_default_handler and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, on_interrupt)

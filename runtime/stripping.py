@@ -17,8 +17,7 @@ MAX_SCANNED_PIXELS = 1_100_000_000
 SCAN = b"\xff\xda\0"  # the marker of a scan, which cannot occur in its data
 END = b"\xff\xd9"
 
-MARKER = re.compile(rb"\xff[\x01-\xfe]")
-STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
+MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # with a segment: not TEM, RSTn or SOI
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 DECODABLE = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # the frames that are neither lossless nor hierarchical
 TABLES = {0xC4, 0xCC, 0xDB, 0xDD}
@@ -26,10 +25,10 @@ TABLES = {0xC4, 0xCC, 0xDB, 0xDD}
 
 @dataclass(frozen=True)
 class Stripped:
-    """What decoding needs of a file, and its EXIF."""
+    """What decoding needs of a file, and the EXIF that was taken out of it."""
 
     data: bytes
-    exif: bytes
+    exif: bytes = b""
     coefficient_bytes: int = 0  # memory that decoding a JPEG of several scans needs at any scale
     is_complete: bool = True  # whether a JPEG has its end marker; `data` always does
 
@@ -43,8 +42,6 @@ def strip_jpeg(data: bytes) -> Stripped:
         if not found:
             raise IndexError
         marker, at = data[found.end() - 1], found.end()
-        if marker in STANDALONE:
-            continue
         at += max(2, *struct.unpack_from(">H", data, at))
         segment = data[found.end() + 2 : at]
         if marker == 0xDA:

@@ -11,32 +11,29 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from runtime.cpu_budget import CpuBudget
 from runtime.errors import Unavailable
 
 LOSSLESS_PARTS = (b"VP8L", b"ALPH")  # their names, which compressed data may hold by chance
 PROCESS_BYTES = 16_000_000  # in addition to the pixels: 5 MB for Python; a photograph's tables take less than 1 MB
 
 
-def decode(data: bytes, max_bytes: int, budget: CpuBudget) -> bytes:
-    """Return the pixels of the first frame, decoded by webp_process.py in `max_bytes` of memory.
+def decode(data: bytes, max_bytes: int, max_seconds: float) -> tuple[bytes, float]:
+    """Return the pixels of the first frame, decoded by webp_process.py, and the seconds of CPU time that it took.
 
-    Raises ValueError if that fails, InvalidInput if the budget is used up, or Unavailable.
+    It may use `max_bytes` of memory and about `max_seconds`, at least 0. Raises ValueError if it fails, or Unavailable.
     """
-    script = Path(__file__).with_name("webp_process.py")
-    limits = [str(max_bytes), str(max(1, math.ceil(budget.remaining_s)))]  # -1 would be no limit
+    script = str(Path(__file__).with_name("webp_process.py"))
+    # -P: the modules next to the script are not to be found by their short names.
+    command = [sys.executable, "-P", script, str(max_bytes), str(math.ceil(max_seconds))]
     try:
-        # -P: the modules next to the script are not to be found by their short names.
-        process = Popen([sys.executable, "-P", script, *limits], bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        process = Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     except OSError as error:
         raise Unavailable(f"the process that decodes a WebP cannot be started: {error}") from error
     with process:
         # Not communicate(), which reads thousands of pieces: each thread would keep their memory.
-        with suppress(BrokenPipeError):  # it has ended already
+        with suppress(BrokenPipeError), process.stdin:  # it may have ended already
             process.stdin.write(data)
-        process.stdin.close()
         pixels, seconds = process.stdout.read(), process.stderr.read()
     if process.returncode != 0:
         raise ValueError("it is damaged, or takes too much memory or time: save it as PNG or JPEG")
-    budget.spend(float(seconds.split()[-1]))
-    return pixels
+    return pixels, float(seconds.split()[-1])

@@ -1,7 +1,6 @@
-"""Decodes the WebP on stdin; the pixels of its first frame go to stdout, its seconds of CPU time to stderr.
+"""Script of webp.py: decodes the WebP on stdin; pixels of the first frame go to stdout, seconds of CPU time to stderr.
 
-A script that webp.py starts. Its arguments are the most bytes of memory and seconds of CPU time that it may use; only
-Linux enforces the former.
+The arguments are its limits, which only Linux sets: bytes of memory and seconds of CPU time.
 """
 
 import sys

@@ -15,7 +15,7 @@ from PIL import Image
 
 import app
 from model import ImagePreprocessor
-from runtime import cpu_budget
+from runtime import decoding
 from runtime.base64_text import decode_base64
 from runtime.errors import InvalidInput, Unavailable
 from runtime.inputs import LargeImageSlot
@@ -210,7 +210,7 @@ def test_images_of_a_request_share_one_cpu_budget(monkeypatch):
     monkeypatch.setattr(ImagePreprocessor, "open", recorded)
     app.inference({"images": [NEWT.read_bytes()] * 3})
     assert len(budgets) == 3 and len(set(budgets)) == 1
-    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", -1)
+    monkeypatch.setattr(decoding, "MAX_CPU_S", -1)
     with pytest.raises(InvalidInput, match=r"images\[0\]: .*takes over.*send fewer"):
         app.inference({"images": [NEWT.read_bytes()]})
 

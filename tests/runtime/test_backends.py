@@ -210,6 +210,24 @@ def test_throughput_model_that_fails_to_open_is_one_warning(caplog):
     assert caplog.records[0].exc_info is None
 
 
+def test_throughput_model_opens_later_if_no_thread_can_start(monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    latency, throughput = HeldRun(1), HeldRun(2)
+    run = LatencyAndThroughput(latency, lambda: throughput)
+    with call_in_progress(run, latency), monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            run(ONE_IMAGE)
+    latency.began.clear()
+    latency.go.clear()
+    with call_in_progress(run, latency):
+        throughput.go.set()
+        wait_until(lambda: run(ONE_IMAGE) == 2, "the throughput model is open")
+    assert run(ONE_IMAGE) == 1
+
+
 def test_named_provider_that_does_not_work_is_an_error(monkeypatch):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this build of ONNX Runtime has CUDA")

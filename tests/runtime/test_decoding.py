@@ -16,9 +16,8 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from model import ImagePreprocessor
-from runtime import cpu_budget, decoding, stripping, webp
-from runtime.cpu_budget import CpuBudget
-from runtime.decoding import FORMATS, decoding_bytes, open_image, to_rgb
+from runtime import decoding, stripping, webp
+from runtime.decoding import FORMATS, CpuBudget, decoding_bytes, open_image, to_rgb
 from runtime.errors import InvalidInput, Unavailable
 from tests.malicious_images import (
     PNG_SIGNATURE,
@@ -365,7 +364,10 @@ def test_accepts_a_png_without_iend(quarters):
     assert_pixels(decoded(encoded(quarters, "PNG")[:-12]), quarters)
 
 
-@pytest.mark.parametrize("junk", [b"\0\0\0", b"\xff\xff", b"\xff\xe0\0\2", b"\xff\xe0\0\7JFIF\0", b"\xff\xe0\0\0"])
+@pytest.mark.parametrize(
+    "junk",
+    [b"\0\0\0", b"\xff\xff", b"\xff\1\xff\xd8", b"\xff\xd0", b"\xff\xe0\0\2", b"\xff\xe0\0\7JFIF\0", b"\xff\xe0\0\0"],
+)
 def test_skips_junk_between_jpeg_segments(quarters, junk):
     data = encoded(quarters, "JPEG", **BEST["JPEG"])
     for at in (2, data.index(b"\xff\xdb")):
@@ -460,6 +462,17 @@ def test_rejects_a_damaged_webp(processes):
     assert len(processes) == 1
 
 
+def test_process_that_ends_before_it_reads_is_an_error(monkeypatch):
+    def start_and_wait(command, **options):
+        process = subprocess.Popen(["false"], **options)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(webp, "Popen", start_and_wait)
+    with pytest.raises(InvalidInput, match="WebP that cannot be read: it is damaged"):
+        decoded(encoded(Image.open(TENCH), "WEBP", lossless=True))
+
+
 ENDLESS = "while True: pass"
 GREEDY = "memory = bytes(10**8)"
 
@@ -485,21 +498,25 @@ def test_limits_memory_and_cpu_time_of_the_process(code, max_bytes, returncode):
     assert (ran.returncode, ran.stdout) == (returncode, b"" if returncode else b"pixels")
 
 
-def test_counts_the_cpu_time_of_the_process(monkeypatch):
+def test_counts_and_limits_the_cpu_time_of_the_process(processes, monkeypatch):
+    monkeypatch.setattr(decoding, "thread_time", lambda: 0.0)  # this process's own does not count
     data = encoded(Image.effect_noise((1_000, 1_000), 90).convert("RGB"), "WEBP", lossless=True, method=0)
     budget = CpuBudget()
-    webp.decode(data, 100_000_000, budget)
-    assert cpu_budget.MAX_CPU_S - budget.remaining_s > 0.02
-    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", 0.02)
+    to_rgb(open_image(data, budget))
+    assert decoding.MAX_CPU_S - budget.spend() > 0.02
+    monkeypatch.setattr(decoding, "MAX_CPU_S", 0.02)
     with pytest.raises(InvalidInput, match="takes over"):
         decoded(data)
+    assert [command[-1] for command in processes] == ["2", "1"]  # seconds
 
 
-def test_process_has_a_cpu_limit_even_if_the_budget_is_overdrawn(processes, monkeypatch):
-    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", -2.0)  # as a limit, -1 would mean none
+def test_starts_no_process_if_the_budget_is_overdrawn(processes, monkeypatch):
+    image = open_image(encoded(Image.open(TENCH), "WEBP", lossless=True), budget := CpuBudget())
     with pytest.raises(InvalidInput, match="takes over"):
-        webp.decode(encoded(Image.open(TENCH), "WEBP", lossless=True), 100_000_000, CpuBudget())
-    assert processes[0][-1] == "1"
+        budget.spend(3)
+    with pytest.raises(InvalidInput, match="takes over"):
+        to_rgb(image)
+    assert processes == []
 
 
 def test_process_that_cannot_be_started_is_an_error(monkeypatch):
@@ -634,14 +651,14 @@ def test_limits_the_cpu_time_of_decoding(monkeypatch, quarters):
         budget.spend(3)
     with pytest.raises(InvalidInput, match="takes over"):
         to_rgb(opened[1])
-    monkeypatch.setattr(cpu_budget, "MAX_CPU_S", -1)
+    monkeypatch.setattr(decoding, "MAX_CPU_S", -1)
     with pytest.raises(InvalidInput, match="takes over"):
         decoded(encoded(quarters, "PNG"))
 
 
 def test_limits_the_cpu_time_of_converting(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(cpu_budget, "thread_time", lambda: clock[0])
+    monkeypatch.setattr(decoding, "thread_time", lambda: clock[0])
     monkeypatch.setattr(decoding, "STRIP_PIXELS", 100)
     image, convert = open_image(encoded(Image.new("L", (100, 100)), "BMP")), decoding._on_white
 
