@@ -53,10 +53,7 @@ class ImagePreprocessor:
         return np.asarray(to_rgb(self.open(source)))
 
     def open(self, source: ImageSource, budget: CpuBudget | None = None) -> Image.Image:
-        """Return the image, checked against the limits but not yet decoded, as decoding.open_image does.
-
-        Raises InvalidInput, or OSError if a path cannot be read.
-        """
+        """Return the image, within the limits but not yet decoded. Raises InvalidInput, or OSError for a path."""
         if isinstance(source, Image.Image):
             image = source
         elif isinstance(source, np.ndarray):
@@ -80,11 +77,8 @@ class ImagePreprocessor:
         return decoding_bytes(image, self._scale(image)) > LARGE_BYTES
 
     def resize(self, pixels: np.ndarray) -> np.ndarray:
-        """Return RGB pixels, uint8 [height, width, 3], as uint8 [size[0], size[1], 3], resized as `__call__` does.
-
-        As in the graph, but not in `__call__`, pixels of the model's size count as resized and cropped already.
-        """
-        if pixels.shape[:2] == self.size:
+        """Return RGB pixels, uint8 [height, width, 3], as uint8 [size[0], size[1], 3], resized as `__call__` does."""
+        if pixels.shape[:2] == self.size:  # as in the graph, but not in `__call__`, these count as cropped already
             return pixels
         return np.asarray(resize(Image.fromarray(pixels), self))
 
@@ -111,12 +105,8 @@ class ImagePreprocessor:
         return (scaled_width, scaled_height), (left, top)
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Return (pixels / 255 - mean) / std, of RGB, or of its luma if `mean` has one entry.
-
-        Accepts uint8 [batch, height, width, 3], returns float32 [batch, channels, height, width]. The graph does this
-        itself; the converter and the tests hold it to this method.
-        """
-        if len(self.mean) == 1:
+        """Return (pixels / 255 - mean) / std, float32 [batch, channels, *size], of RGB, uint8 [batch, *size, 3]."""
+        if len(self.mean) == 1:  # gray: the luma
             pixels = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])[..., None]
         unit = pixels.astype(np.float32) / np.float32(255)
         return ((unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).transpose(0, 3, 1, 2)
@@ -135,10 +125,9 @@ class OnnxClassifier:
     def __init__(
         self, path: str | Path, provider: str = "cpu", precision: str = "f32", threads: int = 0, max_image_mb: int = 400
     ) -> None:
-        """Load the file at `path`, as backends.open_runner does, to run on `threads` threads; 0: one per CPU.
+        """Load the file at `path`, as backends.open_runner does. Raises InvalidModel or BackendUnavailable.
 
-        The defaults are exact, for the converter and the tests. With `precision` auto, large JPEGs are decoded at a
-        reduced scale. Raises InvalidModel or BackendUnavailable.
+        Of `threads`, 0 is one per CPU. The defaults are exact; `precision` auto decodes large JPEGs at a reduced scale.
         """
         if not Path(path).is_file() or not os.access(path, os.R_OK):
             what = "is not a file that can be read" if Path(path).exists() else "is not there"
@@ -160,9 +149,6 @@ class OnnxClassifier:
         return self.runner.run(pixels)
 
     def top(self, row: np.ndarray, top_k: int) -> list[dict]:
-        """Return the `top_k` most probable classes of one row of probabilities, the most probable first.
-
-        Each has its `class_id`, `class_name` and `probability`, from 0 to 1. Of equals the lower id comes first.
-        """
-        best = np.argsort(-row, kind="stable")[:top_k].tolist()
+        """Return the `top_k` most probable classes in order: `class_id`, `class_name`, `probability` from 0 to 1."""
+        best = np.argsort(-row, kind="stable")[:top_k].tolist()  # of equals the lower id comes first
         return [{"class_id": i, "class_name": self.class_names[i], "probability": float(row[i])} for i in best]

@@ -23,12 +23,10 @@ COLUMNS = "{class_id:>5}  {class_name:<20.200}  {probability:>11.3f}  {request_m
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the images, in order, and the ignored files: a folder stands for the images in it, at any depth.
-
-    In a folder, an image is a file with one of the suffixes that is not hidden; any other path counts as an image.
-    """
+    """Return the images, in order, and the ignored files: those in a folder that are hidden or have another suffix."""
     images, ignored = list[Path](), list[Path]()
     for path in paths:
+        # os.walk reports a path that is not a folder as an error: it counts as an image, whatever it is.
         for folder, folders, files in os.walk(path, onerror=lambda error: images.append(Path(error.filename))):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
