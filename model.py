@@ -54,14 +54,13 @@ class ImagePreprocessor:
 
     def open(self, source: ImageSource, budget: CpuBudget | None = None) -> Image.Image:
         """Return the image, within the limits but not yet decoded. Raises InvalidInput, or OSError for a path."""
-        if isinstance(source, Image.Image):
-            image = source
-        elif isinstance(source, np.ndarray):
+        if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.shape[2:] != (3,) or 0 in source.shape:
                 raise InvalidInput("pixels must be uint8 [height, width, 3], RGB")
-            image = Image.fromarray(source)
-        else:
-            image = open_image(source if isinstance(source, bytes) else Path(source).read_bytes(), budget)
+            source = Image.fromarray(source)
+        elif isinstance(source, str | os.PathLike):
+            source = Path(source).read_bytes()
+        image = open_image(source, budget) if isinstance(source, bytes) else source
         what = f"image is {image.width}x{image.height} pixels"
         if max(image.size) > MAX_SIDE:
             raise InvalidInput(f"{what}; the limit is {MAX_SIDE} per side: resize it")
