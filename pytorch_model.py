@@ -118,11 +118,6 @@ PHOTOS = {
 }
 
 
-def main() -> None:
-    """Print how many parameters each known network has."""
+if __name__ == "__main__":
     for name, known in KNOWN_MODELS.items():
         print(f"{name}: {sum(parameter.numel() for parameter in known.build().parameters()):,} parameters")
-
-
-if __name__ == "__main__":
-    main()
