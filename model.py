@@ -126,7 +126,7 @@ class OnnxClassifier:
     ) -> None:
         """Load the file at `path`, as backends.open_runner does. Raises InvalidModel or BackendUnavailable.
 
-        Of `threads`, 0 is one per CPU. The defaults are exact; `precision` auto decodes large JPEGs at a reduced scale.
+        `threads` 0 means one per CPU. The defaults are exact; `precision` auto decodes large JPEGs at a reduced scale.
         """
         if not Path(path).is_file() or not os.access(path, os.R_OK):
             what = "is not a file that can be read" if Path(path).exists() else "is not there"
