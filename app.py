@@ -60,14 +60,13 @@ def result(image: dict, probabilities: np.ndarray, inputs: Inputs) -> dict:
 
 def status() -> dict:
     """Return what runs here: the model and the digest of its weights, the backend in use, the server's version."""
-    runner = classifier.runner
     return {
         "model": classifier.model_name,
         "weights": classifier.weights_digest,
         "classes": len(classifier.class_names),
-        "execution_provider": runner.provider,
-        "precision": runner.precision,
-        "gpu": runner.provider == "CUDAExecutionProvider",
+        "execution_provider": classifier.runner.provider,
+        "precision": classifier.runner.precision,
+        "gpu": classifier.runner.provider == "CUDAExecutionProvider",
         "version": VERSION,
     }
 

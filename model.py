@@ -52,18 +52,14 @@ class ImagePreprocessor:
         return np.asarray(to_rgb(self.open(source)))
 
     def open(self, source: ImageSource, budget: CpuBudget | None = None) -> Image.Image:
-        """Return the image, checked against the limits but not yet decoded, as decoding.open_image does.
-
-        Raises InvalidInput, or OSError if a path cannot be read.
-        """
-        if isinstance(source, Image.Image):
-            image = source
-        elif isinstance(source, np.ndarray):
+        """Return the image, within the limits but not yet decoded. Raises InvalidInput, or OSError for a path."""
+        if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.shape[2:] != (3,) or 0 in source.shape:
                 raise InvalidInput("pixels must be uint8 [height, width, 3], RGB")
-            image = Image.fromarray(source)
-        else:
-            image = open_image(source if isinstance(source, bytes) else Path(source).read_bytes(), budget)
+            source = Image.fromarray(source)
+        elif isinstance(source, str | os.PathLike):
+            source = Path(source).read_bytes()
+        image = open_image(source, budget) if isinstance(source, bytes) else source
         what = f"image is {image.width}x{image.height} pixels"
         if max(image.size) > MAX_SIDE:
             raise InvalidInput(f"{what}; the limit is {MAX_SIDE} per side: resize it")
@@ -79,11 +75,8 @@ class ImagePreprocessor:
         return decoding_bytes(image, self._scale(image)) > LARGE_BYTES
 
     def resize(self, pixels: np.ndarray) -> np.ndarray:
-        """Return RGB pixels, uint8 [height, width, 3], as uint8 [size[0], size[1], 3], resized as `__call__` does.
-
-        As in the graph, but not in `__call__`, pixels of the model's size count as resized and cropped already.
-        """
-        if pixels.shape[:2] == self.size:
+        """Return RGB pixels, uint8 [height, width, 3], as uint8 [size[0], size[1], 3], resized as `__call__` does."""
+        if pixels.shape[:2] == self.size:  # as in the graph, but not in `__call__`, these count as cropped already
             return pixels
         return np.asarray(resize(Image.fromarray(pixels), self))
 
@@ -110,12 +103,8 @@ class ImagePreprocessor:
         return (scaled_width, scaled_height), (left, top)
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Return (pixels / 255 - mean) / std, of RGB, or of its luma if `mean` has one entry.
-
-        Accepts uint8 [batch, height, width, 3], returns float32 [batch, channels, height, width]. The graph does this
-        itself; the converter and the tests hold it to this method.
-        """
-        if len(self.mean) == 1:
+        """Return (pixels / 255 - mean) / std, float32 [batch, channels, *size], of RGB, uint8 [batch, *size, 3]."""
+        if len(self.mean) == 1:  # gray: the luma
             pixels = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])[..., None]
         unit = pixels.astype(np.float32) / np.float32(255)
         return ((unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).transpose(0, 3, 1, 2)
@@ -134,10 +123,9 @@ class OnnxClassifier:
     def __init__(
         self, path: str | Path, provider: str = "cpu", precision: str = "f32", threads: int = 0, max_image_mb: int = 400
     ) -> None:
-        """Load the file at `path`, as backends.open_runner does, to run on `threads` threads; 0: one per CPU.
+        """Load the file at `path`, as backends.open_runner does. Raises InvalidModel or BackendUnavailable.
 
-        The defaults are exact, for the converter and the tests. With `precision` auto, large JPEGs are decoded at a
-        reduced scale. Raises InvalidModel or BackendUnavailable.
+        `threads` 0 means one per CPU. The defaults are exact; `precision` auto decodes large JPEGs at a reduced scale.
         """
         if not Path(path).is_file() or not os.access(path, os.R_OK):
             what = "is not a file that can be read" if Path(path).exists() else "is not there"
@@ -159,9 +147,6 @@ class OnnxClassifier:
         return self.runner.run(pixels)
 
     def top(self, row: np.ndarray, top_k: int) -> list[dict]:
-        """Return the `top_k` most probable classes of one row of probabilities, the most probable first.
-
-        Each has its `class_id`, `class_name` and `probability`, from 0 to 1. Of equals the lower id comes first.
-        """
-        best = np.argsort(-row, kind="stable")[:top_k].tolist()
+        """Return the `top_k` most probable classes in order: `class_id`, `class_name`, `probability` from 0 to 1."""
+        best = np.argsort(-row, kind="stable")[:top_k].tolist()  # of equals the lower id comes first
         return [{"class_id": i, "class_name": self.class_names[i], "probability": float(row[i])} for i in best]

@@ -47,8 +47,7 @@ class BasicBlock(nn.Module):
 class Classifier(nn.Module):
     """ResNet-18: float32 [batch, 3, height, width], normalized, to logits, float32 [batch, num_classes].
 
-    The arguments are those of the assignment's own call, `Classifier(BasicBlock, [2, 2, 2, 2])`;
-    the state dict has torchvision's keys.
+    The assignment calls it as `Classifier(BasicBlock, [2, 2, 2, 2])`. The state dict has torchvision's keys.
     """
 
     def __init__(
@@ -119,11 +118,6 @@ PHOTOS = {
 }
 
 
-def main() -> None:
-    """Print how many parameters each known network has."""
+if __name__ == "__main__":
     for name, known in KNOWN_MODELS.items():
         print(f"{name}: {sum(parameter.numel() for parameter in known.build().parameters()):,} parameters")
-
-
-if __name__ == "__main__":
-    main()

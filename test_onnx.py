@@ -31,8 +31,7 @@ MODEL_PATH = read(ModelSettings).MODEL_PATH
 # Each check raises an error if it fails, and otherwise returns a message. The command and pytest run the same checks.
 def check_image(image: LabeledImage, classifier: OnnxClassifier) -> str:
     """Check that the image, resized and normalized by the graph, is classified correctly; return the result."""
-    best = classifier.top(predict_raw(classifier, image), 1)[0]
-    return image.check(best)
+    return image.check(classifier.top(predict_raw(classifier, image), 1)[0])
 
 
 def check_probabilities(images: list[LabeledImage], classifier: OnnxClassifier) -> str:
@@ -47,9 +46,9 @@ def check_probabilities(images: list[LabeledImage], classifier: OnnxClassifier) 
     return f"all from 0 to 1, {actual}"
 
 
-def check_preprocessing(path: str, classifier: OnnxClassifier) -> str:
+def check_preprocessing(classifier: OnnxClassifier) -> str:
     """Check that the graph resizes and normalizes like Pillow and NumPy, on images that reveal any difference."""
-    graph, reference = open_graph(Path(path)), classifier.preprocessor
+    graph, reference = open_graph(Path(MODEL_PATH)), classifier.preprocessor
     worst = 0.0
     for image in presets():  # for any model: the classes do not matter
         large = reference.decode(image.path).repeat(2, axis=0).repeat(2, axis=1)
@@ -65,18 +64,15 @@ def predict_raw(classifier: OnnxClassifier, image: LabeledImage) -> np.ndarray:
     return classifier.predict(classifier.preprocessor.decode(image.path)[None])[0]
 
 
-def get_checks(path: str, images: list[LabeledImage]) -> list[Check]:
-    """Return every check of the classifier in the file at `path`, with these images."""
-    return [
-        *((image.name, partial(check_image, image)) for image in images),
-        ("probabilities", partial(check_probabilities, images)),
-        ("preprocessing", partial(check_preprocessing, path)),
-    ]
+def get_checks(images: list[LabeledImage]) -> list[Check]:
+    """Return every check, with these images."""
+    checks: list[Check] = [(image.name, partial(check_image, image)) for image in images]
+    return [*checks, ("probabilities", partial(check_probabilities, images)), ("preprocessing", check_preprocessing)]
 
 
 def test_onnx(subtests: Any) -> None:
     """Run the checks under pytest, each as a subtest. pytest passes `subtests`."""
-    for test in run_checks(get_checks(MODEL_PATH, presets()), OnnxClassifier(MODEL_PATH))["tests"]:
+    for test in run_checks(get_checks(presets()), OnnxClassifier(MODEL_PATH))["tests"]:
         with subtests.test(test["name"]):
             assert test["passed"], escape(f"{test['message']}; {MODEL_PATH}")
 
@@ -91,7 +87,7 @@ def main() -> None:
     except InvalidModel as error:
         message = re.sub(r"/\S+:\d+ .*?\) ", "", str(error))  # without the lines of C++ in ONNX Runtime's messages
         sys.exit(f"test_onnx.py: {escape(message.strip())}")
-    report = run_checks(get_checks(MODEL_PATH, images), classifier)
+    report = run_checks(get_checks(images), classifier)
     print_report(report, f"{MODEL_PATH.removeprefix(f'{ROOT}/')}, {classifier.model_name}")
     sys.exit(1 if report["failed"] else 0)
 

@@ -55,7 +55,7 @@ def check_concurrency(image: LabeledImage, endpoint: Endpoint) -> str:
     return f"{len(rows)} classified, max {max(row['request_ms'] for row in rows):.1f} ms"
 
 
-def check_rejection(status: int, endpoint: Endpoint) -> str:
+def check_rejection(endpoint: Endpoint, status: int = 422) -> str:
     """Check that the endpoint rejects text in place of an image with `status`; return its message."""
     try:
         result = endpoint.classify(b"this is not an image")
@@ -69,10 +69,9 @@ def check_rejection(status: int, endpoint: Endpoint) -> str:
 def get_checks(images: list[LabeledImage], api_key: str | None) -> list[Check]:
     """Return every check, with these images. With a key, a request without it must be rejected."""
     checks: list[Check] = [("health", check_health), *((image.name, partial(check_image, image)) for image in images)]
-    checks += [("concurrent requests", partial(check_concurrency, images[0]))]
-    checks += [("not an image", partial(check_rejection, 422))]
+    checks += [("concurrent requests", partial(check_concurrency, images[0])), ("not an image", check_rejection)]
     if api_key:
-        checks += [("no API key", lambda endpoint: check_rejection(401, replace(endpoint, api_key=None)))]
+        checks += [("no API key", lambda endpoint: check_rejection(replace(endpoint, api_key=None), 401))]
     return checks
 
 

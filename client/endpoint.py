@@ -21,7 +21,7 @@ from client.report import print_line
 from runtime.settings import ROOT
 
 TIMEOUT_S = 60.0  # of a request, its retries included
-CONNECT_TIMEOUT_S = 5  # includes the TLS handshake, to which a plain HTTP port never responds
+CONNECT_S = 5  # to connect; includes the TLS handshake, to which a plain HTTP port never responds
 BUSY = (400, 423, 502, 503)  # retried, as Banana's client does; Banana's hosts use 400 for a caller over its quota
 RETRY_DELAY_S = 0.5
 MAX_RESPONSE_BYTES = 1_000_000  # what follows is not read
@@ -45,24 +45,23 @@ class Endpoint:
     """The endpoint at `url`. Every method raises EndpointUnavailable if it gets no response within `timeout_s`."""
 
     url: str  # without a slash at the end
-    api_key: str | None = None
+    api_key: str | None = None  # None: not sent
     timeout_s: float = TIMEOUT_S
 
     def classify(self, image: bytes) -> dict:
         """Return `class_id`, `class_name`, `probability`, `request_ms` and `server_ms`. Raises RequestRejected."""
         inputs = {"image": base64.b64encode(image).decode()}
-        headers = {"X-Banana-API-Key": self.api_key}  # None: not sent
         started = time.perf_counter()
-        result = self._send("POST", f"{self.url}/", _parse_result, json=inputs, headers=headers)
+        result = self._send("POST", "/", _parse_result, json=inputs, headers={"X-Banana-API-Key": self.api_key})
         return result | {"request_ms": (time.perf_counter() - started) * 1e3}
 
     def health(self) -> dict:
         """Return what /healthcheck reports. Raises RequestRejected."""
-        return self._send("GET", f"{self.url}/healthcheck", dict)
+        return self._send("GET", "/healthcheck", dict)
 
-    def _send(self, method: str, url: str, parse: Callable[[Any], dict], **arguments: Any) -> dict:
+    def _send(self, method: str, path: str, parse: Callable[[Any], dict], **arguments: Any) -> dict:
         """Send until the endpoint is not busy; return the JSON of a 200, parsed. Raises RequestRejected."""
-        deadline = time.monotonic() + self.timeout_s
+        url, deadline = f"{self.url}{path}", time.monotonic() + self.timeout_s
         response, text = self._exchange(deadline, method, url, **arguments)
         while response.status_code in BUSY and time.monotonic() + RETRY_DELAY_S < deadline:
             time.sleep(RETRY_DELAY_S)
@@ -85,30 +84,28 @@ class Endpoint:
         # In a thread that is abandoned at the deadline: the timeout of a socket limits each read, not their sum, so an
         # endpoint that drips bytes never reaches it. Not in an executor: Python waits for its threads at its end.
         exchange: Future = Future()
-        arguments |= {"method": method, "url": url, "timeout": (CONNECT_TIMEOUT_S, self.timeout_s)}
-        Thread(target=_receive, args=(exchange,), kwargs=arguments, daemon=True).start()
+        Thread(target=_receive, args=(exchange, self.timeout_s, method, url), kwargs=arguments, daemon=True).start()
         try:
             return exchange.result(deadline - time.monotonic())
         except Exception as error:
             cause: BaseException = error
             while cause.__context__:  # the outer errors are details of libraries
                 cause = cause.__context__
-            reason = f"no response: {getattr(cause, 'strerror', None) or cause}"[:MAX_MESSAGE]
-            if isinstance(error, TimeoutError):
-                reason = f"no response within {self.timeout_s:g} s"
+            detail = f"no response: {getattr(cause, 'strerror', None) or cause}"[:MAX_MESSAGE]
+            reason = f"no response within {self.timeout_s:g} s" if isinstance(error, TimeoutError) else detail
             if url.lower().startswith("https:"):
                 reason += "; if it serves plain HTTP, use a URL that begins with http://"
             raise EndpointUnavailable(f"{url}: {reason}") from error
 
 
-def _receive(exchange: Future, **arguments: Any) -> None:
+def _receive(exchange: Future, timeout_s: float, method: str, url: str, **arguments: Any) -> None:
     """Send a request; set the result of `exchange`: the response and the beginning of its text, or the error."""
     try:
         with requests.Session() as session:
             session.headers["Accept-Encoding"] = "identity"
             # Even without following a redirect, requests would read and decompress its whole body.
             session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
-            with session.request(stream=True, **arguments) as response:
+            with session.request(method, url, stream=True, timeout=(CONNECT_S, timeout_s), **arguments) as response:
                 content = response.raw.read(MAX_RESPONSE_BYTES, decode_content=False)
         exchange.set_result((response, content.decode(errors="replace")))
     except Exception as error:
@@ -117,13 +114,12 @@ def _receive(exchange: Future, **arguments: Any) -> None:
 
 def _parse_result(response: Any) -> dict:
     """Return the result in a response, without `request_ms`. Raises KeyError, TypeError or ValueError if invalid."""
-    result = {key: response[key] for key in ("class_id", "class_name", "probability")}
-    result["server_ms"] = response["timing_ms"]["total"]
-    limits = {"class_id": 10**9, "probability": 1.001, "server_ms": 10**9}
-    in_range = all(0 <= result[key] <= limit for key, limit in limits.items())  # NaN is not
-    if not in_range or type(result["class_id"]) is not int or type(result["class_name"]) is not str:
+    class_id, class_name, probability = (response[key] for key in ("class_id", "class_name", "probability"))
+    server_ms = response["timing_ms"]["total"]
+    in_range = 0 <= class_id <= 10**9 and 0 <= probability <= 1.001 and 0 <= server_ms <= 10**9  # NaN is not
+    if not in_range or type(class_id) is not int or type(class_name) is not str:
         raise ValueError
-    return result
+    return {"class_id": class_id, "class_name": class_name, "probability": probability, "server_ms": server_ms}
 
 
 @contextmanager

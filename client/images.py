@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -16,19 +15,15 @@ from client.report import print_json, print_line
 
 SUFFIXES = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}  # of the formats that the server decodes
 MAX_IMAGE_MB = 50  # several images are in memory at once
-SENTENCE = (
-    "{image}: {class_name:.200} (class {class_id}, probability {probability:.3f}) from {url} in {request_ms:.1f} ms"
-)
+SENTENCE = "{class_name:.200} (class {class_id}, probability {probability:.3f}) from {url} in {request_ms:.1f} ms"
 COLUMNS = "{class_id:>5}  {class_name:<20.200}  {probability:>11.3f}  {request_ms:>6.1f}"  # after the file
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the images, in order, and the ignored files: a folder stands for the images in it, at any depth.
-
-    In a folder, an image is a file with one of the suffixes that is not hidden; any other path counts as an image.
-    """
+    """Return the images, in order, and the ignored files: those in a folder that are hidden or have another suffix."""
     images, ignored = list[Path](), list[Path]()
     for path in paths:
+        # os.walk reports a path that is not a folder as an error: it counts as an image, whatever it is.
         for folder, folders, files in os.walk(path, onerror=lambda error: images.append(Path(error.filename))):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
@@ -46,30 +41,29 @@ def read_image(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def read_and_classify(endpoint: Endpoint, path: Path) -> dict:
-    """Return the path as `image` with its class or an `error`. Raises errors that every image would cause."""
-    row = {"image": str(path)}
-    try:
-        return row | endpoint.classify(read_image(path))
-    except OSError as error:
-        return row | {"error": f"cannot be read: {error.strerror or error}"}
-    except RequestRejected as rejection:
-        if rejection.status not in (408, 413, 422):  # any other status is not about the image
-            raise
-        return row | {"error": str(rejection)}
+def classify_in_order(endpoint: Endpoint, paths: Sequence[Path], in_flight: int = 1) -> Iterator[dict]:
+    """Yield each path as `image` with its class or an `error`, in order. Raises errors that every image would cause."""
 
+    def classify(path: Path) -> dict:
+        row = {"image": str(path)}
+        try:
+            return row | endpoint.classify(read_image(path))
+        except OSError as error:
+            return row | {"error": f"cannot be read: {error.strerror or error}"}
+        except RequestRejected as rejection:
+            if rejection.status not in (408, 413, 422):  # any other status is not about the image
+                raise
+            return row | {"error": str(rejection)}
 
-def classify_in_order(endpoint: Endpoint, paths: Sequence[Path], in_flight: int) -> Iterator[dict]:
-    """Yield what `read_and_classify` returns for each image, in order, with `in_flight` concurrent requests."""
     # Without `with`, which would wait for the requests in flight after an error.
-    return ThreadPoolExecutor(in_flight).map(partial(read_and_classify, endpoint), paths)
+    return ThreadPoolExecutor(in_flight).map(classify, paths)
 
 
 def print_one(endpoint: Endpoint, path: Path) -> bool:
-    """Print the image's class in a sentence; return whether it has one. Raises as `read_and_classify` does."""
-    row = read_and_classify(endpoint, path)
-    text, file = ("{image}: {error}", sys.stderr) if "error" in row else (SENTENCE, sys.stdout)
-    print_line(text.format(url=endpoint.url, **row), file)
+    """Print the image's class in a sentence; return whether it has one. Raises as `classify_in_order` does."""
+    [row] = classify_in_order(endpoint, [path])
+    text = row.get("error") or SENTENCE.format(url=endpoint.url, **row)
+    print_line(f"{path}: {text}", sys.stderr if "error" in row else sys.stdout)
     return "error" not in row
 
 

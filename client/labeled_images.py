@@ -1,7 +1,4 @@
-"""Images with known classes, for test_onnx.py and test_server.py: the presets, or those of `--expect`.
-
-The presets are the assignment's photographs if they are in images/photos/, otherwise illustrations of the same names.
-"""
+"""Images with known classes, for test_onnx.py and test_server.py: the presets, or those of `--expect`."""
 
 import os
 import re
@@ -40,7 +37,7 @@ class LabeledImage:
 
 
 def presets() -> list[LabeledImage]:
-    """Return the preset images: the photographs if both exist, otherwise the illustrations."""
+    """Return the assignment's photographs if both are in images/photos/, otherwise illustrations of the same names."""
     photos = ROOT / "images" / "photos"
     folder = photos if all((photos / name).is_file() for name in CLASSES) else photos.parent
     return [LabeledImage(folder / name, *label) for name, label in CLASSES.items()]

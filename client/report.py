@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 MAX_MESSAGE = 1000  # characters
-
-# A name in the report, and a function that returns a finding or raises AssertionError with what was expected.
-Check = tuple[str, Callable[[Any], str]]
+Check = tuple[str, Callable[[Any], str]]  # a name, and a function that returns a message or raises what failed
 
 
 def escape(text: object) -> str:
@@ -28,15 +26,12 @@ def print_json(value: object) -> None:
 
 
 def run_checks(checks: list[Check], subject: Any, fatal: type[Exception] | tuple[()] = ()) -> dict[str, Any]:
-    """Return `tests`, the name, message and result of each check of `subject`, and how many `passed` and `failed`.
-
-    An exception fails the check that raises it, except for `fatal`, which ends the run.
-    """
+    """Return `tests`, the name, message and result of each check of `subject`, and how many `passed` and `failed`."""
     tests: list[dict[str, Any]] = []
     for name, check in checks:
         try:
             has_passed, message = True, check(subject)
-        except fatal:
+        except fatal:  # ends the run; any other error only fails its check
             raise
         except Exception as error:
             has_passed, message = False, getattr(error, "strerror", None) or str(error)  # OSError: without its number

@@ -22,24 +22,19 @@ from runtime.errors import Unavailable
 from runtime.settings import ROOT, BadSetting, RaySettings, read
 
 SETTINGS = read(RaySettings)
-if SETTINGS.MAX_REPLICAS < SETTINGS.MIN_REPLICAS:
-    raise BadSetting(f"MAX_REPLICAS={SETTINGS.MAX_REPLICAS} is less than MIN_REPLICAS={SETTINGS.MIN_REPLICAS}")
-CPUS = SETTINGS.CPUS_PER_REPLICA
+LEAST, MOST, CPUS = SETTINGS.MIN_REPLICAS, SETTINGS.MAX_REPLICAS, SETTINGS.CPUS_PER_REPLICA
+if MOST < LEAST:
+    raise BadSetting(f"MAX_REPLICAS={MOST} is less than MIN_REPLICAS={LEAST}")
 GPUS = 1 / SETTINGS.REPLICAS_PER_GPU if SETTINGS.REPLICAS_PER_GPU else 0
 WORKERS = CPUS + app.EXTRA_WORKERS  # concurrent requests per replica
 NAME = "classifier"
-MODEL_PATH = Path(app.SETTINGS.MODEL_PATH).resolve()  # for any working directory
-ENVIRONMENT = vars(app.SETTINGS) | {"MODEL_PATH": MODEL_PATH, "THREADS": CPUS, "PYTHONPATH": ROOT}
-RUNTIME = {"env_vars": {name: str(value) for name, value in ENVIRONMENT.items()}}
+PATHS = {"MODEL_PATH": Path(app.SETTINGS.MODEL_PATH).resolve(), "PYTHONPATH": ROOT}  # for any working directory
+ENVIRONMENT = {name: str(value) for name, value in (vars(app.SETTINGS) | PATHS | {"THREADS": CPUS}).items()}
 
 
 @serve.deployment(
-    ray_actor_options={"num_cpus": CPUS, "num_gpus": GPUS, "runtime_env": RUNTIME},
-    autoscaling_config={
-        "min_replicas": SETTINGS.MIN_REPLICAS,
-        "max_replicas": SETTINGS.MAX_REPLICAS,
-        "target_ongoing_requests": CPUS,
-    },
+    ray_actor_options={"num_cpus": CPUS, "num_gpus": GPUS, "runtime_env": {"env_vars": ENVIRONMENT}},
+    autoscaling_config={"min_replicas": LEAST, "max_replicas": MOST, "target_ongoing_requests": CPUS},
     max_ongoing_requests=WORKERS,
     logging_config={"enable_access_log": False},  # the server writes one
 )
@@ -60,14 +55,13 @@ class Replica:
 class Replicas:
     """The backend of server.py: app.py's functions, called in the replicas."""
 
-    WORKERS = SETTINGS.MAX_REPLICAS * WORKERS
+    WORKERS = MOST * WORKERS
 
     def init(self) -> None:
         """Connect to the deployment in the cluster, or create it; return when it is ready."""
-        if NAME in serve.status().applications:
-            self.handle = serve.get_app_handle(NAME)
-        else:
-            self.handle = serve.run(Replica.bind(), name=NAME, route_prefix=None)  # type: ignore[attr-defined]
+        if NAME not in serve.status().applications:
+            serve.run(Replica.bind(), name=NAME, route_prefix=None)  # type: ignore[attr-defined]
+        self.handle = serve.get_app_handle(NAME)
         self.first_status = self.handle.status.remote().result()
 
     def status(self) -> dict:
@@ -92,14 +86,9 @@ class Replicas:
             raise Unavailable(f"no replica responded within {server.SETTINGS.RESPONSE_TIMEOUT_S} s") from error
 
 
-def main() -> None:
-    """Serve until SIGTERM, as server.py does."""
+if __name__ == "__main__":  # serve until SIGTERM, as server.py does
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(include_dashboard=False)
     serve.start(proxy_location="Disabled")  # server.py has the routes
     replicas = Replicas()
     server.main(replicas, server.load(replicas))
-
-
-if __name__ == "__main__":
-    main()

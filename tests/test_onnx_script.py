@@ -127,9 +127,10 @@ def test_missing_antialias_fails_also_with_smooth_images(tmp_path, monkeypatch):
     Image.new("RGB", (500, 375), (200, 150, 100)).save(tmp_path / "smooth.png")
     monkeypatch.setattr(test_onnx, "presets", lambda: [LabeledImage(tmp_path / "smooth.png", 0)])
     path = str(tmp_path / "broken.onnx")
+    monkeypatch.setattr(test_onnx, "MODEL_PATH", path)
     onnx.save(broken_copy(onnx.load(MODEL_PATH), drop_antialias), path)
     with pytest.raises(ConversionError, match=r"smooth\.png"):
-        test_onnx.check_preprocessing(path, OnnxClassifier(path))
+        test_onnx.check_preprocessing(OnnxClassifier(path))
 
 
 def test_shuffled_class_names_fail(tmp_path):

@@ -1,5 +1,7 @@
 """pytorch_model.py: the network is ResNet-18."""
 
+import runpy
+
 import pytest
 import torch
 from torch import nn
@@ -88,6 +90,6 @@ def test_the_logits_are_those_of_an_independent_resnet18(network, shape):
 
 
 def test_the_command_prints_each_networks_parameters(capsys):
-    pytorch_model.main()
+    runpy.run_path(pytorch_model.__file__, run_name="__main__")
     lines = ["resnet18: 11,689,512 parameters", "efficientnet-lite0: 4,652,008 parameters"]
     assert capsys.readouterr().out.splitlines() == lines
