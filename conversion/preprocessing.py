@@ -107,13 +107,10 @@ def preprocessing_graph(preprocessor: ImagePreprocessor) -> onnx.ModelProto:
     resize = SQUASH if preprocessor.crop_pct is None else CROP
     levels = GRAY_LEVELS if len(mean) == 1 else RGB_LEVELS
     lists = {"size": size, "mean": mean, "std": preprocessor.std, "least": least, "least_other": least[::-1]}
-    text = Template(START + resize + levels + NORMALIZE).substitute(
-        {name: ", ".join(map(repr, values)) for name, values in lists.items()},
-        opset=OPSET,
-        channels=len(mean),
-        mode='"linear"' if preprocessor.interpolation == "bilinear" else '"cubic", cubic_coeff_a = -0.5',
-        rounding="Floor" if least[0] == least[1] else "Round",
-    )
+    values = {name: ", ".join(map(repr, entries)) for name, entries in lists.items()}
+    values["mode"] = '"linear"' if preprocessor.interpolation == "bilinear" else '"cubic", cubic_coeff_a = -0.5'
+    values["rounding"] = "Floor" if least[0] == least[1] else "Round"
+    text = Template(START + resize + levels + NORMALIZE).substitute(values, opset=OPSET, channels=len(mean))
     return compose.add_prefix(onnx.parser.parse_model(text), PIXELS.removesuffix("pixels"), rename_inputs=False)
 
 
