@@ -66,16 +66,12 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
         raise ConversionError(f"the network's weights are {weights / 1e9:.1f} GB; an ONNX file holds less than 2")
     # A batch of 2, because the exporter treats 1 as a constant.
     batch = torch.zeros(2, len(trained.preprocessor.mean), *trained.preprocessor.size)
+    shapes, names = ({0: "batch"},), ["probabilities"]
     # The exporter logs, prints and warns at length; its error is enough.
     logging.getLogger("torch").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
         return torch.onnx.export(
-            trained.network,
-            (batch,),
-            opset_version=OPSET,
-            output_names=["probabilities"],
-            dynamic_shapes=({0: "batch"},),
-            verbose=False,
+            trained.network, (batch,), opset_version=OPSET, output_names=names, dynamic_shapes=shapes, verbose=False
         ).model_proto
 
 
