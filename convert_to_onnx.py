@@ -34,8 +34,6 @@ from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS
 from runtime.settings import ROOT
 
-GENERAL_OPTIONS = ("model", "weights", "weights_key", "output")  # the others are for MODULE:CALLABLE
-
 
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
@@ -102,16 +100,12 @@ def parse_args() -> argparse.Namespace:
     """Return the command line, checked; exit 2 if it is wrong. `custom` has the options given for MODULE:CALLABLE."""
     known = ", ".join(KNOWN_MODELS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model",
-        default="resnet18",
-        help=f"{known}; auto: resnet18 if its weights are available, otherwise efficientnet-lite0; or MODULE:CALLABLE, "
-        "a function or class that returns a network when called without arguments; default: %(default)s",
-    )
+    models = f"{known}; auto: the first whose weights are available; or MODULE:CALLABLE; default: %(default)s"
+    parser.add_argument("--model", default="resnet18", help=models)
     parser.add_argument("--weights", type=Path, help="state dict or checkpoint; default: a known model's own")
     parser.add_argument("--weights-key", metavar="KEY", help="one of several in a checkpoint, such as model_ema")
     parser.add_argument("--output", type=Path, default=ROOT / "classifier.onnx", help="default: %(default)s")
-    custom = parser.add_argument_group("for MODULE:CALLABLE")
+    custom = parser.add_argument_group("for MODULE:CALLABLE", "called without arguments, it must return a network")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
     custom.add_argument("--crop-pct", type=float, metavar="SHARE", help="center crop, such as 0.875; default: squash")
     custom.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="default: bilinear")
@@ -121,8 +115,8 @@ def parse_args() -> argparse.Namespace:
     custom.add_argument("--labels", type=Path, metavar="FILE", help="class names: lines or JSON; default: numbers")
     custom.add_argument("--activation", choices=ACTIVATIONS, help="makes outputs probabilities; default: softmax")
     options = parser.parse_args()
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    options.custom = {name: value for name, value in given.items() if name not in GENERAL_OPTIONS}
+    general = ("model", "weights", "weights_key", "output")
+    options.custom = {name: value for name, value in vars(options).items() if name not in general and value is not None}
     module, colon, attribute = options.model.partition(":")
     if colon and not (module and attribute and options.weights):
         parser.error("a custom model needs --model MODULE:CALLABLE --weights FILE")

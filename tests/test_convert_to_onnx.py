@@ -317,8 +317,9 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path, moment):
 
 def test_the_default_output_is_next_to_the_script(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py"])
-    assert convert_to_onnx.parse_args().output == ROOT / "classifier.onnx"
+    monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py", "--weights", "w.pth", "--weights-key", "ema"])
+    options = convert_to_onnx.parse_args()
+    assert (options.output, options.custom) == (ROOT / "classifier.onnx", {})
 
 
 def test_auto_selects_resnet18_if_it_has_weights(monkeypatch, weights):
