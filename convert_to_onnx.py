@@ -86,16 +86,6 @@ def convert(trained: TrainedModel, output: Path) -> str:
         return verify(part, trained)
 
 
-def choose_model() -> str:
-    """Return resnet18 if its weights are there or can be downloaded; otherwise efficientnet-lite0, with a warning."""
-    try:
-        trained_model.known_weights(KNOWN_MODELS["resnet18"])
-        return "resnet18"
-    except ConversionError as error:
-        print(f"using efficientnet-lite0 instead of resnet18: {str(error).splitlines()[0]}", file=sys.stderr)
-        return "efficientnet-lite0"
-
-
 def parse_args() -> argparse.Namespace:
     """Return the command line, checked; exit 2 if it is wrong. `custom` has the options given for MODULE:CALLABLE."""
     known = ", ".join(KNOWN_MODELS)
@@ -138,11 +128,8 @@ def main() -> None:
         if options.output.is_dir():
             raise ConversionError(f"{options.output} is a folder: name a file")
         TemporaryFile(dir=options.output.parent).close()  # reports a missing folder now, not after the export
-        if ":" in options.model:
-            trained = custom_model.load(options.model, options.weights, options.weights_key, **options.custom)
-        else:
-            name = choose_model() if options.model == "auto" else options.model
-            trained = trained_model.load(name, options.weights, options.weights_key)
+        load = custom_model.load if ":" in options.model else trained_model.load
+        trained = load(options.model, options.weights, options.weights_key, **options.custom)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
         print(f"{trained.name}: {trained.preprocessing}, activation {trained.activation}", flush=True)
         agreement = convert(trained, options.output)

@@ -51,8 +51,16 @@ class TrainedModel:
 def load(name: str, weights: Path | None = None, weights_key: str | None = None) -> TrainedModel:
     """Build the known model `name` with its own weights, downloaded if necessary, or with those in the file `weights`.
 
-    Its own weights must have a known digest; `weights` only need to fit. Raises ConversionError.
+    Its own weights must have a known digest; `weights` only need to fit. The name `auto` means resnet18 if its own are
+    available, otherwise efficientnet-lite0, with a warning. Raises ConversionError.
     """
+    if name == "auto":
+        name = "resnet18"
+        try:
+            known_weights(KNOWN_MODELS[name])
+        except ConversionError as error:
+            name = "efficientnet-lite0"
+            print(f"using {name} instead of resnet18: {str(error).splitlines()[0]}", file=sys.stderr)
     known = KNOWN_MODELS[name]
     path = weights or known_weights(known)
     network = Probabilities(known.build(), ACTIVATIONS["softmax"]).eval()
