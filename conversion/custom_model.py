@@ -1,13 +1,12 @@
 """Load any PyTorch image classifier that a user's module builds; refuse what would silently be converted wrongly."""
 
-import importlib
+import importlib.machinery
 import json
 import re
 import sys
 import sysconfig
 import traceback
 from collections import Counter
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def build(model: str) -> nn.Module:
 
 def is_name_clash(name: str) -> bool:
     """Return whether a module of that name is in the current directory and another in this repository."""
-    theirs, ours = (PathFinder.find_spec(name, [str(folder)]) for folder in (Path.cwd(), ROOT))
+    theirs, ours = (importlib.machinery.PathFinder.find_spec(name, [str(folder)]) for folder in (Path.cwd(), ROOT))
     return bool(theirs and ours and theirs.origin != ours.origin)
 
 
@@ -83,11 +82,9 @@ def count_outputs(network: nn.Module, shape: tuple[int, ...], activation: str | 
     given = noise.clone()
     outputs, alone = network(given), [network(image.clone()) for image in noise.split(1)]
     if not isinstance(outputs, torch.Tensor):
-        raise ConversionError(
-            f"the network gives {type(outputs).__name__}; expected one tensor, [batch, classes]. Name a subclass like\n"
-            f"    class Logits({type(network).__name__}):\n"
-            "        def forward(self, x):\n            return super().forward(x).logits"
-        )
+        problem = f"the network gives {type(outputs).__name__}; expected one tensor, [batch, classes]"
+        base, forward = type(network).__name__, "def forward(self, x): return super().forward(x).logits"
+        raise ConversionError(f"{problem}. Name a subclass like\n    class Logits({base}):\n        {forward}")
     if not torch.equal(given, noise):
         raise ConversionError("the network changes its input in place: let it begin with x = x.clone()")
     classes = outputs.numel() // 4
@@ -140,8 +137,7 @@ def format_error(error: BaseException) -> str:
     """Return an error of a user's code in one line, with the last place that is not in PyTorch or Python."""
     while error.__cause__:
         error = error.__cause__
-    ours = (str(Path(__file__).parent), str(ROOT / "convert_to_onnx.py"))
-    libraries = (sysconfig.get_path("stdlib"), str(Path(torch.__file__).parent), *ours, "<")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
+    skip = (Path(__file__).parent, ROOT / "convert_to_onnx.py", sysconfig.get_path("stdlib"), *torch.__path__, "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(map(str, skip)))]
     reason = f"{type(error).__name__}: {shorten(str(error), width=300)}"
     return f"{reason} ({frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else reason
