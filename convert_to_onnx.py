@@ -24,7 +24,6 @@ from tempfile import TemporaryFile
 import msgspec
 import onnx
 import torch
-from onnx import compose, helper
 
 from conversion import ConversionError, custom_model, trained_model
 from conversion.files import replacing
@@ -39,7 +38,7 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
     network = export_network(trained)
     preprocessing = preprocessing_graph(trained.preprocessor)  # image to PIXELS, the normalized pixels
-    graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, network.graph.input[0].name)])
+    graph = onnx.compose.merge_models(preprocessing, network, io_map=[(PIXELS, network.graph.input[0].name)])
     del graph.opset_import[1:]  # the merge lists the operator set of each part, and both use OPSET
     # The exporter records the origin of each step: stack traces with this machine's paths, a third of the file.
     for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
@@ -52,7 +51,7 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
         "activation": trained.activation,
         "class_names": json.dumps(trained.class_names),
     }
-    helper.set_model_props(graph, metadata)
+    onnx.helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph, full_check=True)
     return graph
 

@@ -6,7 +6,6 @@ from string import Template
 
 import numpy as np
 import onnx
-from onnx import compose, utils
 
 from conversion import ConversionError
 from model import ImagePreprocessor
@@ -106,14 +105,14 @@ def preprocessing_graph(preprocessor: ImagePreprocessor) -> onnx.ModelProto:
     values["rounding"] = "Floor" if least[0] == least[1] else "Round"
     text = GRAPH.replace("$resize", resize).replace("$levels", levels)
     text = Template(text).substitute(values, opset=OPSET, channels=len(mean))
-    return compose.add_prefix(onnx.parser.parse_model(text), PIXELS.removesuffix("pixels"), rename_inputs=False)
+    return onnx.compose.add_prefix(onnx.parser.parse_model(text), PIXELS.removesuffix("pixels"), rename_inputs=False)
 
 
 def open_graph(path: Path, output: str = PIXELS) -> Callable[[np.ndarray], np.ndarray]:
     """Return a file's steps from `image`, uint8 [batch, height, width, 3], to `output`. ValueError if it has none."""
     part = onnx.load(path)
     if output != part.graph.output[0].name:  # the extractor leaves out what only subgraphs use
-        part = utils.Extractor(part).extract_model(["image"], [output])
+        part = onnx.utils.Extractor(part).extract_model(["image"], [output])
     session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {"image": pixels})[0]
 
