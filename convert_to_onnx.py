@@ -24,7 +24,6 @@ from tempfile import TemporaryFile
 import msgspec
 import onnx
 import torch
-from onnx import compose, helper
 
 from conversion import ConversionError, custom_model, trained_model
 from conversion.files import replacing
@@ -34,14 +33,12 @@ from conversion.verification import verify
 from pytorch_model import KNOWN_MODELS
 from runtime.settings import ROOT
 
-GENERAL_OPTIONS = ("model", "weights", "weights_key", "output")  # the others are for MODULE:CALLABLE
-
 
 def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
     network = export_network(trained)
     preprocessing = preprocessing_graph(trained.preprocessor)  # image to PIXELS, the normalized pixels
-    graph = compose.merge_models(preprocessing, network, io_map=[(PIXELS, network.graph.input[0].name)])
+    graph = onnx.compose.merge_models(preprocessing, network, io_map=[(PIXELS, network.graph.input[0].name)])
     del graph.opset_import[1:]  # the merge lists the operator set of each part, and both use OPSET
     # The exporter records the origin of each step: stack traces with this machine's paths, a third of the file.
     for part in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
@@ -54,7 +51,7 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
         "activation": trained.activation,
         "class_names": json.dumps(trained.class_names),
     }
-    helper.set_model_props(graph, metadata)
+    onnx.helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph, full_check=True)
     return graph
 
@@ -66,16 +63,12 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
         raise ConversionError(f"the network's weights are {weights / 1e9:.1f} GB; an ONNX file holds less than 2")
     # A batch of 2, because the exporter treats 1 as a constant.
     batch = torch.zeros(2, len(trained.preprocessor.mean), *trained.preprocessor.size)
+    shapes, names = ({0: "batch"},), ["probabilities"]
     # The exporter logs, prints and warns at length; its error is enough.
     logging.getLogger("torch").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
         return torch.onnx.export(
-            trained.network,
-            (batch,),
-            opset_version=OPSET,
-            output_names=["probabilities"],
-            dynamic_shapes=({0: "batch"},),
-            verbose=False,
+            trained.network, (batch,), opset_version=OPSET, output_names=names, dynamic_shapes=shapes, verbose=False
         ).model_proto
 
 
@@ -92,30 +85,16 @@ def convert(trained: TrainedModel, output: Path) -> str:
         return verify(part, trained)
 
 
-def choose_model() -> str:
-    """Return resnet18 if its weights are there or can be downloaded; otherwise efficientnet-lite0, with a warning."""
-    try:
-        trained_model.known_weights(KNOWN_MODELS["resnet18"])
-        return "resnet18"
-    except ConversionError as error:
-        print(f"using efficientnet-lite0 instead of resnet18: {str(error).splitlines()[0]}", file=sys.stderr)
-        return "efficientnet-lite0"
-
-
 def parse_args() -> argparse.Namespace:
     """Return the command line, checked; exit 2 if it is wrong. `custom` has the options given for MODULE:CALLABLE."""
     known = ", ".join(KNOWN_MODELS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model",
-        default="resnet18",
-        help=f"{known}; auto: resnet18 if its weights are available, otherwise efficientnet-lite0; or MODULE:CALLABLE, "
-        "a function or class that returns a network when called without arguments; default: %(default)s",
-    )
+    models = f"{known}; auto: the first whose weights are available; or MODULE:CALLABLE; default: %(default)s"
+    parser.add_argument("--model", default="resnet18", help=models)
     parser.add_argument("--weights", type=Path, help="state dict or checkpoint; default: a known model's own")
     parser.add_argument("--weights-key", metavar="KEY", help="one of several in a checkpoint, such as model_ema")
     parser.add_argument("--output", type=Path, default=ROOT / "classifier.onnx", help="default: %(default)s")
-    custom = parser.add_argument_group("for MODULE:CALLABLE")
+    custom = parser.add_argument_group("for MODULE:CALLABLE", "called without arguments, it must return a network")
     custom.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of its input; default: 224 224")
     custom.add_argument("--crop-pct", type=float, metavar="SHARE", help="center crop, such as 0.875; default: squash")
     custom.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="default: bilinear")
@@ -125,8 +104,8 @@ def parse_args() -> argparse.Namespace:
     custom.add_argument("--labels", type=Path, metavar="FILE", help="class names: lines or JSON; default: numbers")
     custom.add_argument("--activation", choices=ACTIVATIONS, help="makes outputs probabilities; default: softmax")
     options = parser.parse_args()
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    options.custom = {name: value for name, value in given.items() if name not in GENERAL_OPTIONS}
+    general = ("model", "weights", "weights_key", "output")
+    options.custom = {name: value for name, value in vars(options).items() if name not in general and value is not None}
     module, colon, attribute = options.model.partition(":")
     if colon and not (module and attribute and options.weights):
         parser.error("a custom model needs --model MODULE:CALLABLE --weights FILE")
@@ -148,11 +127,8 @@ def main() -> None:
         if options.output.is_dir():
             raise ConversionError(f"{options.output} is a folder: name a file")
         TemporaryFile(dir=options.output.parent).close()  # reports a missing folder now, not after the export
-        if ":" in options.model:
-            trained = custom_model.load(options.model, options.weights, options.weights_key, **options.custom)
-        else:
-            name = choose_model() if options.model == "auto" else options.model
-            trained = trained_model.load(name, options.weights, options.weights_key)
+        load = custom_model.load if ":" in options.model else trained_model.load
+        trained = load(options.model, options.weights, options.weights_key, **options.custom)
         print(f"{trained.name}: weights from {trained.weights}, {trained.digest}", flush=True)
         print(f"{trained.name}: {trained.preprocessing}, activation {trained.activation}", flush=True)
         agreement = convert(trained, options.output)

@@ -109,9 +109,8 @@ KNOWN_MODELS = {
 }
 
 # The assignment's own photographs, on which the published results of its network are known.
-PHOTOS_URL = (
-    "https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/1a3464dd1125008f9e1545b34a0b0f0d06247b43"
-)
+PHOTOS_COMMIT = "1a3464dd1125008f9e1545b34a0b0f0d06247b43"
+PHOTOS_URL = f"https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/{PHOTOS_COMMIT}"
 PHOTOS = {
     "n01440764_tench.jpeg": "sha256:98f7e89b26142f7bdb61f3a627dee89729b0bb07a29e9e7f3be9d394c00c6f01",
     "n01632777_axolotl.jpeg": "sha256:04c86fd7c01c8383c04ff088a65a0e8692e8e4a8fa3169026249607252bc299f",

@@ -1,15 +1,12 @@
 """Load any PyTorch image classifier that a user's module builds; refuse what would silently be converted wrongly."""
 
-import importlib
+import importlib.machinery
 import json
-import math
 import re
 import sys
 import sysconfig
-import textwrap
 import traceback
 from collections import Counter
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from torch import nn
 from conversion import ConversionError
 from conversion.files import digests
 from conversion.trained_model import ACTIVATIONS, Probabilities, TrainedModel
-from conversion.weights import load_weights
+from conversion.weights import load_weights, shorten
 from model import ImagePreprocessor
 from runtime.settings import ROOT
 
@@ -39,7 +36,7 @@ def load(
     `preprocessing` is for ImagePreprocessor. Raises ConversionError, OSError, or what the network raises.
     """
     preprocessor = ImagePreprocessor(**preprocessing)
-    for option, values, least in (("--mean", preprocessor.mean, -math.inf), ("--std", preprocessor.std, 0)):
+    for option, values, least in (("--mean", preprocessor.mean, float("-inf")), ("--std", preprocessor.std, 0)):
         if len(values) != channels or not all(least < value <= 1 for value in values):
             rule = f"{channels} numbers, one per channel, of at most 1 (--std: also more than 0)"
             raise ConversionError(f"{option} must be {rule}, not {values}: divide those for pixels of 0 to 255 by 255")
@@ -60,8 +57,7 @@ def build(model: str) -> nn.Module:
         if is_name_clash(module.partition(".")[0]):
             raise ImportError(f"'{module}' is ambiguous")
         network = getattr(importlib.import_module(module), attribute)()
-        network.cpu().float()
-        network.eval()
+        network.cpu().float().eval()
     except (Exception, SystemExit) as error:  # a user's code, which may raise anything
         hint = "it must be importable from here, callable without arguments, and return a torch.nn.Module"
         if clash := next(filter(is_name_clash, re.findall(r"'(\w+)[.']", str(error))), None):
@@ -72,7 +68,7 @@ def build(model: str) -> nn.Module:
 
 def is_name_clash(name: str) -> bool:
     """Return whether a module of that name is in the current directory and another in this repository."""
-    theirs, ours = (PathFinder.find_spec(name, [str(folder)]) for folder in (Path.cwd(), ROOT))
+    theirs, ours = (importlib.machinery.PathFinder.find_spec(name, [str(folder)]) for folder in (Path.cwd(), ROOT))
     return bool(theirs and ours and theirs.origin != ours.origin)
 
 
@@ -80,18 +76,15 @@ def is_name_clash(name: str) -> bool:
 def count_outputs(network: nn.Module, shape: tuple[int, ...], activation: str | None) -> int:
     """Return the number of outputs that the network has for an image, here normalized noise of `shape`.
 
-    Raises ConversionError unless they are finite numbers, for each image independent of the rest of its batch, and
-    `activation` makes them probabilities.
+    Raises ConversionError unless they are finite, independent of the rest of the batch, and what `activation` expects.
     """
     noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     given = noise.clone()
     outputs, alone = network(given), [network(image.clone()) for image in noise.split(1)]
     if not isinstance(outputs, torch.Tensor):
-        raise ConversionError(
-            f"the network gives {type(outputs).__name__}; expected one tensor, [batch, classes]. Name a subclass like\n"
-            f"    class Logits({type(network).__name__}):\n"
-            "        def forward(self, x):\n            return super().forward(x).logits"
-        )
+        problem = f"the network gives {type(outputs).__name__}; expected one tensor, [batch, classes]"
+        base, forward = type(network).__name__, "def forward(self, x): return super().forward(x).logits"
+        raise ConversionError(f"{problem}. Name a subclass like\n    class Logits({base}):\n        {forward}")
     if not torch.equal(given, noise):
         raise ConversionError("the network changes its input in place: let it begin with x = x.clone()")
     classes = outputs.numel() // 4
@@ -114,9 +107,8 @@ def count_outputs(network: nn.Module, shape: tuple[int, ...], activation: str | 
 def name_classes(path: Path | None, outputs: int) -> list[str]:
     """Return the class names in a file, one per line or JSON; without a file class 0, class 1 and so on.
 
-    JSON is a list, a dictionary with ids, or a configuration with `id2label`. Instead of a name there may be a list
-    that ends with it. One output is the probability of the second of two classes, which the file may name alone.
-    Raises ConversionError.
+    JSON is a list, a dictionary with ids, or a configuration with `id2label`. A list in place of a name ends with it.
+    One output is the probability of the second of two classes, which may be named alone. Raises ConversionError.
     """
     classes = max(outputs, 2)
     if path is None:
@@ -137,7 +129,7 @@ def name_classes(path: Path | None, outputs: int) -> list[str]:
         gap = f", of which class {names.index('')} is empty" if "" in names else ""
         raise ConversionError(f"{path} has {len(names)} class names{gap}; the network has {classes} classes")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        print(f"{path}: warning: repeated names: {textwrap.shorten(', '.join(twice), 200)}", file=sys.stderr)
+        print(f"{path}: warning: repeated names: {shorten(', '.join(twice))}", file=sys.stderr)
     return names
 
 
@@ -145,8 +137,7 @@ def format_error(error: BaseException) -> str:
     """Return an error of a user's code in one line, with the last place that is not in PyTorch or Python."""
     while error.__cause__:
         error = error.__cause__
-    ours = (str(Path(__file__).parent), str(ROOT / "convert_to_onnx.py"))
-    libraries = (sysconfig.get_path("stdlib"), str(Path(torch.__file__).parent), *ours, "<")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
-    reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 300, placeholder=' …')}"
+    skip = (Path(__file__).parent, ROOT / "convert_to_onnx.py", sysconfig.get_path("stdlib"), *torch.__path__, "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(map(str, skip)))]
+    reason = f"{type(error).__name__}: {shorten(str(error), width=300)}"
     return f"{reason} ({frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else reason

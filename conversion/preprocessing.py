@@ -6,7 +6,6 @@ from string import Template
 
 import numpy as np
 import onnx
-from onnx import compose, utils
 
 from conversion import ConversionError
 from model import ImagePreprocessor
@@ -19,9 +18,9 @@ PIXELS = "preprocessing/pixels"  # the tensor between preprocessing and network:
 MAX_LEVELS, ONE_LEVEL, MAX_SHARE = 2.01, 1.01, 0.001
 OPSET = 20  # 18 is the first with an antialiased Resize; ONNX Runtime 1.31 runs 20 without a warning
 
-# ONNX's textual syntax. Pixels of the model's size count as preprocessed and skip the resize, which would take OpenVINO
-# half a millisecond, a fifth of its time.
-START = """
+# ONNX's textual syntax; $resize and $levels are texts from below. Pixels of the model's size count as preprocessed and
+# skip the resize, which would take OpenVINO half a millisecond, a fifth of its time.
+GRAPH = """
 <ir_version: 10, opset_import: ["": $opset]>
 preprocessing (uint8[batch, height, width, 3] image) => (float[batch, $channels, $size] pixels)
 < int64[2] size = {$size}, float white = {255}, float[$channels] mean = {$mean}, float[$channels] std = {$std} >
@@ -33,6 +32,14 @@ preprocessing (uint8[batch, height, width, 3] image) => (float[batch, $channels,
     is_resized = Cast <to = 9> (both)
     resized = If (is_resized) <
         then_branch = keep () => (uint8[batch, $size, 3] kept) { kept = Identity (image) },
+        else_branch = resize () => $resize
+    >
+    $levels
+    unit = Div (levels, white)
+    centred = Sub (unit, mean)
+    normalized = Div (centred, std)
+    pixels = Transpose <perm = [0, 3, 1, 2]> (normalized)
+}
 """
 
 # On uint8 pixels: on float, or with any other setting, it drifts from Pillow's by up to 105 of 255. On channels-last
@@ -41,17 +48,13 @@ RESIZE = """Resize <
     mode = $mode, antialias = 1, exclude_outside = 1, coordinate_transformation_mode = "half_pixel", axes = [1, 2]
 > (image, , , sides)"""
 
-SQUASH = f"""
-        else_branch = resize () => (uint8[batch, $size, 3] squashed) {{
+SQUASH = f"""(uint8[batch, $size, 3] squashed) {{
             sides = Constant <value = int64[2] {{$size}}> ()
             squashed = {RESIZE}
-        }}
-    >
-"""
+        }}"""
 
 # As ImagePreprocessor.fit: float64 and the rounding of torchvision's and timm's Python.
-CROP = f"""
-        else_branch = resize () => (uint8[batch, $size, 3] cropped)
+CROP = f"""(uint8[batch, $size, 3] cropped)
         < double[2] least = {{$least}}, double[2] least_other = {{$least_other}}, double half = {{0.5}},
           double[2] target = {{$size}}, int64[2] swap = {{1, 0}}, int64[2] axes = {{1, 2}} >
         {{
@@ -70,9 +73,7 @@ CROP = f"""
             limit = Add (offset, target)
             end = Cast <to = 7> (limit)
             cropped = Slice (scaled_image, start, end, axes)
-        }}
-    >
-"""
+        }}"""
 
 RGB_LEVELS = "levels = Cast <to = 1> (resized)"
 
@@ -92,14 +93,6 @@ GRAY_LEVELS = """
     levels = Floor (exact)
 """
 
-NORMALIZE = """
-    unit = Div (levels, white)
-    centred = Sub (unit, mean)
-    normalized = Div (centred, std)
-    pixels = Transpose <perm = [0, 3, 1, 2]> (normalized)
-}
-"""
-
 
 def preprocessing_graph(preprocessor: ImagePreprocessor) -> onnx.ModelProto:
     """Return the steps from `image`, uint8 [batch, height, width, 3], to PIXELS, float32 [batch, channels, *size]."""
@@ -107,21 +100,19 @@ def preprocessing_graph(preprocessor: ImagePreprocessor) -> onnx.ModelProto:
     resize = SQUASH if preprocessor.crop_pct is None else CROP
     levels = GRAY_LEVELS if len(mean) == 1 else RGB_LEVELS
     lists = {"size": size, "mean": mean, "std": preprocessor.std, "least": least, "least_other": least[::-1]}
-    text = Template(START + resize + levels + NORMALIZE).substitute(
-        {name: ", ".join(map(repr, values)) for name, values in lists.items()},
-        opset=OPSET,
-        channels=len(mean),
-        mode='"linear"' if preprocessor.interpolation == "bilinear" else '"cubic", cubic_coeff_a = -0.5',
-        rounding="Floor" if least[0] == least[1] else "Round",
-    )
-    return compose.add_prefix(onnx.parser.parse_model(text), PIXELS.removesuffix("pixels"), rename_inputs=False)
+    values = {name: ", ".join(map(repr, entries)) for name, entries in lists.items()}
+    values["mode"] = '"linear"' if preprocessor.interpolation == "bilinear" else '"cubic", cubic_coeff_a = -0.5'
+    values["rounding"] = "Floor" if least[0] == least[1] else "Round"
+    text = GRAPH.replace("$resize", resize).replace("$levels", levels)
+    text = Template(text).substitute(values, opset=OPSET, channels=len(mean))
+    return onnx.compose.add_prefix(onnx.parser.parse_model(text), PIXELS.removesuffix("pixels"), rename_inputs=False)
 
 
 def open_graph(path: Path, output: str = PIXELS) -> Callable[[np.ndarray], np.ndarray]:
     """Return a file's steps from `image`, uint8 [batch, height, width, 3], to `output`. ValueError if it has none."""
     part = onnx.load(path)
     if output != part.graph.output[0].name:  # the extractor leaves out what only subgraphs use
-        part = utils.Extractor(part).extract_model(["image"], [output])
+        part = onnx.utils.Extractor(part).extract_model(["image"], [output])
     session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {"image": pixels})[0]
 

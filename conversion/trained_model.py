@@ -51,8 +51,16 @@ class TrainedModel:
 def load(name: str, weights: Path | None = None, weights_key: str | None = None) -> TrainedModel:
     """Build the known model `name` with its own weights, downloaded if necessary, or with those in the file `weights`.
 
-    Its own weights must have a known digest; `weights` only need to fit. Raises ConversionError.
+    Its own weights must have a known digest; `weights` only need to fit. The name `auto` means resnet18 if its own are
+    available, otherwise efficientnet-lite0, with a warning. Raises ConversionError.
     """
+    if name == "auto":
+        name = "resnet18"
+        try:
+            known_weights(KNOWN_MODELS[name])
+        except ConversionError as error:
+            name = "efficientnet-lite0"
+            print(f"using {name} instead of resnet18: {str(error).splitlines()[0]}", file=sys.stderr)
     known = KNOWN_MODELS[name]
     path = weights or known_weights(known)
     network = Probabilities(known.build(), ACTIVATIONS["softmax"]).eval()
@@ -62,14 +70,13 @@ def load(name: str, weights: Path | None = None, weights_key: str | None = None)
 
 def known_weights(known: KnownModel) -> Path:
     """Return the path of the model's weights, downloaded with the photographs if missing. Raises ConversionError."""
-    path = known.weights
-    if not path.is_file():
-        download(known.urls, path, known.digests)
+    if not known.weights.is_file():
+        download(known.urls, known.weights, known.digests)
         try:
             for name, digest in PHOTOS.items():
                 download([f"{PHOTOS_URL}/{name}"], ROOT / "images" / "photos" / name, [digest])
         except (ConversionError, OSError) as error:
             print(f"the preset tests use illustrations: {str(error).splitlines()[0]}", file=sys.stderr)
-    elif set(known.digests).isdisjoint(actual := digests(path.read_bytes())):
-        raise ConversionError(f"{path} has an unknown digest, {actual[0]}: remove it, or give it as --weights")
-    return path
+    elif set(known.digests).isdisjoint(actual := digests(known.weights.read_bytes())):
+        raise ConversionError(f"{known.weights} has an unknown digest, {actual[0]}: remove it, or give it as --weights")
+    return known.weights

@@ -45,22 +45,17 @@ def verify(path: Path, trained: TrainedModel) -> str:
     graph_pixels = np.concatenate([preprocess(image[None]) for image in images.values()])
     levels = compare_pixels(list(images), graph_pixels, normalized, preprocessor.std)
 
-    expected = pytorch_probabilities(trained, normalized)
+    with torch.no_grad():  # on copies in the memory layout of a data loader's, on which code such as x.view depends
+        inputs = (torch.from_numpy(image[None].copy()) for image in (*normalized, *graph_pixels))
+        results = np.concatenate([trained.network(image).numpy() for image in inputs])
+    expected, expected_from_raw = np.split(results, 2)
     from_raw = np.concatenate([classifier.predict(image[None]) for image in images.values()])
     worst = max(
         compare_probabilities("one by one", classifier.predict(resized), expected),
         compare_probabilities("in a batch", predict_batch(resized), expected),
-        compare_probabilities("resized by the graph", from_raw, pytorch_probabilities(trained, graph_pixels)),
+        compare_probabilities("resized by the graph", from_raw, expected_from_raw),
     )
     return f"on {len(images)} images within {levels:.2f} of 255 of Pillow's pixels, {worst:.1e} of PyTorch's results"
-
-
-@torch.no_grad()
-def pytorch_probabilities(trained: TrainedModel, normalized: np.ndarray) -> np.ndarray:
-    """Return PyTorch's probabilities, [batch, classes], of normalized pixels, one by one."""
-    # In the memory format of a data loader's, on which code such as x.view(len(x), -1) depends.
-    pixels = torch.from_numpy(normalized).clone(memory_format=torch.contiguous_format)
-    return np.concatenate([trained.network(image[None]).numpy() for image in pixels])
 
 
 def compare_probabilities(how: str, actual: np.ndarray, expected: np.ndarray) -> float:

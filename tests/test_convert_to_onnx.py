@@ -22,7 +22,7 @@ from conversion import ConversionError, trained_model
 from conversion.preprocessing import open_graph
 from convert_to_onnx import build_graph, convert
 from model import ImagePreprocessor, OnnxClassifier
-from pytorch_model import KNOWN_MODELS, Classifier
+from pytorch_model import Classifier
 from runtime.errors import InvalidModel
 from tests import networks
 from tests.graphs import broken_copy, swap_channels
@@ -317,24 +317,6 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path, moment):
 
 def test_the_default_output_is_next_to_the_script(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py"])
-    assert convert_to_onnx.parse_args().output == ROOT / "classifier.onnx"
-
-
-def test_auto_selects_resnet18_if_it_has_weights(monkeypatch, weights):
-    digest = f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"
-    there = dataclasses.replace(KNOWN_MODELS["resnet18"], weights=weights, digests=(digest,))
-    monkeypatch.setitem(KNOWN_MODELS, "resnet18", there)
-    assert convert_to_onnx.choose_model() == "resnet18"
-
-
-def test_auto_falls_back_in_one_line(monkeypatch, capsys):
-    def refuse(_):
-        raise ConversionError("no network here")
-
-    monkeypatch.setattr(trained_model, "known_weights", refuse)
-    assert convert_to_onnx.choose_model() == "efficientnet-lite0"
-    stderr = capsys.readouterr().err
-    assert "no network here" in stderr
-    assert "using efficientnet-lite0" in stderr
-    assert stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py", "--weights", "w.pth", "--weights-key", "ema"])
+    options = convert_to_onnx.parse_args()
+    assert (options.output, options.custom) == (ROOT / "classifier.onnx", {})

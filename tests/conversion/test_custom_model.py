@@ -184,6 +184,12 @@ def test_reports_where_a_module_fails(tmp_path, monkeypatch):
         custom_model.build("mistaken:Network")
 
 
+def test_an_error_has_no_line_of_the_converters_own():
+    with pytest.raises(RuntimeError) as failed:
+        custom_model.count_outputs(torch.nn.Conv2d(1, 1, 1), (3, 8, 8), None)
+    assert f"({__file__}, line" in custom_model.format_error(failed.value)
+
+
 def test_a_module_needs_no_name_that_python_could_import(tmp_path, monkeypatch):
     (tmp_path / "my-network.py").write_text("from torch.nn import Identity as Network\n")
     monkeypatch.chdir(tmp_path)

@@ -46,6 +46,20 @@ def test_a_failed_download_tells_what_to_do(unknown_weights):
         load("resnet18")
 
 
+def test_auto_selects_resnet18_if_it_has_weights(monkeypatch, unknown_weights):
+    digest = f"sha256:{hashlib.sha256(unknown_weights.read_bytes()).hexdigest()}"
+    monkeypatch.setitem(KNOWN_MODELS, "resnet18", dataclasses.replace(KNOWN_MODELS["resnet18"], digests=(digest,)))
+    assert load("auto").name == "resnet18"
+
+
+def test_auto_falls_back_in_one_line(unknown_weights, capsys):
+    unknown_weights.unlink()
+    assert load("auto").name == "efficientnet-lite0"
+    stderr = capsys.readouterr().err
+    assert "using efficientnet-lite0 instead of resnet18: weights.pth could not be downloaded" in stderr
+    assert stderr.count("\n") == 1
+
+
 def test_loads_the_packaged_model_with_its_weights():
     trained = load("efficientnet-lite0")
     assert trained.digest in KNOWN_MODELS["efficientnet-lite0"].digests
