@@ -42,19 +42,22 @@ class ImagePreprocessor:
     interpolation: str = "bilinear"
     # Not of the model, but of the server:
     max_image_mb: int = 400  # memory for decoding one image, in units of 1,000,000 bytes
-    full_resolution: bool = True  # decode every JPEG at its own size, even a large one
+    full_resolution: bool = True  # decode even a large JPEG at its own size; not with PRECISION=auto
 
     def __call__(self, source: ImageSource) -> np.ndarray:
         """Return the image, resized and cropped: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput."""
         image = self.open(source)
-        return np.asarray(decoding.to_rgb(image, self._scale(image), self))
+        return np.asarray(decoding.to_rgb(image, self._scale(image), preprocessor=self))
 
     def decode(self, source: ImageSource) -> np.ndarray:
         """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidInput."""
-        return np.asarray(decoding.to_rgb(self.open(source)))
+        return np.asarray(decoding.to_rgb(replace(self, full_resolution=True).open(source)))
 
     def open(self, source: ImageSource, budget: decoding.CpuBudget | None = None) -> Image.Image:
-        """Return the image, within the limits but not yet decoded. Raises InvalidInput, or OSError for a path."""
+        """Return the image, within the limits but not yet decoded. Raises InvalidInput, or OSError for a path.
+
+        `budget` limits the CPU time of decoding it; by default it has its own.
+        """
         if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.shape[2:] != (3,) or 0 in source.shape:
                 raise InvalidInput("pixels must be uint8 [height, width, 3], RGB")
@@ -91,8 +94,8 @@ class ImagePreprocessor:
     def fit(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the size that an image of `size` is scaled to, and the left and top of the crop in the scaled image.
 
-        Sizes are (width, height). As in torchvision and timm, the shorter side is scaled to `scaled_size`, the longer
-        one in proportion to a whole number of pixels, and the center is cropped.
+        These sizes are (width, height), unlike `self.size`. As in torchvision and timm, the shorter side is scaled to
+        `scaled_size`, the longer one in proportion to a whole number of pixels, and the center is cropped.
         """
         if self.crop_pct is None:
             return (self.size[1], self.size[0]), (0, 0)
@@ -115,7 +118,7 @@ class ImagePreprocessor:
         return ((unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).transpose(0, 3, 1, 2)
 
     def _scale(self, image: Image.Image) -> int:
-        """Return the scale to decode at: 1, or 2, 4 or 8 for a JPEG that is decoded at a fraction of its sides."""
+        """Return what the sides are divided by in decoding: 1, or 2, 4 or 8 for a large JPEG."""
         if self.full_resolution or image.format != "JPEG" or image.width * image.height < REDUCE_FROM_PIXELS:
             return 1
         least_side = REDUCED_SIDES * max(self.scaled_size)
@@ -123,7 +126,7 @@ class ImagePreprocessor:
 
 
 class OnnxClassifier:
-    """A loaded classifier.onnx. `activation` made its probabilities: softmax, sigmoid or none; None if unknown."""
+    """A loaded classifier.onnx. `activation` made its probabilities: "softmax", "sigmoid", "none", or None: unknown."""
 
     def __init__(
         self, path: str | Path, provider: str = "cpu", precision: str = "f32", threads: int = 0, max_image_mb: int = 400

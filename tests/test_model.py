@@ -75,6 +75,8 @@ def test_full_resolution_needs_more_memory():
         ImagePreprocessor()(data)
     with pytest.raises(InvalidInput, match=r"resize it$"):
         ImagePreprocessor()(encoded(Image.new("1", (20_000, 21_000)), "PNG"))
+    with pytest.raises(InvalidInput, match="resize it"):
+        ImagePreprocessor(full_resolution=False).decode(data)
 
 
 def test_rejects_a_side_of_over_65535():
