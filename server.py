@@ -1,4 +1,4 @@
-"""Serve a classifier over HTTP: the settings, every route, the start.
+"""Serve a classifier over HTTP: the settings, the routes, the start.
 
     python server.py                                   # listens on port 8000 of all interfaces: http://127.0.0.1:8000
     PORT=9000 BANANA_API_KEY=secret python server.py   # settings are environment variables: docs/configuration.md
@@ -7,7 +7,7 @@ The path of a request that classifies an image, its limits, and the status of a 
 
 1. authenticate  the key, if BANANA_API_KEY is set: 401                                    serving/middleware.py
 2. ready         the model is loaded and the server is not stopping: 503                   serving/lifecycle.py
-3. body          over MAX_BODY_MB: 413, or REQUEST_TIMEOUT_S: 408; memory is full: 503     serving/calls.py
+3. body          over MAX_BODY_MB: 413, all of them over four times that: 503, late: 408   serving/calls.py
 4. queue         MAX_QUEUE requests may wait for a thread: 503                             serving/work_queue.py
 5. inference     in that thread; invalid input: 422, many large images: 503, a bug: 500    app.py
 6. response      not within RESPONSE_TIMEOUT_S: 503; errors as JSON, headers, metrics, log serving/middleware.py
@@ -52,7 +52,7 @@ from sanic.response import file, json
 from serving import middleware, open_inference
 from serving.calls import BodyReader, run_inference
 from serving.lifecycle import Lifecycle, State
-from serving.middleware import GET
+from serving.middleware import GET  # the options of a route without a body
 from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
@@ -76,7 +76,7 @@ server.config.update(
     REQUEST_BUFFER_SIZE=262_144,
 )
 middleware.install(server, SETTINGS)
-server.blueprint(open_inference.routes)
+server.blueprint(open_inference.routes)  # /v2/…: the Open Inference Protocol
 
 
 # -- routes --------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ async def classify(request: Request) -> HTTPResponse:
 
 @server.post("/invocations", stream=True)
 async def invocations(request: Request) -> HTTPResponse:
-    """The same as POST /."""
+    """The same as POST /, where SageMaker expects it."""
     return await run_inference(request)
 
 
@@ -159,12 +159,12 @@ def main(backend: Any, loading: Future) -> None:
     ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
     ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
-    server.after_server_start(lambda _: ctx.lifecycle.start())  # not before: Sanic ignores signals until then
     os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # hides a colored line that suggests --debug
-    # Until the life cycle handles signals, Ctrl-C exits here; Sanic would log a traceback.
-    signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.excepthook(KeyboardInterrupt, None, None))
+    server.after_server_start(lambda _: ctx.lifecycle.start())  # it handles signals, which Sanic would miss before
+    # Until then, Ctrl-C exits here; Sanic would log a traceback.
+    signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.exit_interrupted())
     try:
-        # The backlog: connections waiting to be accepted. Beyond it, clients retry after a second.
+        # The protocol closes connections that trickle. The backlog is of connections waiting to be accepted.
         server.run(host, port, protocol=DeadlineProtocol, backlog=1024, single_process=True, register_sys_signals=False)
     except OSError as error:
         sys.exit(f"server.py: cannot listen on {host}:{port}: {error.strerror}")
