@@ -5,8 +5,8 @@
     python convert_to_onnx.py --weights FILE --output other.onnx     # other weights of the same network
     python convert_to_onnx.py --model MODULE:CALLABLE --weights FILE # any other: docs/custom-models.md
 
-The file includes the resize, the normalization, softmax or sigmoid, and the class names. It is written only if its
-probabilities in ONNX Runtime agree with PyTorch's.
+The file includes the resize, the normalization, softmax or sigmoid, and the class names. It is written only if, in
+ONNX Runtime, its pixels agree with Pillow's and its probabilities with PyTorch's.
 """
 
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
@@ -38,22 +38,22 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     """Return the whole model: uint8 [batch, height, width, 3] RGB to probabilities, float32 [batch, classes]."""
     network = export_network(trained)
     preprocessing = preprocessing_graph(trained.preprocessor)  # its output, named PIXELS, is the normalized pixels
-    graph = onnx.compose.merge_models(preprocessing, network, io_map=[(PIXELS, network.graph.input[0].name)])
-    del graph.opset_import[1:]  # the merge lists the operator set of each part, and both use OPSET
-    # The exporter records the origin of each step: stack traces with this machine's paths, a third of the file.
-    for item in [*graph.graph.node, *graph.graph.output, *graph.graph.value_info]:
+    model = onnx.compose.merge_models(preprocessing, network, io_map=[(PIXELS, network.graph.input[0].name)])
+    del model.opset_import[1:]  # the merge lists the operator set of each part, and both use OPSET
+    # The exporter records the origin of each step: stack traces with this machine's paths.
+    for item in [*model.graph.node, *model.graph.output, *model.graph.value_info]:
         item.ClearField("metadata_props")
-    graph.producer_name, graph.producer_version = "convert_to_onnx.py", f"PyTorch {torch.__version__}"
+    model.producer_name, model.producer_version = "convert_to_onnx.py", f"PyTorch {torch.__version__}"
     metadata = {
         "model": trained.name,
         "weights_digest": trained.digest,
         "preprocessing": msgspec.json.encode(trained.preprocessing_metadata).decode(),
         "activation": trained.activation,
-        "class_names": json.dumps(trained.class_names),
+        "class_names": json.dumps(trained.class_names),  # in ASCII, whatever reads it
     }
-    onnx.helper.set_model_props(graph, metadata)
-    onnx.checker.check_model(graph, full_check=True)
-    return graph
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def export_network(trained: TrainedModel) -> onnx.ModelProto:
@@ -67,8 +67,9 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     logging.getLogger("torch").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
         return torch.onnx.export(
-            trained.network,
+            trained.network,  # in evaluation mode; it ends with the activation
             (batch,),
+            dynamo=True,
             opset_version=OPSET,
             output_names=["probabilities"],
             dynamic_shapes=({0: "batch"},),
@@ -128,7 +129,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Convert the model that the command line names; if that fails, exit 1 with the reason and without a file."""
+    """Convert the model that the command line names; if that fails, exit 1 and leave the output as it was."""
     options = parse_args()
     try:
         if options.output.is_dir():

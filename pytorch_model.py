@@ -84,7 +84,7 @@ class KnownModel:
     weights: Path  # the file, downloaded from `urls` if it is missing
     digests: tuple[str, ...]  # accepted digests of the file: `sha256:…`, or `git:…` as `git hash-object` prints it
     urls: tuple[str, ...] = ()  # tried in this order; none: the weights come with a package
-    preprocessor: ImagePreprocessor = field(default_factory=ImagePreprocessor)  # 224x224, ImageNet's mean and std
+    preprocessor: ImagePreprocessor = field(default_factory=ImagePreprocessor)  # squash; ImageNet's mean, std
 
 
 KNOWN_MODELS = {
@@ -108,7 +108,7 @@ KNOWN_MODELS = {
     ),
 }
 
-# The assignment's own photographs, for which its network's results are published. They come with its weights.
+# The assignment's own photographs, for which its network's results are published. They are downloaded with its weights.
 PHOTOS_COMMIT = "1a3464dd1125008f9e1545b34a0b0f0d06247b43"
 PHOTOS_URL = f"https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/{PHOTOS_COMMIT}"
 PHOTOS = {

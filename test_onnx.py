@@ -56,7 +56,7 @@ def check_preprocessing(classifier: OnnxClassifier) -> str:
         large[::2, ::2] = large[1::2, 1::2] = 0
         for raw in (large, reference.resize(large)):  # the graph does not resize the second
             normalized = reference.normalize(reference.resize(raw)[None])
-            # Raises an error if the pixels differ by more than rounding.
+            # The std turns differences into levels of 255. Raises an error if they exceed rounding.
             worst = max(worst, compare_pixels([image.name], preprocess(raw[None]), normalized, reference.std))
     return f"pixels differ from Pillow's by at most {worst:.2f} of 255"
 
