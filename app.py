@@ -43,11 +43,11 @@ def inference(model_inputs: dict) -> dict:
     """
     started = perf_counter()
     inputs = parse_inputs(model_inputs, SETTINGS.MAX_IMAGES)
-    pixels, images = load_images(inputs, classifier.preprocessor, large_images)  # within limits on time and memory
+    pixels, descriptions = load_images(inputs, classifier.preprocessor, large_images)  # limits time and memory
     loaded = perf_counter()
     probabilities = classifier.predict(pixels)
     predicted = perf_counter()
-    results = [result(image, row, inputs) for image, row in zip(images, probabilities, strict=True)]
+    results = [result(image, row, inputs) for image, row in zip(descriptions, probabilities, strict=True)]
     timing = {"decode": loaded - started, "model": predicted - loaded, "total": perf_counter() - started}
     response = {"results": results} if inputs.is_batch else results[0]
     return response | {"timing_ms": {name: round(seconds * 1e3, 3) for name, seconds in timing.items()}}
