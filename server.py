@@ -1,16 +1,16 @@
-"""Serve a classifier over HTTP: the settings, every route, the start.
+"""Serve a classifier over HTTP: the settings, the routes, the start.
 
-    python server.py                                   # listens on port 8000 of every address; open http://127.0.0.1:8000
+    python server.py                                   # listens on port 8000 of all interfaces: http://127.0.0.1:8000
     PORT=9000 BANANA_API_KEY=secret python server.py   # settings are environment variables: docs/configuration.md
 
 The path of a request that classifies an image, its limits, and the status of a request that fails there:
 
 1. authenticate  the key, if BANANA_API_KEY is set: 401                                    serving/middleware.py
 2. ready         the model is loaded and the server is not stopping: 503                   serving/lifecycle.py
-3. body          MAX_BODY_MB: 413, REQUEST_TIMEOUT_S: 408, over four such bodies: 503      serving/calls.py
+3. body          over MAX_BODY_MB: 413, all of them over four times that: 503, late: 408   serving/calls.py
 4. queue         MAX_QUEUE requests may wait for a thread: 503                             serving/work_queue.py
-5. inference     in that thread; invalid input: 422, a bug: 500                            app.py
-6. response      within RESPONSE_TIMEOUT_S: 503; then headers, metrics, a line of the log  serving/middleware.py
+5. inference     in that thread; invalid input: 422, many large images: 503, a bug: 500    app.py
+6. response      not within RESPONSE_TIMEOUT_S: 503; errors as JSON, headers, metrics, log serving/middleware.py
 """
 
 import runtime.startup_errors  # reports an old Python, a missing package or Ctrl-C in one line
@@ -36,13 +36,13 @@ def load(backend: Any) -> Future:
     return ThreadPoolExecutor(1, "load").submit(backend.init)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the next imports: the model loads during them (0.46 s to a response, not 0.60)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", choices=["serve"], help="what SageMaker passes; the same as without it")
     parser.parse_args()
     import app
 
-    loading = load(app)  # while Sanic is imported below: the first response comes after 0.46 s instead of 0.60 s
+    loading = load(app)
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -52,7 +52,7 @@ from sanic.response import file, json
 from serving import middleware, open_inference
 from serving.calls import BodyReader, run_inference
 from serving.lifecycle import Lifecycle, State
-from serving.middleware import GET
+from serving.middleware import GET  # the options of a route without a body
 from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
@@ -68,15 +68,15 @@ server = Sanic("classifier", dumps=msgspec.json.encode, configure_logging=False)
 server.config.update(
     MOTD=False,
     REQUEST_TIMEOUT=SETTINGS.REQUEST_TIMEOUT_S,
-    RESPONSE_TIMEOUT=SETTINGS.RESPONSE_TIMEOUT_S,  # when it is over, Sanic itself answers 503
+    RESPONSE_TIMEOUT=SETTINGS.RESPONSE_TIMEOUT_S,  # when it expires, Sanic itself responds 503
     KEEP_ALIVE_TIMEOUT=SETTINGS.KEEP_ALIVE_TIMEOUT_S,
-    # BodyReader has the limit: Sanic's own closes the connection on a client that is still sending.
+    # BodyReader enforces the limit; Sanic's own would cut off a client that is still sending.
     REQUEST_MAX_SIZE=sys.maxsize,
     # Sanic pauses a connection that has this many unread bytes; at its default, 65,536, it would pause most uploads.
     REQUEST_BUFFER_SIZE=262_144,
 )
 middleware.install(server, SETTINGS)
-server.blueprint(open_inference.routes)
+server.blueprint(open_inference.routes)  # /v2/…: the Open Inference Protocol
 
 
 # -- routes --------------------------------------------------------------------------------------------------------
@@ -88,11 +88,11 @@ async def classify(request: Request) -> HTTPResponse:
 
 @server.post("/invocations", stream=True)
 async def invocations(request: Request) -> HTTPResponse:
-    """The same as POST /."""
+    """The same as POST /, where SageMaker expects it."""
     return await run_inference(request)
 
 
-@server.route("/", **GET)  # type: ignore[arg-type]
+@server.route("/", **GET)  # type: ignore[arg-type]  # Sanic types one route per function
 @server.route(r"/page/<name:(style\.css|script\.js)>", name="page_files", **GET)
 async def show_page(request: Request, name: str = "index.html") -> HTTPResponse:
     """The page for a browser, its style, its script. They need no key; the page asks for the one its requests need."""
@@ -107,7 +107,7 @@ async def healthcheck(request: Request) -> HTTPResponse:
     return json({"state": "healthy"} | request.app.ctx.backend.status())
 
 
-@server.route("/_k/warmup", **(GET | {"methods": ["GET", "HEAD", "POST"]}))
+@server.route("/_k/warmup", methods=["GET", "HEAD", "POST"], ignore_body=True, error_format="json")
 async def warmup(request: Request) -> HTTPResponse:
     """The route of banana_dev's Client.warmup(): 200 once the model is loaded, otherwise 503."""
     request.app.ctx.lifecycle.require_ready()
@@ -139,7 +139,7 @@ async def ping(request: Request) -> HTTPResponse:
 @server.route("/_k/status", **GET)  # type: ignore[arg-type]
 @server.route("/__status__", name="status_alias", **GET)
 async def status(request: Request) -> HTTPResponse:
-    """Potassium's status: whether a request would start at once, the number processed, and ms of idleness or work."""
+    """The status of Potassium, Banana's framework: free or not, requests processed, milliseconds idle or working."""
     queue, state = request.app.ctx.queue, request.app.ctx.lifecycle.state
     is_free = state is State.READY and len(queue.pending) < queue.threads
     since_ms = int((monotonic() - queue.last_change) * 1e3)
@@ -159,12 +159,12 @@ def main(backend: Any, loading: Future) -> None:
     ctx.queue = WorkQueue(backend.WORKERS, SETTINGS.MAX_QUEUE)
     ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
     ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
-    server.after_server_start(lambda _: ctx.lifecycle.start())  # not before: Sanic ignores signals until then
-    os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # on a terminal, a colored line that suggests --debug
-    # Sanic logs a traceback for a KeyboardInterrupt; it replaces this handler when it serves.
-    signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.excepthook(KeyboardInterrupt, None, None))
+    os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # hides a colored line that suggests --debug
+    server.after_server_start(lambda _: ctx.lifecycle.start())  # it handles signals, which Sanic would miss before
+    # Until then, Ctrl-C exits here; Sanic would log a traceback.
+    signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.exit_interrupted())
     try:
-        # The backlog is of connections that wait to be accepted; a client retries any other after a second.
+        # The protocol closes connections that trickle. The backlog is of connections waiting to be accepted.
         server.run(host, port, protocol=DeadlineProtocol, backlog=1024, single_process=True, register_sys_signals=False)
     except OSError as error:
         sys.exit(f"server.py: cannot listen on {host}:{port}: {error.strerror}")

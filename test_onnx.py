@@ -41,21 +41,23 @@ def check_probabilities(images: list[LabeledImage], classifier: OnnxClassifier) 
         raise AssertionError(f"expected numbers from 0 to 1, got {rows.min():.3g} to {rows.max():.3g}")
     sums = rows.sum(axis=1)
     actual = f"sums per image from {sums.min():.3f} to {sums.max():.3f}"
-    if classifier.activation == "softmax" and np.abs(sums - 1).max() > 1e-3:  # for rounding
+    if classifier.activation == "softmax" and np.abs(sums - 1).max() > 1e-3:  # rounding
         raise AssertionError(f"expected a sum of 1 after softmax, got {actual}")
     return f"all from 0 to 1, {actual}"
 
 
 def check_preprocessing(classifier: OnnxClassifier) -> str:
     """Check that the graph resizes and normalizes like Pillow and NumPy, on images that reveal any difference."""
-    graph, reference = open_graph(Path(MODEL_PATH)), classifier.preprocessor
+    preprocess, reference = open_graph(Path(MODEL_PATH)), classifier.preprocessor
     worst = 0.0
     for image in presets():  # for any model: the classes do not matter
         large = reference.decode(image.path).repeat(2, axis=0).repeat(2, axis=1)
-        large[::2, ::2] = large[1::2, 1::2] = 0  # a checkerboard, which only antialiasing averages out
+        # Black out every other pixel: a checkerboard, which only antialiasing averages out.
+        large[::2, ::2] = large[1::2, 1::2] = 0
         for raw in (large, reference.resize(large)):  # the graph does not resize the second
             normalized = reference.normalize(reference.resize(raw)[None])
-            worst = max(worst, compare_pixels([image.name], graph(raw[None]), normalized, reference.std))
+            # The std turns differences into levels of 255. Raises an error if they exceed rounding.
+            worst = max(worst, compare_pixels([image.name], preprocess(raw[None]), normalized, reference.std))
     return f"pixels differ from Pillow's by at most {worst:.2f} of 255"
 
 
@@ -85,7 +87,7 @@ def main() -> None:
     try:
         classifier = OnnxClassifier(MODEL_PATH)
     except InvalidModel as error:
-        message = re.sub(r"/\S+:\d+ .*?\) ", "", str(error))  # without the lines of C++ in ONNX Runtime's messages
+        message = re.sub(r"/\S+:\d+ .*?\) ", "", str(error))  # drop C++ locations from ONNX Runtime's messages
         sys.exit(f"test_onnx.py: {escape(message.strip())}")
     report = run_checks(get_checks(images), classifier)
     print_report(report, f"{MODEL_PATH.removeprefix(f'{ROOT}/')}, {classifier.model_name}")

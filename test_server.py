@@ -30,7 +30,8 @@ from client.report import Check, escape, print_json, print_line, print_report, r
 from runtime.settings import BadSetting, EndpointSettings, read
 
 REQUESTS = 10  # sent one by one to measure the latency, and then all at once
-SUCCESS, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 3  # exit codes
+SUCCESS, FAILED, USAGE, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes
+NOT_CLASSIFIED = USAGE
 
 
 # Each check raises an error if it fails, and otherwise returns a message. `--run-tests` and pytest run the same checks.
@@ -78,20 +79,24 @@ def get_checks(images: list[LabeledImage], api_key: str | None) -> list[Check]:
 def measure_latency(endpoint: Endpoint, image: bytes) -> dict[str, float]:
     """Return the latency in milliseconds: of the first request, and the median and maximum of later ones."""
     first, *later = [endpoint.classify(image) for _ in range(1 + REQUESTS)]
-    ms, server_ms = ([result[key] for result in later] for key in ("request_ms", "server_ms"))
-    return {"first": first["request_ms"], "median": median(ms), "max": max(ms), "server_median": median(server_ms)}
+    ms = [result["request_ms"] for result in later]
+    server_median = median(result["server_ms"] for result in later)
+    return {"first": first["request_ms"], "median": median(ms), "max": max(ms), "server_median": server_median}
 
 
 def run_tests(endpoint: Endpoint, images: list[LabeledImage], as_json: bool) -> bool:
     """Print the latency and the result of every check; return whether all passed. Raises EndpointUnavailable."""
     report: dict = {"url": endpoint.url}
-    with suppress(RequestRejected, OSError):  # reported by the check of the same image
+    with suppress(RequestRejected, OSError):  # the same image's check reports it
         ms = report["timing_ms"] = measure_latency(endpoint, read_image(images[0].path))
         latency = f"latency: median {ms['median']:.1f} ms over {REQUESTS} requests (server {ms['server_median']:.1f})"
         if not as_json:
             print_line(f"{latency}, max {ms['max']:.1f}, first {ms['first']:.1f}")
     report |= run_checks(get_checks(images, endpoint.api_key), endpoint, fatal=EndpointUnavailable)
-    print_json(report) if as_json else print_report(report, endpoint.url)
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, endpoint.url)
     return report["failed"] == 0
 
 
@@ -122,9 +127,9 @@ def parse_args() -> argparse.Namespace:
     add("--url", default=os.environ.get("BANANA_MODEL_URL", ""), help="the endpoint; default: $BANANA_MODEL_URL")
     add("--api-key", default=os.environ.get("BANANA_API_KEY", ""), help="the endpoint's key; default: $BANANA_API_KEY")
     add("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds per request; default: %(default)s")
-    add("--json", action="store_true", help="print JSON: per image an object with its class or `error`; or the report")
+    add("--json", action="store_true", help="print JSON: an object per image with its class or `error`, or the report")
     args = parser.parse_args()
-    if bool(args.images) == bool(args.run_tests or args.expect):
+    if bool(args.images) == bool(args.run_tests or args.expect):  # neither, or both
         parser.error("give either images, or --run-tests/--expect")
     if args.in_flight < 1 or not 0 < args.timeout <= 3600:
         parser.error("--in-flight must be at least 1, and --timeout more than 0 and at most 3600")
@@ -149,16 +154,16 @@ def main() -> int:
             if not args.images:
                 return SUCCESS if run_tests(endpoint, args.expect or presets(), args.json) else FAILED
             if len(args.images) == 1 and not args.images[0].is_dir() and not args.json:
-                return SUCCESS if print_one(endpoint, args.found[0]) else USAGE
-            return SUCCESS if print_many(endpoint, args.found, args.in_flight, args.json) else USAGE
+                return SUCCESS if print_one(endpoint, args.found[0]) else NOT_CLASSIFIED
+            return SUCCESS if print_many(endpoint, args.found, args.in_flight, args.json) else NOT_CLASSIFIED
     except (EndpointUnavailable, RequestRejected) as error:
         if args.json:
             print_json({"error": str(error)})
         print_line(f"test_server.py: {error}", sys.stderr)
-        return UNAVAILABLE if isinstance(error, EndpointUnavailable) else USAGE
+        return UNAVAILABLE if isinstance(error, EndpointUnavailable) else NOT_CLASSIFIED
     except BrokenPipeError:  # the reader of the output exited, as `head` does
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
-    os._exit(main())  # sys.exit would wait for the requests in flight
+    os._exit(main())  # not sys.exit, which waits for requests in flight; every line printed is flushed

@@ -23,7 +23,7 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """Return the images, in order, and the ignored files: those in a folder that are hidden or have another suffix."""
     images, ignored = list[Path](), list[Path]()
     for path in paths:
-        # os.walk reports a path that is not a folder as an error: it counts as an image, whatever it is.
+        # An error (not a folder, or not readable) makes it an image, which is reported later.
         for folder, folders, files in os.walk(path, onerror=lambda error: images.append(Path(error.filename))):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
@@ -33,7 +33,7 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def read_image(path: Path) -> bytes:
-    """Return the content of an image file. Raises OSError, also if it is too large or, like a pipe, might never end."""
+    """Return the content of an image file. Raises OSError, also for one that is too large or not a regular file."""
     if path.stat().st_size > MAX_IMAGE_MB * 10**6:
         raise OSError(f"larger than {MAX_IMAGE_MB} MB")
     if not path.is_file():
@@ -42,7 +42,7 @@ def read_image(path: Path) -> bytes:
 
 
 def classify_in_order(endpoint: Endpoint, paths: Sequence[Path], in_flight: int = 1) -> Iterator[dict]:
-    """Yield each path as `image` with its class or an `error`, in order. Raises errors that every image would cause."""
+    """Yield each path as `image` with its class or an `error`, in order. Raises errors that are not about one image."""
 
     def classify(path: Path) -> dict:
         row = {"image": str(path)}

@@ -43,7 +43,7 @@ class TrainedModel:
     activation: str = "softmax"  # one of ACTIVATIONS, the network's last step
 
     @property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing_metadata(self) -> Preprocessing:
         """What the file describes of the preprocessor. Raises msgspec.ValidationError if that is out of range."""
         return msgspec.convert(self.preprocessor, Preprocessing, from_attributes=True)
 

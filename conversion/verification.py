@@ -13,11 +13,11 @@ from runtime.settings import ROOT
 
 TOLERANCE = 1e-4  # of a probability, between ONNX Runtime's and PyTorch's from the same pixels
 RELATIVE_TOLERANCE = 1e-3  # of the largest probability: stricter than TOLERANCE if there are thousands of classes
-ROUNDING = 1e-6  # the least that is allowed
+ROUNDING = 1e-6  # a difference this small is always allowed
 
 
 def generated_images(size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Return uint8 [height, width, 3] images of `size` and of awkward sizes: noise on a slope, all of which matters.
+    """Return uint8 [height, width, 3] images of `size` and of awkward sizes: noise on a gradient.
 
     None is near black or white, where bicubic overshoots: clipping there depends on which side is resized first.
     """
@@ -45,7 +45,7 @@ def verify(path: Path, trained: TrainedModel) -> str:
     graph_pixels = np.concatenate([preprocess(image[None]) for image in images.values()])
     levels = compare_pixels(list(images), graph_pixels, normalized, preprocessor.std)
 
-    with torch.no_grad():  # on copies in the memory layout of a data loader's, on which code such as x.view depends
+    with torch.no_grad():  # contiguous copies, as from a data loader: code such as x.view needs them
         inputs = (torch.from_numpy(image[None].copy()) for image in (*normalized, *graph_pixels))
         results = np.concatenate([trained.network(image).numpy() for image in inputs])
     expected, expected_from_raw = np.split(results, 2)

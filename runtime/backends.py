@@ -40,7 +40,7 @@ class LatencyAndThroughput:
     """A model opened twice on a CPU: with all threads for a lone call, with one thread per image for concurrent calls.
 
     The second is opened in the background by the first concurrent call, so that a single caller never pays for it;
-    until it is open the first runs everything. Batches bring nothing on a CPU: images run one by one.
+    until it is open the first runs everything. Batching gains nothing on a CPU: images run one by one.
     """
 
     def __init__(self, latency: Run, open_throughput: Callable[[], Run]) -> None:
@@ -68,7 +68,7 @@ class LatencyAndThroughput:
         try:
             self._throughput = self._open_throughput()
         except Exception as error:  # the backend's own
-            logger.warning("the model stays as it is for concurrent calls", extra={"fields": {"reason": str(error)}})
+            logger.warning("concurrent calls keep the first model", extra={"fields": {"reason": str(error)}})
         memory.trim_heap()
 
 
@@ -111,7 +111,7 @@ def open_runner(path: Path, provider: str, precision: str, threads: int) -> Runn
     Raises BackendUnavailable if the backend named does not work, and InvalidModel.
     """
     memory.configure_malloc()
-    *faster, last = BACKENDS if provider == "auto" else [provider]
+    *faster, last = BACKENDS if provider == "auto" else [provider]  # whose error is raised
     skipped: list[str] = []
     for name in faster:
         try:
@@ -173,7 +173,7 @@ def _open_cpu(path: Path, precision: str, threads: int) -> Runner:
 
 
 def _open_openvino(path: Path, precision: str, threads: int) -> Runner:
-    # It takes half the time of the import, and it has telemetry.
+    # Skips openvino.tools, which takes half the time of the import and has telemetry.
     sys.modules.setdefault("openvino.tools", None)  # type: ignore[arg-type]
     import openvino.frontend
 

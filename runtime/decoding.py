@@ -24,14 +24,14 @@ from runtime.stripping import END, Stripped, exif_orientation, strip_jpeg, strip
 # JPEG's own limit. Resampling needs a table proportional to the longer side: 400 MB for a line of 25 million pixels.
 MAX_SIDE = 65_535
 
-MAX_CPU_S = 2.0  # a single image takes more than 1 s only if it was made to
+MAX_CPU_S = 2.0  # a single image takes more than 1 s only if it was crafted to
 STRIP_PIXELS = 1_000_000  # converted to RGB at a time
 ROW_BYTES = 1_000  # memory per row of an image that is as narrow as a model's input
 
 TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(TURNS, start=2)}  # by the orientation in EXIF
 
-# Pillow warns about every field that it skips and quotes the file: two lines in the log, and an entry that stays.
+# Pillow warns about every field that it skips, and quotes the file: in the log, and in a registry that only grows.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -54,23 +54,23 @@ def open_image(data: bytes, budget: CpuBudget | None = None) -> Image.Image:
     """Open an image file; only its header is read. Raises InvalidInput.
 
     Without `budget` the image has its own. Its `info` has the memory that decoding needs at any scale (`fixed_bytes`),
-    whether a JPEG `is_complete`, and whether a WebP must be decoded `in_process`.
+    whether a JPEG `is_complete`, and whether a WebP must be decoded `in_subprocess`.
     """
     name = recognize(data)
     with _explaining(name):
         if name == "WEBP" and len(data) < 8 + struct.unpack_from("<I", data, 4)[0]:
-            raise IndexError
+            raise EOFError  # reported as incomplete
         file = {"JPEG": strip_jpeg, "PNG": strip_png}.get(name, Stripped)(data)
         # Image.open would drop the decoder's reason for refusing a file.
         image = DECODERS[name](_TimedBytes(file.data, budget))
         image.info.setdefault("exif", file.exif)
-        in_process = name == "WEBP" and any(part in data for part in webp.LOSSLESS_PARTS)
-        fixed_bytes = webp.PROCESS_BYTES * in_process + file.coefficient_bytes + len(data) + len(file.data)
-        image.info.update(fixed_bytes=fixed_bytes, is_complete=file.is_complete, in_process=in_process)
+        in_subprocess = name == "WEBP" and any(part in data for part in webp.LOSSLESS_PARTS)
+        fixed_bytes = webp.PROCESS_BYTES * in_subprocess + file.coefficient_bytes + len(data) + len(file.data)
+        image.info.update(fixed_bytes=fixed_bytes, is_complete=file.is_complete, in_subprocess=in_subprocess)
         return image
 
 
-def decoding_bytes(image: Image.Image, scale: int = 1) -> int:
+def needed_bytes(image: Image.Image, scale: int = 1) -> int:
     """Return how many bytes of memory decoding an opened image to RGB needs, a JPEG at 1/`scale` of its sides."""
     pixel_bytes = 1 if image.mode in ("1", "L", "P") else 2 if image.mode == "I;16" else 4
     if image.format == "WEBP":
@@ -98,7 +98,7 @@ def to_rgb(image: Image.Image, scale: int = 1, preprocessor: Any = None) -> Imag
             # libjpeg skips what is in front of the added end marker if the pixels are complete; otherwise they change.
             padded = JpegImageFile(_TimedBytes(file.getvalue().removesuffix(END) + bytes(range(1, 255)) + END, budget))
             if ImageChops.difference(decoded, _load(padded, scale)).getbbox():
-                raise IndexError
+                raise EOFError
         # Not ImageOps.exif_transpose, which rewrites all of the EXIF: that takes seconds if there is a lot of it.
         orientation = exif_orientation(image.info)
         upright = decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded
@@ -162,8 +162,8 @@ def _explaining(name: str, is_complete: bool = True) -> Iterator[None]:
     except Image.DecompressionBombError as error:  # Pillow's own limit
         raise InvalidInput(f"the {shown} has too many pixels: resize it") from error
     except Exception as error:
-        early = any(isinstance(e, IndexError | EOFError | struct.error) for e in (error, error.__cause__))
-        if early or not is_complete or "truncated" in str(error).lower():
+        ends_early = any(isinstance(e, IndexError | EOFError | struct.error) for e in (error, error.__cause__))
+        if ends_early or not is_complete or "truncated" in str(error).lower():
             raise InvalidInput(f"the {shown} is incomplete: the upload was cut off") from error
         raise InvalidInput(f"a {shown} that cannot be read: {error}") from error
 
@@ -175,9 +175,9 @@ def _box(image: Any) -> tuple[int, int, int, int]:
 
 def _load(image: Any, scale: int) -> Image.Image:
     """Decode an opened image; a GIF whose first frame does not cover the canvas is put on white."""
-    if image.info.get("in_process"):
+    if image.info.get("in_subprocess"):
         budget = image.fp.budget
-        pixels, seconds = webp.decode(image.fp.getvalue(), decoding_bytes(image), budget.spend())
+        pixels, seconds = webp.decode(image.fp.getvalue(), needed_bytes(image), budget.spend())
         budget.spend(seconds)
         return Image.frombytes(image.mode, image.size, pixels, "raw", image.rawmode)
     if scale > 1:

@@ -7,13 +7,18 @@ import os
 import sys
 
 
+def exit_interrupted():  # type: ignore[no-untyped-def]
+    """Exit at once with the shell's code for SIGINT; a normal exit would wait for threads that are still running."""
+    print(f"{sys.argv[0].rpartition(os.sep)[2]}: interrupted", file=sys.__stderr__)  # whatever redirects sys.stderr
+    sys.stdout.flush()
+    os._exit(130)
+
+
 def excepthook(kind, error, traceback):  # type: ignore[no-untyped-def]
     """Report the exception that ends the program (`sys.excepthook`)."""
     script = sys.argv[0].rpartition(os.sep)[2]
     if issubclass(kind, KeyboardInterrupt):
-        print(f"{script}: interrupted", file=sys.__stderr__)  # whatever redirects sys.stderr
-        sys.stdout.flush()
-        os._exit(130)  # the shell's code for SIGINT; to return would be to wait for threads that are still running
+        exit_interrupted()
     elif not issubclass(kind, ModuleNotFoundError):
         sys.__excepthook__(kind, error, traceback)
     elif is_outside_venv():
@@ -46,7 +51,7 @@ def on_interrupt(number, frame):  # type: ignore[no-untyped-def]
     """Raise KeyboardInterrupt, or exit at once during an import, which may drop or replace that exception."""
     while frame:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            excepthook(KeyboardInterrupt, None, None)
+            exit_interrupted()
         frame = frame.f_back
     raise KeyboardInterrupt
 

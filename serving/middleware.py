@@ -39,7 +39,7 @@ CORS_HEADERS = {  # of every response if CORS_ORIGIN is set
 PROBES = {"/healthcheck", "/ping", "/v2/health/live", "/v2/health/ready"}
 PUBLIC_PATHS = PROBES | {"/page/style.css", "/page/script.js", "/openapi.json"}
 V2_ROUTES = "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/<name>[/versions/1][/ready], or POST .../infer"
-# Of a route without a body. With error_format, Sanic does not search the source of each for one when it starts.
+# Options of a route without a body. error_format spares Sanic a search of each handler's source at startup.
 GET: dict[str, Any] = {"methods": ["GET", "HEAD"], "ignore_body": True, "error_format": "json"}
 
 
@@ -97,7 +97,7 @@ async def respond_to_error(request: Request, error: Exception) -> HTTPResponse:
         message = f"{request.method} {request.path} is not served here: {V2_ROUTES if is_v2 else 'POST an image to /'}"
     if status == 408 or request.app.ctx.lifecycle.state is State.STOPPING:
         request.stream.keep_alive = False
-    release_frames(error)  # now that it is logged, and before a client takes its time to read the response
+    release_frames(error)  # logged by now; a slow client must not keep them alive
     message = message.encode(errors="backslashreplace").decode()  # a method may hold bytes that are not text
     kind = TYPES.get(status) or HTTPStatus(status).name.lower()
     body = {"error": message if is_v2 else {"type": kind, "message": message}}
@@ -123,7 +123,7 @@ def record(request: Request, status: int) -> None:
     REQUEST_SECONDS.labels(route, status).observe(total_ms / 1e3)
     fields = {"id": get_request_id(request), "method": request.method, "path": request.path, "status": status}
     fields |= {"bytes": request.stream.request_bytes or 0, "total_ms": total_ms}
-    if answer := getattr(request.ctx, "answer", None):  # it was not refused
+    if answer := getattr(request.ctx, "answer", None):  # set once inference has succeeded
         if images := [result["image"] for result in answer.get("results", [answer]) if "image" in result]:
             fields["images"] = [f"{image['format']} {image['width']}x{image['height']}" for image in images]
         timing = {"queue": round(request.ctx.queued_s * 1e3, 1)} | answer["timing_ms"]

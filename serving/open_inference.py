@@ -22,7 +22,7 @@ from serving.middleware import GET
 MAX_IMAGES = read(ModelSettings).MAX_IMAGES
 JSON_LENGTH = "Inference-Header-Content-Length"  # the number of bytes of JSON before binary tensors
 EXPECTED = 'expected input "image", UINT8 [images, height, width, 3] or BYTES [images], and output "probabilities"'
-PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # numbers decoded at a time: no other thread runs meanwhile
+PIECE = re.compile(rb"[^,]+(?:,[^,]+){,16383}")  # at most 16,384 numbers per decode call, which holds the GIL
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
@@ -126,7 +126,7 @@ def decode_request(model: str, headers: Mapping[str, str], body: bytes) -> Decod
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"not an inference request ({error}): {EXPECTED}") from error
     wanted = (outputs[0].parameters if outputs else None) or _Parameters()
-    default = (request.parameters or _Parameters()).binary_data_output
+    default = (request.parameters or _Parameters()).binary_data_output  # of outputs that do not choose themselves
     is_binary = bool(default if wanted.binary_data is None else wanted.binary_data)
     fields = {"model_name": model, "model_version": "1"} | ({} if request.id is None else {"id": request.id})
     inputs = {"images": images, "probabilities": not wanted.classification, "top_k": wanted.classification or 1}
@@ -160,8 +160,8 @@ def _images(tensor: _Input, binary: memoryview) -> list[np.ndarray] | list[bytes
     if shape[0] > MAX_IMAGES:
         raise InvalidInput(f"too many images; the limit is {MAX_IMAGES} per request")
     size = (tensor.parameters or _Parameters()).binary_data_size
-    in_json = tensor.data != NULL
-    if in_json == (size is not None) or len(binary) != (size or 0):
+    in_json, in_binary = tensor.data != NULL, size is not None
+    if in_json == in_binary or len(binary) != (size or 0):
         raise InvalidInput('expected either "data", or "binary_data_size" bytes of binary data after the JSON')
     data: Any
     if is_pixels:

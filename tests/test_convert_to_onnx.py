@@ -194,6 +194,19 @@ def test_a_network_that_fails_is_refused_without_a_traceback(refused, capfd, net
     assert capfd.readouterr().err == ""
 
 
+def test_advice_about_custom_models_is_only_for_them(monkeypatch, tmp_path):
+    def fail(trained):
+        raise RuntimeError("no operator")
+
+    monkeypatch.setattr(convert_to_onnx, "build_graph", fail)
+    command = ["--model", "efficientnet-lite0", "--output", str(tmp_path / "x.onnx")]
+    monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py", *command])
+    with pytest.raises(SystemExit) as ended:
+        convert_to_onnx.main()
+    [line] = ended.value.code.splitlines()
+    assert line.startswith("convert_to_onnx.py: efficientnet-lite0 cannot be converted: RuntimeError: no operator")
+
+
 @pytest.mark.parametrize("options", [["--crop-pct", "87.5"], ["--crop-pct", "nan"], ["--size", "0", "9"]])
 def test_a_wrong_crop_or_size_is_wrong_usage(refused, capsys, options):
     assert refused("Small", *options) == 2
@@ -319,4 +332,4 @@ def test_the_default_output_is_next_to_the_script(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["convert_to_onnx.py", "--weights", "w.pth", "--weights-key", "ema"])
     options = convert_to_onnx.parse_args()
-    assert (options.output, options.custom) == (ROOT / "classifier.onnx", {})
+    assert (options.output, options.custom_options) == (ROOT / "classifier.onnx", {})

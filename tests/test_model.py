@@ -8,7 +8,7 @@ import pytest
 from onnx import parser
 from PIL import Image, ImageOps
 
-from model import LARGE_PIXELS, ImagePreprocessor, OnnxClassifier
+from model import REDUCE_FROM_PIXELS, ImagePreprocessor, OnnxClassifier
 from runtime import decoding
 from runtime.decoding import FORMATS
 from runtime.errors import InvalidInput, InvalidModel
@@ -38,7 +38,7 @@ def test_rejects_costly_images_before_decoding(monkeypatch, file_format):
 
     data = encoded(Image.new("RGB", (1500, 1000)), file_format)
     opened = decoding.open_image(data)
-    needed_mb = decoding.decoding_bytes(opened) // 1_000_000
+    needed_mb = decoding.needed_bytes(opened) // 1_000_000
     monkeypatch.setattr(type(opened), "load", decode)
     with pytest.raises(InvalidInput, match=rf"1500x1000 pixels.* {needed_mb} MB.* {needed_mb - 1} MB"):
         ImagePreprocessor(max_image_mb=needed_mb - 1)(data)
@@ -75,6 +75,8 @@ def test_full_resolution_needs_more_memory():
         ImagePreprocessor()(data)
     with pytest.raises(InvalidInput, match=r"resize it$"):
         ImagePreprocessor()(encoded(Image.new("1", (20_000, 21_000)), "PNG"))
+    with pytest.raises(InvalidInput, match="resize it"):
+        ImagePreprocessor(full_resolution=False).decode(data)
 
 
 def test_rejects_a_side_of_over_65535():
@@ -109,7 +111,7 @@ def test_reduced_scale_covers_the_longer_side_four_times(longer_side, scale):
 
 
 def test_decodes_other_jpegs_at_full_resolution():
-    data = large_jpeg(2000, LARGE_PIXELS // 2000 - 1)
+    data = large_jpeg(2000, REDUCE_FROM_PIXELS // 2000 - 1)
     np.testing.assert_array_equal(ImagePreprocessor(full_resolution=False)(data), ImagePreprocessor()(data))
 
 

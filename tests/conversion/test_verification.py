@@ -70,7 +70,7 @@ def test_wrong_pixels_are_seen_whatever_the_weights(blind, saved, break_it):
 def test_refuses_pixels_other_than_the_file_describes(small, small_graph, saved):
     graph = onnx.ModelProto()
     graph.CopyFrom(small_graph)
-    described = json.dumps(msgspec.to_builtins(small.preprocessing) | {"interpolation": "bicubic"})
+    described = json.dumps(msgspec.to_builtins(small.preprocessing_metadata) | {"interpolation": "bicubic"})
     next(entry for entry in graph.metadata_props if entry.key == "preprocessing").value = described
     with pytest.raises(ConversionError, match=r"from Pillow's"):
         verify(saved(graph), small)

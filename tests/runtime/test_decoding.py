@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from model import ImagePreprocessor
 from runtime import decoding, stripping, webp
-from runtime.decoding import FORMATS, CpuBudget, decoding_bytes, open_image, to_rgb
+from runtime.decoding import FORMATS, CpuBudget, needed_bytes, open_image, to_rgb
 from runtime.errors import InvalidInput, Unavailable
 from tests.malicious_images import (
     PNG_SIGNATURE,
@@ -448,7 +448,7 @@ def test_limits_the_memory_of_webp_tables(processes, make):
     assert decoded(make(512, 200)).shape == (512, 512, 3)
     for groups in (2_600, 16_000):
         image = open_image(make(512, groups))
-        assert decoding_bytes(image) < 25_000_000
+        assert needed_bytes(image) < 25_000_000
         with pytest.raises(InvalidInput, match=r"WebP that cannot be read: .*save it as PNG or JPEG"):
             to_rgb(image)
     assert len(processes) == 3
@@ -527,11 +527,11 @@ def test_process_that_cannot_be_started_is_an_error(monkeypatch):
 
 def test_counts_the_coefficients_of_several_scans():
     whole, parts = (encoded(Image.new("CMYK", (1_000, 1_000)), "JPEG"), jpeg_scans_of_three_components(1_000))
-    assert decoding_bytes(open_image(whole), 8) < 1_000_000
-    assert decoding_bytes(open_image(parts), 8) > 8_000_000
+    assert needed_bytes(open_image(whole), 8) < 1_000_000
+    assert needed_bytes(open_image(parts), 8) > 8_000_000
     for mode, kept in (("RGB", 3_000_000), ("L", 2_000_000), ("CMYK", 8_000_000)):
         progressive = encoded(Image.new(mode, (1_000, 1_000)), "JPEG", progressive=True)
-        assert kept < decoding_bytes(open_image(progressive), 8) < 1.5 * kept
+        assert kept < needed_bytes(open_image(progressive), 8) < 1.5 * kept
 
 
 @pytest.mark.parametrize(
@@ -604,7 +604,7 @@ def test_decoding_stays_within_the_estimated_memory(tmp_path):
             Path("/proc/self/clear_refs").write_text("5")
             before = kb("VmRSS")
             image = decoding.open_image(data)
-            estimated = decoding.decoding_bytes(image, scale) // 1000
+            estimated = decoding.needed_bytes(image, scale) // 1000
             decoding.to_rgb(image, scale, ImagePreprocessor())
             del image
             print(name, kb("VmHWM") - before, estimated)
