@@ -59,7 +59,8 @@ def output(weights, tmp_path_factory):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     steps = ["weights", "Preprocessing(size=(224, 224), mean=", "export", "comparing", "on 9 images", "resnet18.onnx, "]
-    assert all(map(str.startswith, result.stdout.splitlines(), [f"resnet18: {step}" for step in steps])), result.stdout
+    lines = zip(result.stdout.splitlines(), steps, strict=True)
+    assert all(line.startswith(f"resnet18: {step}") for line, step in lines), result.stdout
     assert sorted(weights.parent.iterdir()) == [weights.with_name("resnet18.onnx"), weights]
     return weights.with_name("resnet18.onnx")
 
