@@ -39,7 +39,7 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
     network = export_network(trained)
     preprocessing = preprocessing_graph(trained.preprocessor)  # its output, named PIXELS, is the normalized pixels
     model = onnx.compose.merge_models(preprocessing, network, io_map=[(PIXELS, network.graph.input[0].name)])
-    del model.opset_import[1:]  # the merge lists the operator set of each part, and both use OPSET
+    del model.opset_import[1:]  # the merge lists ONNX's operator set once per part; both use OPSET
     # The exporter records the origin of each step: stack traces with this machine's paths.
     for item in [*model.graph.node, *model.graph.output, *model.graph.value_info]:
         item.ClearField("metadata_props")
@@ -49,7 +49,7 @@ def build_graph(trained: TrainedModel) -> onnx.ModelProto:
         "weights_digest": trained.digest,
         "preprocessing": msgspec.json.encode(trained.preprocessing_metadata).decode(),
         "activation": trained.activation,
-        "class_names": json.dumps(trained.class_names),  # in ASCII, whatever reads it
+        "class_names": json.dumps(trained.class_names),  # ASCII, for any reader
     }
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
@@ -60,7 +60,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
     """Return the network and its activation as ONNX: float32 [batch, channels, *size] to float32 [batch, classes]."""
     weight_bytes = sum(tensor.nbytes for tensor in trained.network.state_dict().values())
     if weight_bytes >= 2**31:  # the file is one Protocol Buffers message
-        raise ConversionError(f"the network's weights are {weight_bytes / 1e9:.1f} GB; an ONNX file holds less than 2")
+        raise ConversionError(f"the weights are {weight_bytes / 2**30:.1f} GiB; an ONNX file holds less than 2")
     # A batch of 2, because the exporter treats 1 as a constant.
     batch = torch.zeros(2, len(trained.preprocessor.mean), *trained.preprocessor.size)
     # The exporter logs, prints and warns at length; its error is enough.
@@ -80,7 +80,7 @@ def export_network(trained: TrainedModel) -> onnx.ModelProto:
 def convert(trained: TrainedModel, output: Path) -> str:
     """Write the model to `output`, and return how close it is to PyTorch.
 
-    Raises ConversionError, or an error of the network, PyTorch, ONNX or ONNX Runtime; `output` is then left unchanged.
+    Raises ConversionError, or an error from the network, PyTorch, ONNX or ONNX Runtime; `output` is then unchanged.
     """
     print(f"{trained.name}: exporting (about half a minute)", flush=True)
     graph = build_graph(trained)
@@ -101,7 +101,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=ROOT / "classifier.onnx", help="default: %(default)s")
     group = parser.add_argument_group("for MODULE:CALLABLE", "called without arguments, it must return a network")
     group.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="input height and width; default: 224 224")
-    group.add_argument("--crop-pct", type=float, metavar="SHARE", help="center crop, such as 0.875; default: squash")
+    group.add_argument("--crop-pct", type=float, metavar="RATIO", help="center crop, such as 0.875; default: squash")
     group.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="default: bilinear")
     group.add_argument("--mean", type=float, nargs="+", help="per channel, of pixels in [0, 1]; default: ImageNet's")
     group.add_argument("--std", type=float, nargs="+", help="per channel, of pixels in [0, 1]; default: ImageNet's")
@@ -142,7 +142,7 @@ def main() -> None:
         agreement = convert(trained, options.output)
     except (ConversionError, OSError) as error:
         sys.exit(f"convert_to_onnx.py: {error}")
-    except (Exception, SystemExit) as error:  # of PyTorch, ONNX, ONNX Runtime, or a network, which may call sys.exit
+    except (Exception, SystemExit) as error:  # from PyTorch, ONNX, ONNX Runtime, or a network, which may call sys.exit
         reason = f"{options.model} cannot be converted: {custom_model.format_error(error)}"
         advice = "Check --size and --channels, and replace steps that ONNX lacks or that depend on the image's content"
         sys.exit(f"convert_to_onnx.py: {reason}" + (f"\n{advice}" if options.is_custom else ""))

@@ -18,7 +18,7 @@ from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import available_cpus
 
 # A JPEG of at least REDUCE_FROM_PIXELS is decoded at a reduced scale that leaves both sides at least REDUCED_SIDES
-# times as long as the model's input: 12 megapixels then take 50 ms, not 140, and a probability moves by up to 0.02.
+# times as long as those of `scaled_size`: 12 megapixels take 50 ms, not 140, and a probability moves by up to 0.02.
 REDUCE_FROM_PIXELS, REDUCED_SIDES = 4_000_000, 4
 LARGE_BYTES = 32_000_000  # memory for decoding; images that need more are large and take turns
 
@@ -40,14 +40,14 @@ class ImagePreprocessor:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     crop_pct: float | None = None
     interpolation: str = "bilinear"
-    # Not of the model, but of the server:
+    # The server's, not the model's:
     max_image_mb: int = 400  # memory for decoding one image, in units of 1,000,000 bytes
     full_resolution: bool = True  # decode even a large JPEG at its own size; not with PRECISION=auto
 
     def __call__(self, source: ImageSource) -> np.ndarray:
         """Return the image, resized and cropped: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput."""
         image = self.open(source)
-        return np.asarray(decoding.to_rgb(image, self._scale(image), preprocessor=self))
+        return np.asarray(decoding.to_rgb(image, self._scale(image), resize_for=self))
 
     def decode(self, source: ImageSource) -> np.ndarray:
         """Return the image at its own size: uint8 [height, width, 3], RGB, upright. Raises InvalidInput."""
@@ -56,7 +56,7 @@ class ImagePreprocessor:
     def open(self, source: ImageSource, budget: decoding.CpuBudget | None = None) -> Image.Image:
         """Return the image, within the limits but not yet decoded. Raises InvalidInput, or OSError for a path.
 
-        `budget` limits the CPU time of decoding it; by default it has its own.
+        The image keeps `budget`, the CPU time for decoding it; default: its own.
         """
         if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.shape[2:] != (3,) or 0 in source.shape:
@@ -81,7 +81,7 @@ class ImagePreprocessor:
 
     def resize(self, pixels: np.ndarray) -> np.ndarray:
         """Return RGB pixels, uint8 [height, width, 3], as uint8 [size[0], size[1], 3], resized as `__call__` does."""
-        if pixels.shape[:2] == self.size:  # taken as already cropped, as the graph does; `__call__` would crop them
+        if pixels.shape[:2] == self.size:  # like the graph, take these as already cropped; `__call__` would crop
             return pixels
         return np.asarray(decoding.resize(Image.fromarray(pixels), self))
 
@@ -95,7 +95,7 @@ class ImagePreprocessor:
         """Return the size that an image of `size` is scaled to, and the left and top of the crop in the scaled image.
 
         These sizes are (width, height), unlike `self.size`. As in torchvision and timm, the shorter side is scaled to
-        `scaled_size`, the longer one in proportion to a whole number of pixels, and the center is cropped.
+        `scaled_size`, the longer one in proportion, to a whole pixel, and the center is cropped.
         """
         if self.crop_pct is None:
             return (self.size[1], self.size[0]), (0, 0)
@@ -108,7 +108,7 @@ class ImagePreprocessor:
         return (scaled_width, scaled_height), (left, top)
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Return (pixels / 255 - mean) / std, float32 [batch, channels, *size], of RGB, uint8 [batch, *size, 3].
+        """Return (pixels / 255 - mean) / std, float32 [batch, channels, *size], from RGB, uint8 [batch, *size, 3].
 
         Serving does not need it, because the graph normalizes; the converter and the tests compare the two.
         """
@@ -126,14 +126,14 @@ class ImagePreprocessor:
 
 
 class OnnxClassifier:
-    """A loaded classifier.onnx. `activation` made its probabilities: "softmax", "sigmoid", "none", or None: unknown."""
+    """A loaded classifier.onnx. `activation` is its last step: "softmax", "sigmoid", "none", or None if unknown."""
 
     def __init__(
         self, path: str | Path, provider: str = "cpu", precision: str = "f32", threads: int = 0, max_image_mb: int = 400
     ) -> None:
         """Load the file at `path` on `provider`: auto, cuda, openvino or cpu. `threads` 0 means one per CPU.
 
-        With `precision` f32 the model computes exactly; auto is faster, and decodes large JPEGs at a reduced scale.
+        With `precision` f32 the model computes in float32; auto is faster, and decodes large JPEGs at a reduced scale.
         These defaults are for the converter and the tests; app.py has others. Raises InvalidModel or
         BackendUnavailable.
         """
@@ -149,9 +149,9 @@ class OnnxClassifier:
         self.preprocessor = ImagePreprocessor(**stored, max_image_mb=max_image_mb, full_resolution=precision == "f32")
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
-        """Return probabilities, float32 [batch, classes], of RGB pixels, uint8 [batch, any height, any width, 3]."""
+        """Return probabilities, float32 [batch, classes], for RGB pixels, uint8 [batch, any height, any width, 3]."""
         # ONNX Runtime's CPU provider accepts any size: the graph resizes. OpenVINO would resize without antialiasing,
-        # and CUDA batches images of one size.
+        # and CUDA batches the images of several requests, which must have one size.
         if pixels.shape[1:3] != self.preprocessor.size and not self.runner.any_size:
             pixels = np.stack([self.preprocessor.resize(image) for image in pixels])
         return self.runner.run(pixels)

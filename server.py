@@ -1,15 +1,15 @@
-"""Serve a classifier over HTTP: the settings, the routes, the start.
+"""Serve a classifier over HTTP: settings, routes, startup.
 
     python server.py                                   # listens on port 8000 of all interfaces: http://127.0.0.1:8000
     PORT=9000 BANANA_API_KEY=secret python server.py   # settings are environment variables: docs/configuration.md
 
-The path of a request that classifies an image, its limits, and the status of a request that fails there:
+The steps of a request that classifies an image, their limits, and the status of one that fails there:
 
 1. authenticate  the key, if BANANA_API_KEY is set: 401                                    serving/middleware.py
 2. ready         the model is loaded and the server is not stopping: 503                   serving/lifecycle.py
-3. body          over MAX_BODY_MB: 413, all of them over four times that: 503, late: 408   serving/calls.py
+3. body          over MAX_BODY_MB: 413; all bodies, over 4 times that: 503; late: 408      serving/calls.py
 4. queue         MAX_QUEUE requests may wait for a thread: 503                             serving/work_queue.py
-5. inference     in that thread; invalid input: 422, many large images: 503, a bug: 500    app.py
+5. inference     in that thread; invalid input: 422; many large images: 503; a bug: 500    app.py
 6. response      not within RESPONSE_TIMEOUT_S: 503; errors as JSON, headers, metrics, log serving/middleware.py
 """
 
@@ -57,7 +57,7 @@ from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
 SERVING = Path(__file__).parent / "serving"
-# The page runs only its own files and never turns text into HTML. It shows the chosen images (blob:), an icon (data:).
+# The page runs only its own files and never turns text into HTML. It shows chosen images (blob:) and an icon (data:).
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
@@ -96,13 +96,13 @@ async def invocations(request: Request) -> HTTPResponse:
 @server.route(r"/page/<name:(style\.css|script\.js)>", name="page_files", **GET)
 async def show_page(request: Request, name: str = "index.html") -> HTTPResponse:
     """The page for a browser, its style, its script. They need no key; the page asks for the one its requests need."""
-    # Not Sanic's static(), which would keep the body of such a request in memory.
+    # Not Sanic's static(), which would keep a body that comes with a GET in memory.
     return await file(SERVING / "page" / name, headers={"Content-Security-Policy": PAGE_POLICY}, no_store=True)
 
 
 @server.route("/healthcheck", **GET)
 async def healthcheck(request: Request) -> HTTPResponse:
-    """Banana's health check: 200 with what runs here while the model works, otherwise 503."""
+    """Banana's health check: 200 and what runs here if the model works, otherwise 503."""
     await request.app.ctx.lifecycle.require_healthy()
     return json({"state": "healthy"} | request.app.ctx.backend.status())
 
@@ -148,7 +148,7 @@ async def status(request: Request) -> HTTPResponse:
     return json(fields | {"idle_time": idle_ms, "inference_time": working_ms})
 
 
-# -- start and end -------------------------------------------------------------------------------------------------
+# -- startup and shutdown ------------------------------------------------------------------------------------------
 def main(backend: Any, loading: Future) -> None:
     """Serve until SIGTERM; exit 1 if the model cannot be loaded, or if requests were left unfinished.
 
@@ -160,11 +160,11 @@ def main(backend: Any, loading: Future) -> None:
     ctx.lifecycle = Lifecycle(server, backend, ctx.queue, loading, SETTINGS)
     ctx.bodies = BodyReader(SETTINGS.MAX_BODY_MB * 1_000_000, SETTINGS.REQUEST_TIMEOUT_S)
     os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"  # hides a colored line that suggests --debug
-    server.after_server_start(lambda _: ctx.lifecycle.start())  # it handles signals, which Sanic would miss before
+    server.after_server_start(lambda _: ctx.lifecycle.start())  # handles signals; Sanic would miss early ones
     # Until then, Ctrl-C exits here; Sanic would log a traceback.
     signal.signal(signal.SIGINT, lambda *_: runtime.startup_errors.exit_interrupted())
     try:
-        # The protocol closes connections that trickle. The backlog is of connections waiting to be accepted.
+        # The protocol closes connections whose data trickles in. The backlog: connections not accepted yet.
         server.run(host, port, protocol=DeadlineProtocol, backlog=1024, single_process=True, register_sys_signals=False)
     except OSError as error:
         sys.exit(f"server.py: cannot listen on {host}:{port}: {error.strerror}")

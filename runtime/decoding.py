@@ -85,7 +85,7 @@ def needed_bytes(image: Image.Image, scale: int = 1) -> int:
     return size + max(image.size) * ROW_BYTES // scale + image.info.get("fixed_bytes", 0)
 
 
-def to_rgb(image: Image.Image, scale: int = 1, preprocessor: Any = None) -> Image.Image:
+def to_rgb(image: Image.Image, scale: int = 1, resize_for: Any = None) -> Image.Image:
     """Decode the first frame to RGB: upright according to EXIF, transparency on white, of 16 bits the upper 8.
 
     A JPEG is decoded at 1/`scale` of its sides. With a model.ImagePreprocessor it is resized, too. Raises InvalidInput.
@@ -102,7 +102,7 @@ def to_rgb(image: Image.Image, scale: int = 1, preprocessor: Any = None) -> Imag
         # Not ImageOps.exif_transpose, which rewrites all of the EXIF: that takes seconds if there is a lot of it.
         orientation = exif_orientation(image.info)
         upright = decoded.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else decoded
-        return resize(upright, preprocessor, budget) if preprocessor else _on_white(upright)
+        return resize(upright, resize_for, budget) if resize_for else _on_white(upright)
 
 
 def resize(image: Image.Image, preprocessor: Any, budget: CpuBudget | None = None) -> Image.Image:

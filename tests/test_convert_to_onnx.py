@@ -225,7 +225,7 @@ def test_what_onnx_runtime_cannot_run_is_refused(monkeypatch, refused):
 def test_more_weights_than_an_onnx_file_holds_are_refused():
     network = Small()
     network.more = nn.Parameter(torch.empty(600_000_000))
-    with pytest.raises(ConversionError, match=r"the network's weights are 2.4 GB"):
+    with pytest.raises(ConversionError, match=r"the weights are 2.2 GiB"):
         build_graph(trained(network))
 
 

@@ -668,7 +668,7 @@ def test_limits_the_cpu_time_of_converting(monkeypatch):
 
     monkeypatch.setattr(decoding, "_on_white", slow)
     with pytest.raises(InvalidInput, match="takes over"):
-        to_rgb(image, preprocessor=ImagePreprocessor((9, 9)))
+        to_rgb(image, resize_for=ImagePreprocessor((9, 9)))
     assert clock[0] == 3
 
 
