@@ -15,11 +15,13 @@ import runtime.startup_errors  # reports an old Python, a missing package or Ctr
 import argparse
 import base64
 import contextlib
+import ctypes
 import json
 import os
 import platform
 import re
 import selectors
+import signal
 import socket
 import statistics
 import subprocess
@@ -43,6 +45,7 @@ CLIENTS = 16
 START_TIMEOUT_S = 60
 MAX_FOREIGN_CPU = 0.05  # share of CPU time; a measurement with more is repeated
 TRIES = 3
+PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
 
 
 @dataclass
@@ -153,7 +156,7 @@ def cpu_ticks() -> tuple[int, int, int]:
 
 
 def own_ticks() -> int:
-    """Return the CPU time of this program and of the children it has waited for, in ticks."""
+    """Return the CPU time of this program and of the processes it has waited for, in ticks."""
     return round(sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK"))
 
 
@@ -187,6 +190,7 @@ def measure(candidate: Candidate, image: bytes, seconds: float) -> dict[str, flo
         env=os.environ | own | candidate.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         wait_for_response(port, message)
@@ -202,7 +206,22 @@ def measure(candidate: Candidate, image: bytes, seconds: float) -> dict[str, flo
     finally:
         process.terminate()
         process.wait()
+        stop_orphans(process.pid)
     return figures
+
+
+def adopt_orphans() -> None:
+    """Become the parent of processes whose own has ended, so that their CPU time is known once they end."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def stop_orphans(group: int) -> None:
+    """Stop the worker processes that a candidate has left behind, and wait for them."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)
 
 
 def measure_limit(classifier: OnnxClassifier, image: bytes, seconds: float) -> dict[str, float]:
@@ -255,6 +274,7 @@ def main() -> None:
         sys.exit("bench.py: CPU time and memory are read from /proc: run it on Linux")
     if given.peers and not PEERS_PYTHON.exists():
         sys.exit("bench.py: the peers are not installed: use `make bench-peers`")
+    adopt_orphans()
     image = presets()[0].path.read_bytes()
     classifier = OnnxClassifier(MODEL_PATH, "auto", "auto")
     classifier.predict(classifier.preprocessor(image)[None])
