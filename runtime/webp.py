@@ -26,7 +26,7 @@ def decode(data: bytes, max_bytes: int, max_seconds: float) -> tuple[bytes, floa
     # -P: the modules next to the script are not to be found by their short names.
     command = [sys.executable, "-P", script, str(max_bytes), str(math.ceil(max_seconds))]
     try:
-        process = Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     except OSError as error:
         raise Unavailable(f"the process that decodes a WebP cannot be started: {error}") from error
     with process:

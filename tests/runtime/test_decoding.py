@@ -3,11 +3,15 @@
 import gc
 import io
 import pickle
+import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 import weakref
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -471,6 +475,20 @@ def test_process_that_ends_before_it_reads_is_an_error(monkeypatch):
     monkeypatch.setattr(webp, "Popen", start_and_wait)
     with pytest.raises(InvalidInput, match="WebP that cannot be read: it is damaged"):
         decoded(encoded(Image.open(TENCH), "WEBP", lossless=True))
+
+
+def test_signals_do_not_cut_what_the_process_reads():
+    data = encoded(Image.effect_noise((512, 512), 80).convert("RGB"), "WEBP", lossless=True)  # more than a pipe holds
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            thread, decoding_it = pool.submit(threading.get_ident).result(), pool.submit(decoded, data)
+            while not decoding_it.done():
+                signal.pthread_kill(thread, signal.SIGUSR1)
+                time.sleep(0.001)
+        assert decoding_it.result().shape == (512, 512, 3)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 ENDLESS = "while True: pass"
