@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.server_process import ROOT
+from tests.server_process import ROOT, wait_until
 
 # Stands in for `python3` and, in the environment that it creates, for `python` and `pip`. It logs its calls.
 TOOL = """#!/bin/sh
@@ -41,9 +41,12 @@ def make(clone, *arguments):
 
 
 def conversions(clone, *arguments):
-    """Return which models are converted."""
+    """Return which models are converted, and have what is written next be newer than the file."""
     returncode, calls = make(clone, "classifier.onnx", *arguments)
     assert returncode == 0
+    written, now = clone / "classifier.onnx", clone / "now"
+    # The clock of a file system ticks every few milliseconds, and make may take less.
+    wait_until(lambda: now.touch() or now.stat().st_mtime_ns > written.stat().st_mtime_ns, "the clock ticks")
     return [call.split()[3] for call in calls if " convert_to_onnx.py " in call]
 
 
