@@ -17,9 +17,9 @@ from runtime.backends import open_runner
 from runtime.errors import InvalidInput, InvalidModel
 from runtime.settings import available_cpus
 
-# A JPEG of at least REDUCE_FROM_PIXELS is decoded at a reduced scale that leaves both sides at least REDUCED_SIDES
+# A JPEG of at least REDUCE_FROM_PIXELS is decoded at a reduced scale that leaves both sides at least REDUCED_RATIO
 # times as long as those of `scaled_size`: 12 megapixels take 50 ms, not 140, and a probability moves by up to 0.02.
-REDUCE_FROM_PIXELS, REDUCED_SIDES = 4_000_000, 4
+REDUCE_FROM_PIXELS, REDUCED_RATIO = 4_000_000, 4
 LARGE_BYTES = 32_000_000  # memory for decoding; images that need more are large and take turns
 
 ImageSource = bytes | str | os.PathLike | Image.Image | np.ndarray
@@ -42,7 +42,7 @@ class ImagePreprocessor:
     interpolation: str = "bilinear"
     # The server's, not the model's:
     max_image_mb: int = 400  # memory for decoding one image, in units of 1,000,000 bytes
-    full_resolution: bool = True  # decode even a large JPEG at its own size; not with PRECISION=auto
+    full_resolution: bool = True  # decode even a large JPEG at its own size; PRECISION=auto: False
 
     def __call__(self, source: ImageSource) -> np.ndarray:
         """Return the image, resized and cropped: uint8 [size[0], size[1], 3], RGB. Raises InvalidInput."""
@@ -56,7 +56,7 @@ class ImagePreprocessor:
     def open(self, source: ImageSource, budget: decoding.CpuBudget | None = None) -> Image.Image:
         """Return the image, within the limits but not yet decoded. Raises InvalidInput, or OSError for a path.
 
-        The image keeps `budget`, the CPU time for decoding it; default: its own.
+        The image keeps `budget`, its CPU time for decoding; None: a new one.
         """
         if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.shape[2:] != (3,) or 0 in source.shape:
@@ -80,8 +80,8 @@ class ImagePreprocessor:
         return decoding.needed_bytes(image, self._scale(image)) > LARGE_BYTES
 
     def resize(self, pixels: np.ndarray) -> np.ndarray:
-        """Return RGB pixels, uint8 [height, width, 3], as uint8 [size[0], size[1], 3], resized as `__call__` does."""
-        if pixels.shape[:2] == self.size:  # like the graph, take these as already cropped; `__call__` would crop
+        """Return RGB pixels, uint8 [height, width, 3], as uint8 [size[0], size[1], 3], resized as by the graph."""
+        if pixels.shape[:2] == self.size:  # taken as cropped already, unlike in `__call__`
             return pixels
         return np.asarray(decoding.resize(Image.fromarray(pixels), self))
 
@@ -121,12 +121,12 @@ class ImagePreprocessor:
         """Return what the sides are divided by in decoding: 1, or 2, 4 or 8 for a large JPEG."""
         if self.full_resolution or image.format != "JPEG" or image.width * image.height < REDUCE_FROM_PIXELS:
             return 1
-        least_side = REDUCED_SIDES * max(self.scaled_size)
+        least_side = REDUCED_RATIO * max(self.scaled_size)
         return max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(image.size) >= scale * least_side)
 
 
 class OnnxClassifier:
-    """A loaded classifier.onnx. `activation` is its last step: "softmax", "sigmoid", "none", or None if unknown."""
+    """A loaded classifier.onnx. `activation` is its last step; "none": the network has probabilities; None: unknown."""
 
     def __init__(
         self, path: str | Path, provider: str = "cpu", precision: str = "f32", threads: int = 0, max_image_mb: int = 400

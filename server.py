@@ -7,7 +7,7 @@ The steps of a request that classifies an image, their limits, and the status of
 
 1. authenticate  the key, if BANANA_API_KEY is set: 401                                    serving/middleware.py
 2. ready         the model is loaded and the server is not stopping: 503                   serving/lifecycle.py
-3. body          over MAX_BODY_MB: 413; all bodies, over 4 times that: 503; late: 408      serving/calls.py
+3. body          over MAX_BODY_MB: 413; together over 4 times that: 503; late: 408         serving/calls.py
 4. queue         MAX_QUEUE requests may wait for a thread: 503                             serving/work_queue.py
 5. inference     in that thread; invalid input: 422; many large images: 503; a bug: 500    app.py
 6. response      not within RESPONSE_TIMEOUT_S: 503; errors as JSON, headers, metrics, log serving/middleware.py
@@ -52,7 +52,7 @@ from sanic.response import file, json
 from serving import middleware, open_inference
 from serving.calls import BodyReader, run_inference
 from serving.lifecycle import Lifecycle, State
-from serving.middleware import GET  # the options of a route without a body
+from serving.middleware import GET  # and HEAD, without a body
 from serving.protocol import DeadlineProtocol
 from serving.work_queue import WorkQueue
 
@@ -92,7 +92,7 @@ async def invocations(request: Request) -> HTTPResponse:
     return await run_inference(request)
 
 
-@server.route("/", **GET)  # type: ignore[arg-type]  # Sanic types one route per function
+@server.route("/", **GET)  # type: ignore[arg-type]  # Sanic's hints bar stacked routes
 @server.route(r"/page/<name:(style\.css|script\.js)>", name="page_files", **GET)
 async def show_page(request: Request, name: str = "index.html") -> HTTPResponse:
     """The page for a browser, its style, its script. They need no key; the page asks for the one its requests need."""
@@ -102,7 +102,7 @@ async def show_page(request: Request, name: str = "index.html") -> HTTPResponse:
 
 @server.route("/healthcheck", **GET)
 async def healthcheck(request: Request) -> HTTPResponse:
-    """Banana's health check: 200 and what runs here if the model works, otherwise 503."""
+    """Banana's health check: if the model works, 200 and what runs here; otherwise 503."""
     await request.app.ctx.lifecycle.require_healthy()
     return json({"state": "healthy"} | request.app.ctx.backend.status())
 
@@ -141,7 +141,7 @@ async def ping(request: Request) -> HTTPResponse:
 async def status(request: Request) -> HTTPResponse:
     """The status of Potassium, Banana's framework: free or not, requests processed, milliseconds idle or working."""
     queue, state = request.app.ctx.queue, request.app.ctx.lifecycle.state
-    is_free = state is State.READY and len(queue.pending) < queue.threads
+    is_free = state is State.READY and len(queue.pending) < queue.threads  # pending: waiting or running
     since_ms = int((monotonic() - queue.last_change) * 1e3)
     idle_ms, working_ms = (0, since_ms) if queue.pending else (since_ms, 0)
     fields = {"gpu_available": is_free, "sequence_number": queue.finished}
