@@ -46,16 +46,16 @@ class LatencyAndThroughput:
     def __init__(self, latency: Run, open_throughput: Callable[[], Run]) -> None:
         self._latency = self._throughput = latency
         self._open_throughput = open_throughput
-        self._is_opened = False
+        self._has_begun_opening = False
         self._running = 0
         self._lock = threading.Lock()
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         with self._lock:
             is_alone = self._running == 0
-            if not is_alone and not self._is_opened:
+            if not is_alone and not self._has_begun_opening:
                 threading.Thread(target=self._open).start()
-                self._is_opened = True
+                self._has_begun_opening = True
             self._running += 1
         run = self._latency if is_alone else self._throughput
         try:
